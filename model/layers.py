@@ -1,0 +1,140 @@
+"""Building blocks of ScaleDense: asymmetric convolution, squeeze-and-excitation, dense block.
+
+Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3; the order of operations inside a
+block, which the paper does not give, is that of the authors' released networks.
+Every tensor is (N, C, D, H, W).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ASYMMETRIC_KERNELS = ((3, 3, 3), (1, 1, 3), (3, 1, 1), (1, 3, 1))
+
+
+class AsymmetricConv3d(nn.Module):
+    """Sum of four bias-free convolutions, each followed by its own batch normalisation.
+
+    The 3x3x3 kernel is strengthened along its three axes by 1x1x3, 3x1x1 and 1x3x1 kernels
+    (asymmetric convolution: Ding et al., ICCV 2019, in three dimensions). Keeps D, H and W.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv3d(in_channels, out_channels, kernel, padding="same", bias=False),
+                nn.BatchNorm3d(out_channels),
+            )
+            for kernel in ASYMMETRIC_KERNELS
+        )
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(N, in_channels, D, H, W) -> (N, out_channels, D, H, W)."""
+        total = self.branches[0](volume)
+        for branch in self.branches[1:]:
+            total = total + branch(volume)
+        return total
+
+
+class ConvUnit(nn.Module):
+    """Asymmetric convolution, batch normalisation, ELU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.convolution = AsymmetricConv3d(in_channels, out_channels)
+        self.norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(N, in_channels, D, H, W) -> (N, out_channels, D, H, W)."""
+        return functional.elu(self.norm(self.convolution(volume)))
+
+    def fuse(self) -> None:
+        """Replaces the convolutions and all five normalisations by one 3x3x3 convolution.
+
+        Exact algebra on the running statistics, so for evaluation only. Done in float64, so that
+        only the rounding of the result differs.
+        """
+        if isinstance(self.convolution, nn.Conv3d):
+            return
+        first = self.convolution.branches[0][0]
+        scale, shift = _scale_and_shift(self.norm)
+        weight = torch.zeros_like(first.weight, dtype=torch.float64)
+        bias = shift
+        for conv, norm in self.convolution.branches:
+            branch_scale, branch_shift = _scale_and_shift(norm)
+            scaled = conv.weight.double() * (scale * branch_scale)[:, None, None, None, None]
+            margins = [(3 - size) // 2 for size in reversed(conv.kernel_size) for _ in range(2)]
+            weight += functional.pad(scaled, margins)
+            bias = bias + scale * branch_shift
+        fused = nn.Conv3d(first.in_channels, first.out_channels, 3, padding=1).to(first.weight)
+        fused.weight.data.copy_(weight)
+        fused.bias.data.copy_(bias)
+        self.convolution, self.norm = fused, nn.Identity()
+
+
+def _scale_and_shift(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+    """The affine map, (C,) float64 each, that `norm` applies in evaluation mode."""
+    deviation = (norm.running_var.double() + norm.eps).sqrt()
+    scale = norm.weight.detach().double() / deviation
+    return scale, norm.bias.detach().double() - scale * norm.running_mean.double()
+
+
+class SqueezeExcite3d(nn.Module):
+    """Channel attention: global mean, two linear layers, sigmoid (Hu et al., CVPR 2018)."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        # At least one channel: the narrowest blocks would otherwise squeeze to none.
+        squeezed = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, squeezed)
+        self.expand = nn.Linear(squeezed, channels)
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> the same shape, each channel times a factor in (0, 1)."""
+        factor = self.squeeze(volume.mean(dim=(2, 3, 4)))  # (N, C / reduction)
+        factor = torch.sigmoid(self.expand(functional.relu(factor)))  # (N, C)
+        return volume * factor[:, :, None, None, None]
+
+
+class DenseBlock3d(nn.Module):
+    """Two convolution units, squeeze-and-excitation, max-pool; the pooled input is kept in front.
+
+    Because max-pooling a concatenation is concatenating what was max-pooled, chaining these blocks
+    hands each one all earlier scales, pooled to its size: the dense connections of figure 3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, keep_input: bool = True):
+        super().__init__()
+        self.unit1 = ConvUnit(in_channels, out_channels)
+        self.unit2 = ConvUnit(out_channels, out_channels)
+        self.excite = SqueezeExcite3d(out_channels)
+        self.keep_input = keep_input
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(N, in, D, H, W) -> (N, in + out, D // 2, H // 2, W // 2), or (N, out, ...) alone."""
+        new = functional.max_pool3d(self.excite(self.unit2(self.unit1(volume))), 2)
+        if not self.keep_input:
+            return new
+        return torch.cat([functional.max_pool3d(volume, 2), new], dim=1)
+
+
+def initialise(network: nn.Module) -> None:
+    """Kaiming-normal convolutions, Xavier-normal linear layers, zero biases (as published)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def fuse_for_inference(network: nn.Module) -> nn.Module:
+    """Fuses every ConvUnit of `network` in place and returns it in evaluation mode."""
+    for module in list(network.modules()):
+        if isinstance(module, ConvUnit):
+            module.fuse()
+    return network.eval()

@@ -1,0 +1,130 @@
+"""The second stage and the cascade of both (Cheng et al., IEEE TMI 2021, section III-A, figure 1).
+
+The first stage gives a rough age, which is rounded to a multiple of 5 years; the second stage sees
+the scan and the rounded age and predicts what is missing to the age. Since
+(rounded + residual) - age = residual - (age - rounded), training the cascade's age with the loss of
+the first stage trains the published residual: both stages share one interface and one loop.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from model.layers import initialise
+from model.scaledense import WIDTHS, Encoder, ScaleDense, age_head, full_precision, fully_connected
+
+AGE_FEATURES = 16
+
+
+def discretize_age(age: Tensor, step: float = 5.0) -> Tensor:
+    """Rounds ages to the nearest multiple of `step`, halves upward (TMI 2021, section III-A).
+
+    Args:
+        age: (N, 1) years.
+        step: years, positive.
+
+    Returns:
+        (N, 1) years, without gradient.
+
+    Raises:
+        ValueError: `step` is not positive.
+    """
+    if not step > 0:
+        raise ValueError(f"step: a positive number of years expected, got {step}")
+    return torch.floor(age.detach() / step + 0.5) * step
+
+
+class SecondStage(nn.Module):
+    """Scan, sex and rounded age to the residual, in years, that is added to the rounded age."""
+
+    def __init__(self, width: str = "compact", *, use_sex: bool = True):
+        super().__init__()
+        self.encoder = Encoder(width, use_sex=use_sex)
+        activation = WIDTHS[width].age_activation
+        self.age_branch = fully_connected((1, 32, AGE_FEATURES), activation, activation)
+        self.head = age_head(self.encoder.out_features + AGE_FEATURES, width)
+        initialise(self)
+
+    def forward(self, image: Tensor, sex: Tensor, rounded_age: Tensor) -> Tensor:
+        """(N, 1, D, H, W), (N,) sexes, (N, 1) years -> (N, 1) residual years."""
+        features = self.encoder(image, sex)
+        with full_precision(image):
+            age_features = self.age_branch(rounded_age.to(features.dtype))  # (N, 16)
+            return self.head(torch.cat([features, age_features], dim=1))
+
+    def start_from(self, first_stage: ScaleDense) -> None:
+        """Copies the first stage's image and sex branches.
+
+        Not in the paper: a fresh second stage, trained as published, collapses to one residual a
+        5-year bin.
+
+        Raises:
+            ValueError: the first stage has another width or another use of the sex.
+        """
+        ours, theirs = self.encoder, first_stage.encoder
+        if (ours.width, ours.use_sex) != (theirs.width, theirs.use_sex):
+            raise ValueError(
+                f"a second stage of width {ours.width}, use_sex {ours.use_sex} cannot start from a "
+                f"first stage of width {theirs.width}, use_sex {theirs.use_sex}: make them equal, "
+                "or give --no-warm_start"
+            )
+        ours.load_state_dict(theirs.state_dict())
+
+
+class TSAN(nn.Module):
+    """A frozen first stage and a second stage behind one `forward(image, sex) -> ages`.
+
+    Args:
+        first_stage: never changes: no gradient, and always in evaluation mode.
+        second_stage: what training changes.
+        age_step: years between the rounded ages.
+        rough_age_noise: SD, in years, of noise on the rough age while training. Not in the paper:
+            a first stage is far better on its own training scans than on new ones, so without it
+            the second stage never sees the errors it is to mend.
+    """
+
+    def __init__(
+        self,
+        first_stage: ScaleDense,
+        second_stage: SecondStage,
+        *,
+        age_step: float = 5.0,
+        rough_age_noise: float = 0.0,
+    ):
+        super().__init__()
+        self.first_stage = first_stage.requires_grad_(False).eval()
+        self.second_stage = second_stage
+        self.age_step, self.rough_age_noise = age_step, rough_age_noise
+
+    def train(self, mode: bool = True) -> "TSAN":
+        """Sets the mode of the second stage; the first stays in evaluation mode."""
+        super().train(mode)
+        self.first_stage.eval()
+        return self
+
+    def predict(self, image: Tensor, sex: Tensor) -> dict[str, Tensor]:
+        """The named (N, 1) ages, in years, of one pass through both stages."""
+        with torch.no_grad():
+            stage_one_age = self.first_stage(image, sex)
+        rough_age = stage_one_age
+        if self.training and self.rough_age_noise > 0:
+            rough_age = rough_age + self.rough_age_noise * torch.randn_like(rough_age)
+        rounded_age = discretize_age(rough_age, self.age_step)
+        residual = self.second_stage(image, sex, rounded_age)
+        return {
+            "stage_one_age": stage_one_age,
+            "rounded_age": rounded_age,
+            "predicted_age": rounded_age + residual,
+        }
+
+    def forward(self, image: Tensor, sex: Tensor) -> Tensor:
+        """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, 1) ages in years."""
+        return self.predict(image, sex)["predicted_age"]
+
+    def options(self) -> dict:
+        """The arguments that rebuild this network, as plain values."""
+        encoder = self.second_stage.encoder
+        return {
+            "first_stage": self.first_stage.options(),
+            "second_stage": {"width": encoder.width, "use_sex": encoder.use_sex},
+            "age_step": self.age_step,
+        }

@@ -1,0 +1,107 @@
+"""Parity with the authors' released networks: figures, keys and shapes (tests/golden/)."""
+
+import pytest
+import torch
+from golden_networks import OUTPUTS, STATE_DICT_KEYS, authors_state_dict, images
+
+from model.authors import from_authors, stage_of, to_authors
+from model.layers import fuse_for_inference
+from model.scaledense import ScaleDense
+from model.tsan import SecondStage
+
+SMALL = min(OUTPUTS, key=lambda case: case["shape"])
+CASES = [
+    pytest.param(case, marks=[] if case is SMALL else pytest.mark.slow, id=str(case["shape"]))
+    for case in OUTPUTS
+]
+
+
+def close(values: torch.Tensor, listed: list[float]) -> None:
+    torch.testing.assert_close(values, torch.tensor(listed), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_stage_returns_the_authors_ages(case):
+    network = from_authors(authors_state_dict("first_stage", case["seed"]), use_sex=True)
+    image, sex = images(case), torch.tensor(case["sex"])
+
+    with torch.inference_mode():
+        pooled = network.encoder.backbone(image)
+        age = network(image, sex)[:, 0]
+        network.final_relu = False
+        before_relu = network(image, sex)[:, 0]
+
+    close(pooled[:, :8], case["stage1_pooled_first8"])
+    close(pooled.norm(dim=1), case["stage1_pooled_norm"])
+    close(age, case["stage1_age"])
+    close(before_relu, case["stage1_before_relu"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_stage_without_sex_returns_the_authors_ages(case):
+    network = from_authors(authors_state_dict("first_stage", case["seed"]), use_sex=False)
+
+    with torch.inference_mode():
+        age = network(images(case), torch.tensor(case["sex"]))[:, 0]
+
+    close(age, case["stage1_nosex_age"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_second_stage_returns_the_authors_residuals_fused_or_not(case):
+    network = from_authors(authors_state_dict("second_stage", case["seed"]), use_sex=True)
+    image, sex = images(case), torch.tensor(case["sex"])
+    rough_age = torch.tensor(case["rough_age"])[:, None]
+
+    for form in (network, fuse_for_inference(network)):
+        with torch.inference_mode():
+            residual = form(image, sex, rough_age)[:, 0]
+        close(residual, case["stage2_residual"])
+        close(residual + rough_age[:, 0], case["stage2_age"])
+
+
+@pytest.mark.parametrize("stage", STATE_DICT_KEYS)
+@pytest.mark.parametrize("use_sex", [True, False])
+def test_every_listed_key_and_shape_is_written_back(stage, use_sex):
+    original = authors_state_dict(stage, seed=1)
+
+    exported = to_authors(from_authors(original, use_sex=use_sex))
+
+    assert {key: list(value.shape) for key, value in exported.items()} == STATE_DICT_KEYS[stage]
+    unused = "end_fc_without_gender" if use_sex else ("end_fc_with_gender", "male_fc")
+    for key, value in exported.items():
+        if key.startswith(unused):
+            assert not value.any()
+        else:
+            assert torch.equal(value, original[key])
+
+
+@pytest.mark.parametrize(("stage", "number"), [("first_stage", 1), ("second_stage", 2)])
+def test_stage_is_recognised_with_and_without_the_module_prefix(stage, number):
+    keys = STATE_DICT_KEYS[stage]
+    assert stage_of(dict.fromkeys(keys)) == number
+    assert stage_of({f"module.{key}": None for key in keys}) == number
+    assert stage_of(ScaleDense().state_dict()) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("pre.0.bias"), "pre.0.bias is missing"),
+        (lambda weights: weights.update(extra=torch.zeros(1)), "extra is not a part of it"),
+        (
+            lambda weights: weights.update({"pre.0.bias": torch.zeros(9)}),
+            r"pre.0.bias has shape \(9,\), expected \(8,\)",
+        ),
+    ],
+)
+def test_other_keys_or_shapes_are_refused_by_name(change, message):
+    weights = {key: torch.zeros(shape) for key, shape in STATE_DICT_KEYS["first_stage"].items()}
+    change(weights)
+    with pytest.raises(ValueError, match=message):
+        from_authors(weights, use_sex=True)
+
+
+def test_compact_networks_are_not_exported():
+    with pytest.raises(ValueError, match="released width only"):
+        to_authors(SecondStage("compact"))

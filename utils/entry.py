@@ -1,0 +1,80 @@
+"""What every entry point shares: checked flag types, switches that mean what they say, and errors.
+
+Nothing heavy is imported here, so `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off")
+
+
+def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
+    """A parser that shows defaults and refuses shortened flags."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        **kwargs,
+    )
+
+
+class Switch(argparse.BooleanOptionalAction):
+    """A boolean flag: `--flag`, `--no-flag`, and the published style `--flag False`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs):
+        kwargs.pop("type", None)
+        super().__init__(option_strings, dest, **kwargs)
+        self.nargs = "?"
+        self.metavar = "BOOL"
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        negated = option_string.startswith("--no-")
+        if values is None:
+            setattr(namespace, self.dest, not negated)
+            return
+        word = str(values).lower()
+        if negated or word not in TRUE_WORDS + FALSE_WORDS:
+            parser.error(f"argument {option_string}: true or false expected, got {values!r}")
+        setattr(namespace, self.dest, word in TRUE_WORDS)
+
+
+def number(
+    kind: type, *, low: float = float("-inf"), high: float = float("inf"), above: float | None = None
+) -> Callable[[str], float]:
+    """An argparse type: an int or float in [low, high], and greater than `above` where given."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"a number ({kind.__name__}) expected, got {text!r}"
+            ) from None
+        if not low <= value <= high or (above is not None and not value > above):
+            bound = f"above {above:g}" if above is not None else f"at least {low:g}"
+            limit = f" and at most {high:g}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{bound}{limit} expected, got {text}")
+        return value
+
+    return parse
+
+
+def run_entry(main: Callable[[], None]) -> None:
+    """Runs `main`; what the user can mend (ValueError, OSError) becomes one message and exit code 1.
+
+    With TSAN_DEBUG=1 in the environment the traceback is shown as well.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("TSAN_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,45 @@
+"""Writing files so that nothing is half-written and nothing is overwritten unasked."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Hands out a temporary path beside `path` and renames it to `path` when the block succeeds.
+
+    A reader sees the old file or the whole new one, never a part. If the block raises, the
+    temporary file is removed and `path` is left as it was.
+
+    Args:
+        path: the file to make; its folder is made when missing.
+        overwrite: whether `path` may exist already.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+    """
+    path = Path(path)
+    if not overwrite:
+        require_absent(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffixes stay at the end: nibabel and pandas choose the format from them.
+    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_absent(*paths: Path) -> None:
+    """Raises FileExistsError naming every one of `paths` that exists already."""
+    existing = [str(path) for path in paths if path.exists()]
+    if existing:
+        raise FileExistsError(
+            f"{', '.join(existing)} would be overwritten: give another --output_dir, "
+            "or --overwrite to replace"
+        )
