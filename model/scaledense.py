@@ -7,6 +7,7 @@ Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Two widths:
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +155,7 @@ def fully_connected(
 ) -> nn.Sequential:
     """Linear layers of these sizes, with an activation `between` them and `last` after them."""
     layers: list[nn.Module] = []
-    for index, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(inputs, outputs))
         activation = last if index == len(sizes) - 2 else between
         if activation is not None:

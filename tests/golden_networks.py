@@ -17,7 +17,7 @@ OUTPUTS = json.loads((GOLDEN / "authors_network_outputs.json").read_text())
 
 
 def draw(key: str, shape: list[int], seed: int) -> np.ndarray:
-    generator = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)  # noqa: NPY002
+    generator = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
     size = int(np.prod(shape))
     return generator.standard_normal(size).astype(np.float32).reshape(shape)
 
@@ -44,6 +44,6 @@ def authors_state_dict(stage: str, seed: int) -> dict[str, Tensor]:
 
 
 def images(case: dict) -> Tensor:
-    generator = np.random.RandomState(1000 + case["seed"])  # noqa: NPY002
+    generator = np.random.RandomState(1000 + case["seed"])
     shape = (len(case["sex"]), 1, *case["shape"])
     return torch.from_numpy(generator.standard_normal(shape).astype(np.float32))

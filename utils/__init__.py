@@ -1,0 +1,1 @@
+"""Everything around a network: flags, labels, scans, training, results."""

@@ -32,6 +32,7 @@ class Switch(argparse.BooleanOptionalAction):
         self.metavar = "BOOL"
 
     def __call__(self, parser, namespace, values, option_string=None):
+        """Stores the boolean that `--flag`, `--no-flag` or `--flag WORD` stands for."""
         negated = option_string.startswith("--no-")
         if values is None:
             setattr(namespace, self.dest, not negated)
@@ -43,7 +44,11 @@ class Switch(argparse.BooleanOptionalAction):
 
 
 def number(
-    kind: type, *, low: float = float("-inf"), high: float = float("inf"), above: float | None = None
+    kind: type,
+    *,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    above: float | None = None,
 ) -> Callable[[str], float]:
     """An argparse type: an int or float in [low, high], and greater than `above` where given."""
 
@@ -64,7 +69,7 @@ def number(
 
 
 def run_entry(main: Callable[[], None]) -> None:
-    """Runs `main`; what the user can mend (ValueError, OSError) becomes one message and exit code 1.
+    """Runs `main`; what the user can mend (ValueError, OSError) is one message and exit code 1.
 
     With TSAN_DEBUG=1 in the environment the traceback is shown as well.
     """

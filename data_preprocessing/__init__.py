@@ -1,0 +1,1 @@
+"""From raw scans to what the network reads, and cohorts to try it on."""

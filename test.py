@@ -1,0 +1,69 @@
+"""Predicts the ages of a folder of scans with a checkpoint of either stage, and reports errors.
+
+Run it through `bash script/test_first_stage.sh` or `bash script/test_second_stage.sh`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.entry import run_entry
+from utils.options import parse_test
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Tests with the given flags and returns the figures of metrics.json."""
+    args = parse_test(argv)
+    # After parsing, so that --help does not wait for torch.
+    from model.layers import fuse_for_inference
+    from utils import results
+    from utils.checkpoint import load_checkpoint
+    from utils.dataset import ScanDataset, describe, evaluation_loader, open_cohort
+    from utils.engine import choose_execution, predict
+    from utils.labels import parse_sex_codes, read_labels
+    from utils.setup import say_unused
+
+    say_unused(args, "a checkpoint says how it was trained")
+    output_dir = Path(args.output_dir)
+    names = (args.csv_name, args.metrics_name, args.npz_name, args.plot_name)
+    files = results.ResultFiles(*(output_dir / name for name in names))
+    if not args.overwrite:
+        files.require_absent()
+    execution = choose_execution(args.device, args.precision)
+    checkpoint = load_checkpoint(
+        find_checkpoint(output_dir, args.model_name),
+        first_stage_net=args.first_stage_net,
+        use_sex=args.use_sex,
+        age_step=args.age_step,
+    )
+    labels = None
+    if args.labels:
+        labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    scans = open_cohort(args.test_folder, labels, checkpoint.preparation)
+    print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
+    unknown = sum(scan.sex is None for scan in scans)
+    if unknown and checkpoint.uses_sex:
+        print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
+    model = fuse_for_inference(checkpoint.model) if args.fuse else checkpoint.model
+    loader = evaluation_loader(
+        ScanDataset(scans, checkpoint.preparation),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+    )
+    ages = predict(execution.place(model), loader, execution)
+    results.write_predictions(scans, ages, files, overwrite=args.overwrite)
+    mean = checkpoint.summary.get("mean_training_age")
+    report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
+    results.write_report(report, scans, ages, files, name=str(args.test_folder))
+    print(results.format_report(report))
+    print(f"results: {', '.join(str(output_dir / name) for name in names)}")
+    return report
+
+
+def find_checkpoint(output_dir: Path, model_name: str) -> Path:
+    """The checkpoint in the output folder, as the authors' flags mean it, or at a path."""
+    inside = output_dir / model_name
+    return inside if inside.is_file() or not Path(model_name).is_file() else Path(model_name)
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,40 @@
+"""Trains the second stage of TSAN: scan, sex and rounded rough age to the residual age.
+
+Run it through `bash script/train_second_stage.sh`, where the flags are set.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.entry import run_entry
+from utils.options import parse_second_stage
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Trains with the given flags and returns the best checkpoint's path."""
+    args = parse_second_stage(argv)
+    # After parsing, so that --help does not wait for torch.
+    from model.tsan import TSAN, SecondStage
+    from utils import setup
+    from utils.cascade import unseen_error_spread
+    from utils.checkpoint import load_first_stage
+
+    setup.say_unused(args, "the test set is read only by test.py")
+    setup.check_output(args)
+    loss = setup.age_loss(args)
+    execution = setup.seeded_execution(args)
+    first = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
+    second_stage = SecondStage(args.width, use_sex=args.use_sex)
+    if args.warm_start:
+        second_stage.start_from(first.model)
+    sets = setup.datasets(args, first.preparation)
+    noise = args.rough_age_noise
+    if noise == "auto":
+        noise = unseen_error_spread(first.model, *sets, execution)
+        print(f"noise on the rough age in training: SD {noise:.2f} years")
+    model = TSAN(first.model, second_stage, age_step=args.age_step, rough_age_noise=noise)
+    return setup.start(args, model, loss, sets, execution)
+
+
+if __name__ == "__main__":
+    run_entry(main)

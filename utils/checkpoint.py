@@ -1,0 +1,210 @@
+"""Checkpoints: ours, and the authors' published files, read and written without running their code.
+
+Ours are one dict of plain values and tensors, read with `weights_only=True`:
+format, stage, options (rebuild the network), preparation (of its scans), summary (how it was
+trained), state_dict, and in the last checkpoint of a run `resume` (optimiser and progress).
+A second-stage checkpoint holds its first stage as well, so one file is enough to predict.
+"""
+
+import pickle
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from model.authors import from_authors, stage_of, to_authors
+from model.scaledense import ScaleDense
+from model.tsan import TSAN, SecondStage
+from utils.files import replacing
+from utils.volumes import Preparation
+
+FORMAT = "tsan-brain-age-1"
+AUTHORS_PREPARATION = Preparation(resolution=2, intensity="authors")
+
+
+@dataclass
+class Checkpoint:
+    """A network as it was saved, with what is needed to use it.
+
+    Attributes:
+        model: ScaleDense (stage 1) or TSAN (stage 2), in evaluation mode.
+        preparation: how its scans are read.
+        summary: how it was trained; empty for the authors' files.
+        resume: state of the interrupted run, in last checkpoints only.
+        source: the file.
+    """
+
+    model: ScaleDense | TSAN
+    preparation: Preparation
+    summary: dict
+    resume: dict | None
+    source: Path
+
+    @property
+    def stage(self) -> int:
+        """1 or 2."""
+        return 2 if isinstance(self.model, TSAN) else 1
+
+    @property
+    def uses_sex(self) -> bool:
+        """Whether either of its stages reads the sex."""
+        if isinstance(self.model, ScaleDense):
+            return self.model.encoder.use_sex
+        stages = (self.model.first_stage, self.model.second_stage)
+        return any(stage.encoder.use_sex for stage in stages)
+
+
+def save_checkpoint(
+    path: Path,
+    model: ScaleDense | TSAN,
+    *,
+    preparation: Preparation,
+    summary: dict,
+    resume: dict | None = None,
+) -> None:
+    """Writes a checkpoint through a temporary file; one that exists is replaced."""
+    content = {
+        "format": FORMAT,
+        "stage": 2 if isinstance(model, TSAN) else 1,
+        "options": model.options(),
+        "preparation": asdict(preparation),
+        "summary": summary,
+        "state_dict": OrderedDict(
+            (name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items()
+        ),
+    }
+    if resume is not None:
+        content["resume"] = resume
+    with replacing(path, overwrite=True) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    first_stage_net: str | Path | None = None,
+    use_sex: bool | None = None,
+    age_step: float = 5.0,
+) -> Checkpoint:
+    """Loads either stage, ours or the authors'; stage and width are recognised from the content.
+
+    Args:
+        path: the file.
+        first_stage_net: the first stage for an authors' second stage, which lacks it.
+        use_sex: for the authors' files, whose keys do not tell; None means true. For ours it must
+            agree where given.
+        age_step: years, for an authors' second stage.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or not the one that the options describe.
+    """
+    path = Path(path)
+    content = _read(path)
+    weights = content.get("state_dict")
+    if content.get("format") == FORMAT:
+        return _load_ours(path, content, use_sex)
+    if not isinstance(weights, dict) or stage_of(weights) is None:
+        raise ValueError(
+            f"{path}: neither a TSAN checkpoint nor one of the authors' released networks; "
+            f"found the entries {', '.join(map(str, list(content)[:8]))}"
+        )
+    try:
+        network = from_authors(weights, use_sex=use_sex is not False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if isinstance(network, ScaleDense):
+        return Checkpoint(network, AUTHORS_PREPARATION, {}, None, path)
+    first = _first_stage_for(path, first_stage_net, use_sex)
+    return Checkpoint(
+        TSAN(first.model, network, age_step=age_step).eval(), first.preparation, {}, None, path
+    )
+
+
+def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
+    """Loads a checkpoint that must be a first stage.
+
+    Raises:
+        ValueError: it is a second stage.
+    """
+    content_stage = stage_of(_read(Path(path)).get("state_dict", {}))
+    if content_stage != 2:
+        checkpoint = load_checkpoint(path, use_sex=use_sex)
+        if checkpoint.stage == 1:
+            return checkpoint
+    raise ValueError(f"{path}: a second stage; --first_stage_net expects a first-stage checkpoint")
+
+
+def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes the trained stage in the authors' format, loadable by their code strictly.
+
+    A cascade's second stage is written; its first stage is exported from its own checkpoint.
+
+    Raises:
+        ValueError: not of the released width.
+        FileExistsError: `path` exists and `overwrite` is false.
+    """
+    stage = checkpoint.model.second_stage if checkpoint.stage == 2 else checkpoint.model
+    weights = {f"module.{key}": value.cpu() for key, value in to_authors(stage).items()}
+    epoch = int(checkpoint.summary.get("epoch", 0))
+    content = {"epoch": epoch, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
+    with replacing(path, overwrite=overwrite) as temporary:
+        torch.save(content, temporary)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: refused, it holds something other than tensors and plain values, or is not "
+            f"a checkpoint ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint, or a damaged one ({error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a dict expected in a checkpoint, found {type(content).__name__}")
+    return content
+
+
+def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
+    try:
+        model = build(content["options"])
+        model.load_state_dict(content["state_dict"])
+        preparation = Preparation(**content["preparation"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: its network cannot be rebuilt ({error})") from error
+    stored = (model.second_stage if isinstance(model, TSAN) else model).encoder.use_sex
+    if use_sex is not None and use_sex != stored:
+        raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
+    resume = content.get("resume")
+    return Checkpoint(model.eval(), preparation, content.get("summary", {}), resume, path)
+
+
+def build(options: dict) -> ScaleDense | TSAN:
+    """A fresh network from what its `options()` returned."""
+    if "second_stage" not in options:
+        return ScaleDense(**options)
+    first = ScaleDense(**options["first_stage"])
+    return TSAN(first, SecondStage(**options["second_stage"]), age_step=options["age_step"])
+
+
+def _first_stage_for(
+    path: Path, first_stage_net: str | Path | None, use_sex: bool | None
+) -> Checkpoint:
+    if first_stage_net is None:
+        raise ValueError(
+            f"{path}: the authors' second stage holds no first stage: give --first_stage_net FILE"
+        )
+    first = load_first_stage(first_stage_net, use_sex=use_sex)
+    if first.preparation != AUTHORS_PREPARATION:
+        raise ValueError(
+            f"{path} needs scans prepared as {AUTHORS_PREPARATION}, its first stage "
+            f"{first_stage_net} as {first.preparation}: use the authors' first stage with it"
+        )
+    return first

@@ -1,0 +1,237 @@
+"""The label sheet: which scan has which age and sex.
+
+Read: .xls without a header row (as published), .xls, .xlsx, .csv, .tsv with one or without, and
+BIDS participants.tsv. Everything is read as text and checked row by row; all problems are reported
+at once, each with sheet, row and expectation, before any work.
+"""
+
+import csv
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.volumes import image_stem
+
+FEMALE, MALE = 0, 1
+SEX_WORDS = {
+    **dict.fromkeys(("0", "0.0", "f", "female", "woman", "girl"), FEMALE),
+    **dict.fromkeys(("1", "1.0", "m", "male", "man", "boy"), MALE),
+}
+UNKNOWN_WORDS = ("", "n/a", "na", "nan", "none", "null", "unknown", "?", "-")
+COLUMN_NAMES = {
+    "subject_id": (
+        "participant_id", "subject_id", "scan_id", "image_id", "id", "subject", "participant",
+        "scan", "image", "file", "filename", "file_name", "name", "ixi_id",
+    ),
+    "age": ("age", "age_years", "age_at_scan", "age_in_years", "chronological_age"),
+    "sex": ("sex", "gender", "sex_id"),
+}  # fmt: skip
+SHOWN_PROBLEMS = 20
+OLDEST_AGE = 120
+
+
+@dataclass(frozen=True)
+class Label:
+    """One row of a sheet: age in years and sex (0 female, 1 male), None where unknown."""
+
+    subject_id: str
+    age: float | None
+    sex: int | None
+    row: int
+
+
+def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) -> dict[str, Label]:
+    """Reads a label sheet.
+
+    Args:
+        path: .xls, .xlsx, .csv or .tsv; the first sheet of a workbook. Without a header row the
+            columns are file name or id, age, sex.
+        sex_codes: what the sheet's own codes mean, such as {"1": 1, "2": 0}; instead of 0 and 1.
+
+    Returns:
+        Labels by id: the file name without its image suffix, in the sheet's order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: all problems of the sheet, each with its row.
+    """
+    path = Path(path)
+    rows = _read_rows(path)
+    columns, first = _find_columns(path, rows)
+    labels: dict[str, Label] = {}
+    problems: list[str] = []
+    for number, row in enumerate(rows[first:], start=first + 1):
+        if not any(row):
+            continue
+        cells = {name: row[at] if at < len(row) else "" for name, at in columns.items()}
+        label, found = _read_row(cells, number, sex_codes)
+        problems += [f"{path}, row {number}: {problem}" for problem in found]
+        known = labels.setdefault(label.subject_id, label)
+        if known is not label and (known.age, known.sex) != (label.age, label.sex):
+            problems.append(
+                f"{path}, row {number}: {label.subject_id} stands in row {known.row} already, "
+                "with another age or sex"
+            )
+    if not labels:
+        problems.append(f"{path}: no subject in it")
+    raise_all(problems)
+    return labels
+
+
+def raise_all(problems: list[str]) -> None:
+    """Raises one ValueError that lists `problems`, if there are any."""
+    if not problems:
+        return
+    shown = problems[:SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    raise ValueError("\n  ".join(shown))
+
+
+def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
+    """The row of a scan: its exact name, or for BIDS names (sub-1_ses-1_T1w) its participant.
+
+    `sub-1` is not `sub-10`: nothing is matched by a part of a name, except that BIDS sets the
+    participant off with an underscore.
+    """
+    stem = image_stem(scan.name)
+    if stem in labels:
+        return labels[stem]
+    participant = re.match(r"(sub-[A-Za-z0-9]+)_", stem)
+    return labels.get(participant[1]) if participant else None
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """All cells as stripped text, row 1 first."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such label sheet")
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv", ".txt"):
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+        lines = text.splitlines()
+        separator = "\t" if suffix == ".tsv" else _separator(lines)
+        rows = list(csv.reader(lines, delimiter=separator))
+    elif suffix in (".xls", ".xlsx"):
+        rows = _read_workbook(path)
+    else:
+        raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
+    return [[str(cell).strip() for cell in row] for row in rows]
+
+
+def _separator(lines: list[str]) -> str:
+    """The one of tab, semicolon and comma that the first line holds most of."""
+    first = lines[0] if lines else ""
+    return max(("\t", ";", ","), key=first.count)
+
+
+def _read_workbook(path: Path) -> list[list]:
+    import pandas  # heavy: only when a workbook is read
+
+    engine = "xlrd" if path.suffix.lower() == ".xls" else "openpyxl"
+    try:
+        table = pandas.read_excel(
+            path, header=None, dtype=object, engine=engine, na_filter=False, keep_default_na=False
+        )
+    except Exception as error:  # the engines raise dozens of types for one cause: not a workbook
+        raise ValueError(
+            f"{path}: not a readable {path.suffix} workbook ({type(error).__name__}: {error}); "
+            "save it again from a spreadsheet, or as .csv"
+        ) from error
+    return [[_cell_text(cell) for cell in row] for row in table.to_numpy().tolist()]
+
+
+def _cell_text(cell: object) -> str:
+    """Workbooks store whole numbers as floats: id 1001 must not become 1001.0."""
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell)
+
+
+def _find_columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], int]:
+    """Where id, age and sex stand, and the index of the first row of data."""
+    if not rows:
+        raise ValueError(f"{path}: empty")
+    header = [re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_") for cell in rows[0]]
+    columns = {}
+    for name, known in COLUMN_NAMES.items():
+        found = [at for at, cell in enumerate(header) if cell in known]
+        if found:
+            columns[name] = min(found, key=lambda at: known.index(header[at]))
+    if "age" not in columns and "sex" not in columns:
+        # No header row, as published; the first row is the first subject.
+        second = rows[0][1] if len(rows[0]) > 1 else ""
+        if second.lower() not in UNKNOWN_WORDS and _parse_age(second)[1] is not None:
+            raise ValueError(
+                f"{path}, row 1: neither a header with {', '.join(COLUMN_NAMES)} nor a row of "
+                f"file name, age, sex: its second cell is {second!r}; found {rows[0][:6]}"
+            )
+        return {"subject_id": 0, "age": 1, "sex": 2}, 0
+    missing = [name for name in ("subject_id", "age") if name not in columns]
+    if missing:
+        expected = "; ".join(f"{name}: {', '.join(COLUMN_NAMES[name])}" for name in missing)
+        raise ValueError(f"{path}, row 1: no column named {expected}; found {rows[0]}")
+    return columns, 1
+
+
+def _read_row(
+    cells: dict[str, str], number: int, sex_codes: dict[str, int] | None
+) -> tuple[Label, list[str]]:
+    """One row's label, and what is wrong with it."""
+    subject_id = image_stem(cells["subject_id"])
+    age, age_problem = _parse_age(cells["age"])
+    sex, sex_problem = _parse_sex(cells.get("sex", ""), sex_codes)
+    problems = [f"{subject_id}: {text}" for text in (age_problem, sex_problem) if text]
+    if not subject_id:
+        problems.append("the file name or id is empty")
+    return Label(subject_id, age, sex, number), problems
+
+
+def _parse_age(text: str) -> tuple[float | None, str | None]:
+    """(years, None); (None, None) where unknown, 89+ included; (None, problem) otherwise."""
+    word = text.lower()
+    if word in UNKNOWN_WORDS or re.fullmatch(r"\d+\s*\+", word):
+        return None, None
+    number = word.replace(",", ".") if re.fullmatch(r"\d+,\d+", word) else word
+    try:
+        age = float(number)
+    except ValueError:
+        return None, f"age {text!r}, expected years as a number"
+    if math.isnan(age):
+        return None, None
+    if not 0 <= age <= OLDEST_AGE:
+        return None, f"age {text}, expected years from 0 to {OLDEST_AGE} (months? days?)"
+    return age, None
+
+
+def _parse_sex(text: str, sex_codes: dict[str, int] | None) -> tuple[int | None, str | None]:
+    word = text.lower()
+    if word in UNKNOWN_WORDS:
+        return None, None
+    codes = SEX_WORDS if sex_codes is None else sex_codes
+    if word in codes:
+        return codes[word], None
+    if sex_codes is None and word in ("2", "2.0"):
+        return None, (
+            "sex 2, expected 0 female or 1 male; if the sheet codes 1 male and 2 female, "
+            "give --sex_codes 1=male 2=female"
+        )
+    return None, f"sex {text!r}, expected one of {', '.join(codes)}"
+
+
+def parse_sex_codes(pairs: list[str] | None) -> dict[str, int] | None:
+    """{"1": 1, "2": 0} from ["1=male", "2=female"], the form of `--sex_codes`; None from None."""
+    if not pairs:
+        return None
+    codes = {}
+    for pair in pairs:
+        code, _, word = pair.partition("=")
+        if not code or word.lower() not in SEX_WORDS:
+            raise ValueError(f"--sex_codes {pair!r}: CODE=male or CODE=female expected")
+        codes[code.strip().lower()] = SEX_WORDS[word.lower()]
+    return codes

@@ -1,0 +1,126 @@
+"""From parsed flags to the objects of a training run; `args` goes no further than this file."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from model.losses import AgeLoss
+from model.sorter import load_shipped_sorter, load_sorter
+from utils.augment import Augmentation
+from utils.dataset import ScanDataset, describe, open_cohort
+from utils.engine import choose_execution
+from utils.labels import parse_sex_codes, read_labels
+from utils.optimisation import Optimisation
+from utils.trainer import Trainer, Training, require_fresh_folder
+from utils.volumes import Preparation
+
+
+def check_output(args: argparse.Namespace) -> Path:
+    """The output folder, refused now if the run could not write into it later."""
+    output_dir = Path(args.output_dir)
+    require_fresh_folder(output_dir, resume=args.resume)
+    return output_dir
+
+
+def say_unused(args: argparse.Namespace, reason: str) -> None:
+    """Prints which published flags were given without an effect here."""
+    if args.unused:
+        print(f"note: {', '.join(args.unused)} accepted and unused: {reason}")
+
+
+def datasets(args: argparse.Namespace, preparation: Preparation) -> tuple[ScanDataset, ScanDataset]:
+    """Training and validation scans, checked before the first is read."""
+    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    cohorts = []
+    for name, folder in (("training", args.train_folder), ("validation", args.val_folder)):
+        scans = open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
+        print(f"{name}: {describe(scans)}")
+        cohorts.append(scans)
+    require_disjoint(*cohorts)
+    keep = args.cache == "memory"
+    train_set, val_set = (ScanDataset(scans, preparation, keep=keep) for scans in cohorts)
+    return train_set, val_set
+
+
+def require_disjoint(train: list, validation: list) -> None:
+    """Raises ValueError when a scan's name stands in both folders: it would choose itself."""
+    both = {scan.subject_id for scan in train} & {scan.subject_id for scan in validation}
+    if both:
+        raise ValueError(
+            f"{len(both)} scans are in the training and the validation folder: "
+            f"{', '.join(sorted(both)[:5])}: remove them from one"
+        )
+
+
+def age_loss(args: argparse.Namespace) -> AgeLoss:
+    """The objective; a missing or unfit sorter is an error before any work."""
+    sorter = None
+    if (args.ranks == "sodeep" or args.sorter) and args.rank_weight and args.aux_loss == "ranking":
+        sorter = load_sorter(args.sorter) if args.sorter else load_shipped_sorter(args.batch_size)
+        if sorter.length != args.batch_size:
+            raise ValueError(
+                f"{args.sorter}: sorts sequences of {sorter.length}, but --batch_size is "
+                f"{args.batch_size}: make them equal, or train one: "
+                f"bash script/train_sorter.sh --kind {sorter.kind} --length {args.batch_size}"
+            )
+    return AgeLoss(
+        loss=args.loss,
+        aux_loss=args.aux_loss,
+        rank_weight=args.rank_weight,
+        pair_weight=args.pair_weight,
+        pairs=args.pairs,
+        sorter=sorter,
+        tau=args.tau,
+    )
+
+
+def training(args: argparse.Namespace) -> Training:
+    """What the run does."""
+    return Training(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        optimisation=Optimisation(
+            optimizer=args.optimizer,
+            lr=args.lr,
+            weight_decay=args.weight_decay,
+            schedule=args.schedule,
+            min_lr=args.min_lr,
+            warmup_epochs=args.warmup_epochs,
+            warmup_lr=args.warmup_lr,
+            ema=args.ema,
+        ),
+        augmentation=Augmentation(args.flip, args.shift, args.intensity_jitter),
+        early_stop=args.early_stop,
+        seed=args.seed,
+        num_workers=args.num_workers,
+        print_freq=args.print_freq,
+    )
+
+
+def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution) -> Path:
+    """Trains, or continues training, and returns the best checkpoint's path."""
+    trainer = Trainer(
+        model,
+        loss,
+        datasets=sets,
+        training=training(args),
+        execution=execution,
+        output_dir=Path(args.output_dir),
+    )
+    trainer.describe(flags={key: value for key, value in vars(args).items() if key != "unused"})
+    if args.resume:
+        trainer.resume()
+        print(f"resuming after epoch {trainer.epoch}")
+    best = trainer.run()
+    print(
+        f"lowest validation MAE {trainer.best_mae:.2f} years at epoch {trainer.best_epoch}: {best}"
+    )
+    return best
+
+
+def seeded_execution(args: argparse.Namespace):
+    """Device and precision, with torch's generators seeded for the network's first weights."""
+    execution = choose_execution(args.device, args.precision)
+    torch.manual_seed(args.seed)
+    return execution

@@ -1,0 +1,287 @@
+"""The one training loop of both stages: epochs, validation, checkpoints, early stopping, resuming.
+
+Both stages are `model(image, sex) -> (N, 1)` years and share the loss, see model/tsan.py.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model.losses import AgeLoss
+from model.scaledense import ScaleDense
+from model.tsan import TSAN
+from utils.augment import Augmentation
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.dataset import ScanDataset, evaluation_loader, training_loader
+from utils.engine import Execution, predict, train_one_epoch
+from utils.metrics import score, within_bin_spread
+from utils.optimisation import (
+    Optimisation,
+    advance,
+    build_optimizer,
+    build_schedule,
+    running_average,
+)
+from utils.plots import age_scatter
+from utils.runlog import RunLog
+
+BEST_NAME = "ScaleDense_best_model.pth.tar"  # the published name
+LAST_NAME = "ScaleDense_last_model.pth.tar"
+FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
+COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run does, as plain values; kept in the checkpoint and in settings.json.
+
+    Attributes:
+        epochs: at most.
+        batch_size: scans a step.
+        optimisation: see there.
+        augmentation: see there.
+        early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
+        seed: of weights, order, augmentation and pairs.
+        num_workers: processes that read scans where they are not kept in memory.
+        print_freq: batches between printed losses; 0 for none.
+    """
+
+    epochs: int
+    batch_size: int
+    optimisation: Optimisation
+    augmentation: Augmentation
+    early_stop: int = 0
+    seed: int = 0
+    num_workers: int = 0
+    print_freq: int = 0
+
+
+class Trainer:
+    """Trains a model in an output folder, from the start or from its last checkpoint.
+
+    Args:
+        model: ScaleDense, or TSAN around a frozen first stage.
+        loss: the objective.
+        datasets: training and validation scans.
+        training: what to do.
+        execution: device and precision.
+        output_dir: made when missing.
+    """
+
+    def __init__(
+        self,
+        model: ScaleDense | TSAN,
+        loss: AgeLoss,
+        *,
+        datasets: tuple[ScanDataset, ScanDataset],
+        training: Training,
+        execution: Execution,
+        output_dir: Path,
+    ):
+        self.training, self.execution, self.output_dir = training, execution, output_dir
+        self.model, self.loss = execution.place(model), loss.to(execution.device)
+        self.train_set, self.val_set = datasets
+        self.average = running_average(self.model, training.optimisation.ema)
+        self.optimizer = build_optimizer(self.model, training.optimisation)
+        self.schedule = build_schedule(self.optimizer, training.optimisation, training.epochs)
+        self.epoch, self.best_mae, self.best_epoch = 0, math.inf, 0
+        self.description: dict = {}
+
+    def run(self) -> Path:
+        """Trains until the last epoch or the early stop; returns the best checkpoint's path.
+
+        Raises:
+            ValueError: a loss or prediction that is not finite; what was saved before is good.
+        """
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        log = RunLog(self.output_dir, epochs_done=self.epoch)
+        while self.epoch < self.training.epochs and not self._should_stop():
+            started, self.epoch = time.perf_counter(), self.epoch + 1
+            # Everything drawn in an epoch follows from seed and epoch alone, so that a resumed
+            # run draws what the uninterrupted one would have.
+            torch.manual_seed(self.training.seed * 100_003 + self.epoch)
+            rate = self.optimizer.param_groups[0]["lr"]
+            losses = self._train_epoch()
+            ages = self._predict_validation()
+            values = self._validate(ages)
+            advance(self.schedule, values["validation/mae"])
+            if values["validation/mae"] < self.best_mae:
+                self.best_mae, self.best_epoch = values["validation/mae"], self.epoch
+                self._save(BEST_NAME, values)
+            values = {f"train/{name}": value for name, value in losses.items()} | values
+            values |= {"lr": rate, "seconds": time.perf_counter() - started}
+            draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
+            log.write(self.epoch, values, self._figure(ages) if draw else None)
+            self._save(LAST_NAME, values, resume=self._progress())
+            tqdm.write(self._line(values))
+        log.close()
+        return self.output_dir / BEST_NAME
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint of the output folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is of another network or another objective.
+        """
+        checkpoint = load_checkpoint(self.output_dir / LAST_NAME)
+        state = checkpoint.resume
+        if state is None or checkpoint.model.options() != self.model.options():
+            raise ValueError(
+                f"{checkpoint.source}: a run of {checkpoint.model.options()}, but the flags "
+                f"describe {self.model.options()}: use the same flags to resume"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_mae = state["best_mae"]
+
+    def describe(self, **entries: object) -> None:
+        """Adds plain values to what every checkpoint says of its training."""
+        self.description |= entries
+
+    def _train_epoch(self) -> dict[str, float]:
+        loader = training_loader(
+            self.train_set,
+            batch_size=self.training.batch_size,
+            full_batches=self.loss.sorter is not None,
+            num_workers=self.training.num_workers,
+        )
+
+        def after_step(step: int, terms: dict[str, Tensor]) -> None:
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            if self.training.print_freq and step % self.training.print_freq == 0:
+                shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+                tqdm.write(f"  epoch {self.epoch}, step {step}/{len(loader)}: {shown}")
+
+        try:
+            return train_one_epoch(
+                self.model,
+                self.loss,
+                loader,
+                self.optimizer,
+                self.execution,
+                augment=self.training.augmentation,
+                after_step=after_step,
+            )
+        except ValueError as error:
+            raise ValueError(f"epoch {self.epoch}: {error}") from error
+
+    def _evaluated(self) -> nn.Module:
+        """What is validated and saved as best: the running average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def _predict_validation(self) -> dict[str, np.ndarray]:
+        loader = evaluation_loader(
+            self.val_set,
+            batch_size=self.training.batch_size,
+            num_workers=self.training.num_workers,
+        )
+        return predict(self._evaluated(), loader, self.execution, title="validating")
+
+    def _validate(self, ages: dict[str, np.ndarray]) -> dict[str, float]:
+        """The epoch's validation figures by name; for stage two with stage one's beside them."""
+        age = np.array([scan.age for scan in self.val_set.scans])
+        figures = score(age, ages["predicted_age"])
+        if not np.isfinite(figures["mae"]):
+            raise ValueError(
+                f"epoch {self.epoch}: predictions of validation scans are not finite; the "
+                "checkpoints written so far are good; a smaller --lr may help"
+            )
+        names = ("mae", "pearson", "mean_brain_pad")
+        values = {f"validation/{name}": float(figures[name]) for name in names}
+        if "rounded_age" in ages:
+            rounded = ages["rounded_age"]
+            residual = ages["predicted_age"] - rounded
+            values["validation/stage_one_mae"] = float(np.abs(ages["stage_one_age"] - age).mean())
+            values["validation/within_bin_spread"] = within_bin_spread(residual, rounded)
+            values["validation/within_bin_spread_needed"] = within_bin_spread(
+                age - rounded, rounded
+            )
+        # An undefined correlation or spread (two scans, all alike) has no place in JSON.
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def _figure(self, ages: dict[str, np.ndarray]):
+        age = np.array([scan.age for scan in self.val_set.scans])
+        return age_scatter(age, {"validation": ages["predicted_age"]}, title=f"epoch {self.epoch}")
+
+    def _line(self, values: dict[str, float]) -> str:
+        """The epoch as one printed line, with a warning where stage two has collapsed."""
+        text = (
+            f"epoch {self.epoch:3d}/{self.training.epochs}  loss {values['train/total']:8.2f}  "
+            f"validation MAE {values['validation/mae']:6.2f}  "
+            f"PAD {values['validation/mean_brain_pad']:+6.2f}  lr {values['lr']:.1e}  "
+            f"{values['seconds']:5.1f} s"
+        )
+        if "validation/stage_one_mae" in values:
+            text += f"  (stage one {values['validation/stage_one_mae']:.2f})"
+        spread = values.get("validation/within_bin_spread", math.inf)
+        if spread < COLLAPSED * values.get("validation/within_bin_spread_needed", 0.0):
+            text += (
+                f"\n  warning: the second stage gives nearly one age to each rounded age "
+                f"(spread {spread:.2f} years, needed "
+                f"{values['validation/within_bin_spread_needed']:.2f})"
+            )
+        return text + ("  best" if self.best_epoch == self.epoch else "")
+
+    def _should_stop(self) -> bool:
+        patience = self.training.early_stop
+        return bool(patience) and self.epoch - self.best_epoch >= patience
+
+    def _progress(self) -> dict:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch": self.epoch,
+            "best_mae": self.best_mae,
+            "best_epoch": self.best_epoch,
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def _save(self, name: str, values: dict[str, float], resume: dict | None = None) -> None:
+        ages = [scan.age for scan in self.train_set.scans]
+        summary = {
+            "epoch": self.epoch,
+            "validation": values,
+            "training": asdict(self.training),
+            "scans": {"train": len(ages), "validation": len(self.val_set)},
+            "mean_training_age": float(np.mean(ages)),
+            "training_ages": [float(min(ages)), float(max(ages))],
+            **self.description,
+        }
+        save_checkpoint(
+            self.output_dir / name,
+            self._evaluated(),
+            preparation=self.train_set.preparation,
+            summary=summary,
+            resume=resume,
+        )
+
+
+def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
+    """Refuses to train into a folder that holds something, unless the run is resumed.
+
+    Raises:
+        FileExistsError: the folder is not empty and `resume` is false.
+        FileNotFoundError: `resume` is true and there is no last checkpoint.
+    """
+    if resume and not (output_dir / LAST_NAME).is_file():
+        raise FileNotFoundError(f"{output_dir / LAST_NAME}: nothing to resume, leave out --resume")
+    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise FileExistsError(
+            f"{output_dir}: the output folder is not empty: give another --output_dir, or "
+            "--resume to continue the run in it"
+        )

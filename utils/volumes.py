@@ -1,0 +1,170 @@
+"""One scan from its file to the network's input (data contract; README, "Data").
+
+The network reads brains on the FSL MNI152 2 mm grid, 91x109x91 voxels, stored left-anterior-
+superior (LAS). TemplateFlow's copy of the same space is RAS with the SAME SHAPE, so what is done is
+decided from the affine alone.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+GRID_SHAPE = (91, 109, 91)
+GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
+IMAGE_SUFFIXES = (".nii.gz", ".nii")
+RESOLUTIONS = (2, 4)
+INTENSITY_RULES = ("brain", "authors")
+# What nibabel raises for files that are truncated, not gzip, or not NIfTI.
+READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, TypeError, OverflowError)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a scan becomes an input; a checkpoint stores it and prediction follows it.
+
+    Attributes:
+        resolution: mm; 2 reads the grid as it is, 4 averages 2x2x2 voxels.
+        intensity: `brain` sets voxels <= 0 to 0 after normalisation; `authors` to -mean/SD, which
+            their weights need.
+        any_grid: whether grids other than MNI152 2 mm are let through (experiments only).
+    """
+
+    resolution: int = 2
+    intensity: str = "brain"
+    any_grid: bool = False
+
+    def __post_init__(self):
+        if self.resolution not in RESOLUTIONS:
+            raise ValueError(f"resolution: 2 or 4 (mm) expected, got {self.resolution!r}")
+        if self.intensity not in INTENSITY_RULES:
+            raise ValueError(f"intensity: brain or authors expected, got {self.intensity!r}")
+
+
+def image_stem(name: str) -> str:
+    """The file name without .nii.gz or .nii; other names are returned as they are."""
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def find_scans(folder: str | Path) -> list[Path]:
+    """The .nii.gz and .nii files of `folder`, sorted by name; hidden files are left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or no scan in it.
+        ValueError: two files with one name (`a.nii` beside `a.nii.gz`).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of scans")
+    scans = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+    )
+    if not scans:
+        raise FileNotFoundError(f"{folder}: no .nii.gz or .nii file in it")
+    seen: dict[str, Path] = {}
+    for path in scans:
+        twin = seen.setdefault(image_stem(path.name), path)
+        if twin is not path:
+            raise ValueError(f"{twin} and {path.name}: two scans of one name, remove one")
+    return scans
+
+
+def read_header(path: Path, *, any_grid: bool = False) -> str:
+    """Checks shape and grid of a scan without reading its voxels.
+
+    Returns:
+        The orientation it is stored in, `LAS` where nothing is to be done.
+
+    Raises:
+        ValueError: unreadable, not 3-D, or off the MNI152 2 mm grid; names file and expectation.
+    """
+    try:
+        image = nibabel.load(path)
+    except READ_ERRORS as error:
+        raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
+    shape = image.shape
+    if len(shape) < 3 or any(size != 1 for size in shape[3:]) or min(shape[:3]) < 1:
+        raise ValueError(f"{path}: one 3-D volume expected, found shape {shape}")
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise ValueError(f"{path}: its affine is not invertible: {affine[:3].tolist()}")
+    orientation = io_orientation(affine)
+    transform = ornt_transform(orientation, axcodes2ornt("LAS"))
+    if not any_grid:
+        # The affine this file would have after its axes are put into LAS order.
+        affine = affine @ nibabel.orientations.inv_ornt_aff(transform, shape[:3])
+        shape = tuple(shape[axis] for axis in np.argsort(transform[:, 0]))
+        if shape != GRID_SHAPE or not np.allclose(affine, GRID_AFFINE, atol=0.01):
+            raise ValueError(
+                f"{path}: not on the FSL MNI152 2 mm grid: found shape {shape} and affine "
+                f"{affine[:3].round(3).tolist()} in LAS order, expected {GRID_SHAPE} and "
+                f"{GRID_AFFINE[:3].tolist()}; preprocess it first, or --any_grid for experiments"
+            )
+    return "".join(nibabel.aff2axcodes(image.affine))
+
+
+def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
+    """Decodes a scan into LAS order at the resolution asked for, intensities as in the file.
+
+    Returns:
+        float32, 91x109x91 at 2 mm, 45x54x45 at 4 mm.
+
+    Raises:
+        ValueError: as `read_header`; or the voxels cannot be read, are not finite, or have no
+            spread over the brain (voxels > 0).
+    """
+    read_header(path, any_grid=preparation.any_grid)
+    try:
+        image = nibabel.load(path)
+        # Not get_fdata(), which makes and keeps a float64 copy.
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+    except READ_ERRORS as error:
+        raise ValueError(f"{path}: its voxels cannot be read ({error})") from error
+    voxels = voxels.reshape(voxels.shape[:3])
+    if not np.isfinite(voxels).all():
+        count = int((~np.isfinite(voxels)).sum())
+        raise ValueError(f"{path}: {count} voxels are NaN or infinite, finite values expected")
+    transform = ornt_transform(io_orientation(image.affine), axcodes2ornt("LAS"))
+    voxels = np.ascontiguousarray(nibabel.apply_orientation(voxels, transform))
+    if preparation.resolution == 4:
+        voxels = average_2x2x2(voxels)
+    brain = voxels[voxels > 0]
+    if brain.size == 0 or not brain.std() > 0:
+        raise ValueError(
+            f"{path}: no brain: voxels above 0 with differing values expected, "
+            f"found {brain.size} voxels above 0"
+        )
+    return voxels
+
+
+def average_2x2x2(volume: np.ndarray) -> np.ndarray:
+    """Means over 2x2x2 voxels; an odd last plane is cropped: 91x109x91 -> 45x54x45."""
+    depth, height, width = (size // 2 for size in volume.shape)
+    cropped = volume[: 2 * depth, : 2 * height, : 2 * width]
+    return cropped.reshape(depth, 2, height, 2, width, 2).mean(axis=(1, 3, 5))
+
+
+def normalise(volume: np.ndarray, intensity: str = "brain") -> np.ndarray:
+    """Z-scores by the population mean and SD over voxels > 0.
+
+    Args:
+        volume: float32, any shape, some voxels > 0.
+        intensity: `brain`: voxels <= 0 become 0; `authors`: they become x - mean/SD, the released
+            code's rule.
+
+    Returns:
+        float32, the same shape.
+    """
+    inside = volume > 0
+    brain = volume[inside]
+    mean, deviation = brain.mean(dtype=np.float64), brain.std(dtype=np.float64)
+    outside = volume - mean / deviation if intensity == "authors" else 0.0
+    return np.where(inside, (volume - mean) / deviation, outside).astype(np.float32)
