@@ -43,3 +43,18 @@ def require_absent(*paths: Path) -> None:
             f"{', '.join(existing)} would be overwritten: give another --output_dir, "
             "or --overwrite to replace"
         )
+
+
+def require_empty(folder: Path, *, instead: str = "") -> None:
+    """Raises FileExistsError if `folder` is a file, or a folder that holds anything.
+
+    Args:
+        folder: may be missing.
+        instead: what else the caller could do, put at the end of the message.
+    """
+    advice = ", ".join(filter(None, ("give a new or empty --output_dir", instead)))
+    if folder.is_dir():
+        if any(folder.iterdir()):
+            raise FileExistsError(f"{folder} is not empty: {advice}")
+    elif folder.exists() or folder.is_symlink():
+        raise FileExistsError(f"{folder} is not a folder: {advice}")

@@ -128,14 +128,16 @@ def _separator(lines: list[str]) -> str:
     return max(("\t", ";", ","), key=first.count)
 
 
-def _read_workbook(path: Path) -> list[list]:
-    import pandas  # heavy: only when a workbook is read
-
-    engine = "xlrd" if path.suffix.lower() == ".xls" else "openpyxl"
+def _read_workbook(path: Path) -> list[list[str]]:
     try:
-        table = pandas.read_excel(
-            path, header=None, dtype=object, engine=engine, na_filter=False, keep_default_na=False
-        )
+        if path.suffix.lower() == ".xls":
+            import xlrd  # pandas warns that it will stop reading .xls
+
+            table = list(xlrd.open_workbook(path).sheet_by_index(0).get_rows())
+            return [[_cell_text(cell.value) for cell in row] for row in table]
+        import pandas  # heavy: only when a workbook is read
+
+        table = pandas.read_excel(path, header=None, dtype=object, na_filter=False)
     except Exception as error:  # the engines raise dozens of types for one cause: not a workbook
         raise ValueError(
             f"{path}: not a readable {path.suffix} workbook ({type(error).__name__}: {error}); "

@@ -20,6 +20,7 @@ from utils.augment import Augmentation
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.engine import Execution, predict, train_one_epoch
+from utils.files import require_empty
 from utils.metrics import score, within_bin_spread
 from utils.optimisation import (
     Optimisation,
@@ -280,8 +281,5 @@ def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
     """
     if resume and not (output_dir / LAST_NAME).is_file():
         raise FileNotFoundError(f"{output_dir / LAST_NAME}: nothing to resume, leave out --resume")
-    if not resume and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise FileExistsError(
-            f"{output_dir}: the output folder is not empty: give another --output_dir, or "
-            "--resume to continue the run in it"
-        )
+    if not resume:
+        require_empty(output_dir, instead="or --resume to continue the run in it")

@@ -1,0 +1,290 @@
+r"""Splits a folder of scans into train, val and test: by person, balanced in age, by a seed.
+
+All scans of one person land in one fold, or the test would be about people seen in training.
+People are sorted by age and cut into strata of neighbours, each of which is dealt out in the asked
+fractions, so that all folds cover the same ages. Originals are read by name only: never moved,
+changed or opened.
+
+    python -m data_preprocessing.split_dataset --scan_folder scans --labels Dataset.xls \
+        --output_dir folds --write links
+"""
+
+import argparse
+import csv
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.entry import new_parser, number, run_entry
+from utils.files import replacing, require_empty
+from utils.labels import label_of, parse_sex_codes, raise_all, read_labels
+from utils.volumes import find_scans, image_stem
+
+FOLDS = ("train", "val", "test")
+FRACTIONS = (0.7, 0.15, 0.15)
+# sub-01_ses-2_T1w (BIDS), OAS1_0001_MR1 (OASIS-1 and -2), OAS30001_MR_d0129 (OASIS-3 and -4).
+PERSON_IN_KNOWN_NAMES = re.compile(r"^(sub-[A-Za-z0-9]+|OAS[12]_\d{4}|OAS[34]\d{4})(?=_|$)")
+
+
+def split_by_person(
+    ages: Mapping[str, float],
+    *,
+    person_of: Mapping[str, str],
+    fractions: Sequence[float],
+    seed: int,
+) -> dict[str, list[str]]:
+    """Deals people into folds so that each fold has its fraction of people of every age.
+
+    A stratum is a run of neighbours in age (of a person scanned often: the mean age), as long as
+    makes about one person of the smallest fold. In each stratum a fold gets its fraction rounded
+    down or up; the folds furthest behind are rounded up, so that the whole adds up too.
+
+    Args:
+        ages: years, by scan.
+        person_of: who was scanned, by scan.
+        fractions: of people, for train, val and test; their sum is 1. A fold of 0 stays empty.
+        seed: same seed, same split, whatever the order of `ages`.
+
+    Returns:
+        Sorted scans by fold: train, val, test.
+
+    Raises:
+        ValueError: fractions that are not three shares of 1, scans without person or age, or so
+            few people that a fold would stay empty.
+    """
+    shares = _checked_fractions(fractions)
+    scans_of = _scans_of_people(ages, person_of=person_of)
+    people = sorted(
+        scans_of, key=lambda person: (np.mean([ages[s] for s in scans_of[person]]), person)
+    )
+    rng = np.random.default_rng(seed)
+    folds = {fold: [] for fold in FOLDS}
+    for stratum, seats in _seats(people, shares=shares):
+        for person, fold in zip(stratum, rng.permutation(np.repeat(FOLDS, seats)), strict=True):
+            folds[str(fold)] += scans_of[person]
+    empty = [fold for fold, share in zip(FOLDS, shares, strict=True) if share and not folds[fold]]
+    if empty:
+        raise ValueError(
+            f"{len(people)} people are too few for fractions {' '.join(map(str, fractions))}: "
+            f"{' and '.join(empty)} would stay empty; add people, or give 0 for a fold not needed"
+        )
+    return {fold: sorted(scans) for fold, scans in folds.items()}
+
+
+def _scans_of_people(
+    ages: Mapping[str, float], *, person_of: Mapping[str, str]
+) -> dict[str, list[str]]:
+    """Sorted scans by person; ValueError listing scans without a person or a usable age."""
+    problems, scans_of = [], defaultdict(list)
+    for scan in sorted(ages):
+        if scan not in person_of:
+            problems.append(f"{scan}: no person is known for it")
+        elif not np.isfinite(ages[scan]):
+            problems.append(f"{scan}: age {ages[scan]}, expected years")
+        else:
+            scans_of[person_of[scan]].append(scan)
+    raise_all(problems)
+    return scans_of
+
+
+def _checked_fractions(fractions: Sequence[float]) -> np.ndarray:
+    """The three fractions as an array; ValueError unless they are shares of one whole."""
+    shares = np.asarray(fractions, dtype=float)
+    # `not >=` also refuses NaN.
+    if shares.shape != (len(FOLDS),) or not (shares >= 0).all() or abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(
+            f"fractions: three shares of 1 for {', '.join(FOLDS)} expected, such as 0.7 0.15 0.15; "
+            f"found {' '.join(map(str, fractions))}, sum {shares.sum():g}"
+        )
+    return shares
+
+
+def _seats(people: list[str], *, shares: np.ndarray) -> list[tuple[list[str], np.ndarray]]:
+    """Cuts people, sorted by age, into strata, each with the number of people for every fold."""
+    smallest = shares[shares > 0].min()
+    strata = np.array_split(np.arange(len(people)), max(1, len(people) // round(1 / smallest)))
+    owed = np.zeros(len(FOLDS))
+    dealt = []
+    for stratum in strata:
+        exact = shares * len(stratum)
+        seats = np.floor(exact + 1e-9).astype(int)
+        owed += exact - seats
+        # A share that is whole already (0 included) is not rounded up.
+        behind = np.where(exact - seats > 1e-9, owed, -np.inf)
+        rounded_up = np.argsort(-behind, kind="stable")[: len(stratum) - seats.sum()]
+        seats[rounded_up] += 1
+        owed[rounded_up] -= 1
+        dealt.append(([people[at] for at in stratum], seats))
+    return dealt
+
+
+def person_of_scan(scan: str, *, pattern: re.Pattern | None = None) -> str:
+    """Who was scanned, from a scan's name without image suffix.
+
+    Args:
+        scan: such as `sub-01_ses-2_T1w` or `OAS1_0001_MR1`.
+        pattern: where in the name the person stands: its first group, or all of the match.
+            None: BIDS and OASIS names as they are defined; any other name is a person of its own.
+
+    Raises:
+        ValueError: `pattern` is given and does not occur in the name.
+    """
+    if pattern is None:
+        known = PERSON_IN_KNOWN_NAMES.search(scan)
+        return known[1] if known else scan
+    match = pattern.search(scan)
+    person = match and (match[1] if pattern.groups else match[0])
+    if not person:
+        raise ValueError(f"{scan}: --subject_pattern {pattern.pattern!r} finds no person in it")
+    return person
+
+
+def read_ages(
+    scans: Sequence[Path], *, sheet: Path, sex_codes: dict[str, int] | None = None
+) -> dict[str, float]:
+    """Age in years by scan (name without image suffix).
+
+    Raises:
+        ValueError: scans without a row or an age in the sheet, all of them.
+    """
+    labels = read_labels(sheet, sex_codes=sex_codes)
+    ages, problems = {}, []
+    for scan in scans:
+        label = label_of(scan, labels)
+        if label is None:
+            problems.append(f"{scan}: no row in {sheet}; an age in years expected")
+        elif label.age is None:
+            problems.append(f"{scan}: no age in {sheet}, row {label.row}; years expected")
+        else:
+            ages[image_stem(scan.name)] = label.age
+    raise_all(problems)
+    return ages
+
+
+def people_of(scans: Sequence[str], *, pattern: re.Pattern | None) -> dict[str, str]:
+    """Who was scanned, by scan; ValueError listing every name in which no person is found."""
+    people, problems = {}, []
+    for scan in scans:
+        try:
+            people[scan] = person_of_scan(scan, pattern=pattern)
+        except ValueError as error:
+            problems.append(str(error))
+    raise_all(problems)
+    return people
+
+
+def write_lists(folds: dict[str, list[str]], *, path_of: dict[str, Path], output_dir: Path) -> None:
+    """Writes train.txt, val.txt and test.txt: one absolute path a line."""
+    for fold, scans in folds.items():
+        with replacing(output_dir / f"{fold}.txt") as temporary:
+            lines = "".join(f"{path_of[scan].absolute()}\n" for scan in scans)
+            temporary.write_text(lines, encoding="utf-8")
+
+
+def write_links(folds: dict[str, list[str]], *, path_of: dict[str, Path], output_dir: Path) -> None:
+    """Makes train, val and test with a symbolic link, absolute, to each original."""
+    for fold, scans in folds.items():
+        folder = output_dir / fold
+        folder.mkdir(parents=True)
+        for scan in scans:
+            # Absolute, not resolved: a scan that is a link itself (as in DataLad) keeps its name.
+            (folder / path_of[scan].name).symlink_to(path_of[scan].absolute())
+
+
+def write_table(
+    path: Path,
+    *,
+    folds: dict[str, list[str]],
+    ages: dict[str, float],
+    person_of: dict[str, str],
+) -> None:
+    """Writes the split as a table: scan, person, age in years, fold."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(("scan", "person", "age", "fold"))
+        for fold, scans in folds.items():
+            table.writerows((scan, person_of[scan], ages[scan], fold) for scan in scans)
+
+
+def describe(
+    folds: dict[str, list[str]], *, ages: dict[str, float], person_of: dict[str, str]
+) -> str:
+    """One line a fold: scans, people, and mean, SD and range of age in years."""
+    lines = []
+    for fold, scans in folds.items():
+        line = f"{fold:5}  {len(scans)} scans of {len({person_of[scan] for scan in scans})} people"
+        if scans:
+            years = np.array([ages[scan] for scan in scans])
+            line += f", age {years.mean():.1f} (SD {years.std():.1f}, "
+            line += f"{years.min():g} to {years.max():g}) years"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _regular_expression(text: str) -> re.Pattern:
+    """An argparse type: a compiled regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this program."""
+    parser = new_parser("Split scans into train, val and test: by person, balanced in age.")
+    parser.add_argument("--scan_folder", type=Path, required=True, help="holds .nii.gz or .nii")
+    parser.add_argument("--labels", type=Path, required=True, help="sheet with ids and ages")
+    parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
+    parser.add_argument(
+        "--fractions",
+        type=number(float, low=0, high=1),
+        nargs=3,
+        default=FRACTIONS,
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the people, adding up to 1",
+    )
+    parser.add_argument("--seed", type=number(int, low=0), default=0, help="of the dealing")
+    parser.add_argument(
+        "--write",
+        choices=("lists", "links"),
+        default="links",
+        help="lists: train.txt, val.txt, test.txt with paths; links: folders of symbolic links",
+    )
+    parser.add_argument(
+        "--subject_pattern",
+        type=_regular_expression,
+        help="regular expression for the person in a scan's name (its first group, or the whole "
+        "match); without it sub-XXX of BIDS and OAS1_XXXX of OASIS names, else the whole name",
+    )
+    parser.add_argument(
+        "--sex_codes", nargs="+", metavar="CODE=SEX", help="what the sheet's sex codes mean"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Reads names and ages, deals people out, and writes the folds."""
+    args = build_parser().parse_args(argv)
+    require_empty(args.output_dir)
+    scans = find_scans(args.scan_folder)
+    ages = read_ages(scans, sheet=args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    path_of = {image_stem(path.name): path for path in scans}
+    person_of = people_of(list(path_of), pattern=args.subject_pattern)
+    folds = split_by_person(ages, person_of=person_of, fractions=args.fractions, seed=args.seed)
+
+    write = {"lists": write_lists, "links": write_links}[args.write]
+    write(folds, path_of=path_of, output_dir=args.output_dir)
+    # Last: a folder with split.tsv is a finished one.
+    write_table(args.output_dir / "split.tsv", folds=folds, ages=ages, person_of=person_of)
+    print(describe(folds, ages=ages, person_of=person_of))
+
+
+if __name__ == "__main__":
+    run_entry(main)

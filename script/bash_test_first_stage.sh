@@ -1,0 +1,1 @@
+test_first_stage.sh

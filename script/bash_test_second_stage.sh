@@ -1,0 +1,1 @@
+test_second_stage.sh

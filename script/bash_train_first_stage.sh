@@ -1,0 +1,1 @@
+train_first_stage.sh

@@ -1,0 +1,1 @@
+train_second_stage.sh

@@ -1,0 +1,40 @@
+# Sourced by the scripts beside it. Sets
+#   ROOT    this repository
+#   PYTHON  python of the virtual environment $ROOT/.venv where there is one, else python3;
+#           a PYTHON or TSAN_VENV (another folder for the environment) set outside wins
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${TSAN_VENV:-$ROOT/.venv}"
+if [ -z "${PYTHON:-}" ]; then
+  PYTHON=python3
+  [ ! -x "$VENV/bin/python" ] || PYTHON="$VENV/bin/python"
+fi
+
+# make_environment REQUIREMENTS...: makes the virtual environment and installs what these files
+# list, unless that has been done. A torch that $PYTHON can import already is used, not replaced.
+make_environment() {
+  local wanted packages torch_folder
+  wanted="$(cd "$ROOT" && cat "$@")"
+  if [ "$(cat "$VENV/installed.txt" 2>/dev/null)" = "$wanted" ]; then
+    PYTHON="$VENV/bin/python"
+    return
+  fi
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "error: Python 3.10 or newer expected, $("$PYTHON" --version 2>&1) found" >&2
+    return 1
+  }
+  echo "making the virtual environment $VENV"
+  packages="$wanted"
+  torch_folder="$("$PYTHON" -c 'import torch; print(torch.__path__[0].rsplit("torch", 1)[0])' \
+    2>/dev/null || true)"
+  [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+  if [ -n "$torch_folder" ]; then
+    echo "using the torch of $torch_folder"
+    packages="$(grep -v '^torch==' <<<"$wanted")"
+    # Behind the environment's own packages in the search path.
+    echo "$torch_folder" >"$("$VENV/bin/python" -c \
+      'import site; print(site.getsitepackages()[0])')/torch_from_outside.pth"
+  fi
+  "$VENV/bin/python" -m pip install -q --disable-pip-version-check -r /dev/stdin <<<"$packages"
+  echo "$wanted" >"$VENV/installed.txt"
+  PYTHON="$VENV/bin/python"
+}

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs all tests that need no GPU, in the virtual environment, which it makes where it is missing.
+#   bash script/run_tests.sh -m "not slow"     the fast ones alone
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+make_environment requirements.txt requirements-dev.txt
+cd "$ROOT"
+"$PYTHON" -m pytest -q "$@"

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Predicts the test folder with the first stage and reports its errors.
+# Edit the block; further flags on the command line win. Without ages: --labels ''.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+DATA="${TSAN_DATA:-$ROOT/data}" # holds test/ and the label sheet
+LABELS="$DATA/Dataset.xls"
+OUTPUT="$ROOT/runs/first_stage" # holds the checkpoint; the results go there too
+CHECKPOINT=ScaleDense_best_model.pth.tar
+
+"$PYTHON" "$ROOT/test.py" \
+  --test_folder "$DATA/test" --labels "$LABELS" \
+  --output_dir "$OUTPUT" --model_name "$CHECKPOINT" "$@"

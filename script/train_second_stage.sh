@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Trains the second stage of TSAN on top of a first stage, which stays as it is.
+# Edit the block; further flags on the command line win. The published settings: --recipe paper.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+DATA="${TSAN_DATA:-$ROOT/data}" # holds train/, val/, test/ and the label sheet
+LABELS="$DATA/Dataset.xls"
+FIRST_STAGE="$ROOT/runs/first_stage/ScaleDense_best_model.pth.tar" # ours or the authors'
+OUTPUT="$ROOT/runs/second_stage" # new or empty; --resume continues the run in it
+WIDTH=compact                    # that of the first stage, or --no-warm_start
+AGE_STEP=5                       # years between rounded ages, as published
+EPOCHS=20
+BATCH_SIZE=16 # scans
+LR=5e-4       # AdamW from the first stage's weights; published: SGD 1e-5 from none
+RANK_WEIGHT=10 # lambda, as published
+PAIR_WEIGHT=1  # beta, as published
+SEED=0
+
+"$PYTHON" "$ROOT/train_second_stage.py" \
+  --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
+  --first_stage_net "$FIRST_STAGE" --output_dir "$OUTPUT" --width "$WIDTH" \
+  --age_step "$AGE_STEP" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" \
+  --rank_weight "$RANK_WEIGHT" --pair_weight "$PAIR_WEIGHT" --seed "$SEED" "$@"

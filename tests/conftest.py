@@ -1,0 +1,91 @@
+"""Generated brains and cohorts; no test needs real scans."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from utils.volumes import GRID_AFFINE, GRID_SHAPE
+
+# Networks this small lose time to a second thread, the more so on a busy machine.
+torch.set_num_threads(1)
+TINY = (32, 36, 32)  # voxels; the least that five halvings leave something of
+
+
+def brain(shape: tuple[int, int, int], age: float, seed: int = 0) -> np.ndarray:
+    """An ellipsoid of tissue with a dark middle that grows with age; background exactly 0."""
+    generator = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    tissue = 100 + 5 * generator.standard_normal(shape)
+    tissue[radius < 0.1 + 0.5 * age / 100] *= 0.3
+    return np.where(radius < 0.8, np.abs(tissue) + 1, 0).astype(np.float32)
+
+
+def write_scan(path: Path, volume: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    if affine is None:
+        affine = GRID_AFFINE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(volume, affine), path)
+    return path
+
+
+def write_cohort(folder: Path, sizes: dict[str, int], shape=TINY, seed: int = 0) -> Path:
+    """Folders of scans and a header-less labels.csv; returns the sheet."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for name, count in sizes.items():
+        for index in range(count):
+            age = round(float(generator.uniform(20, 90)), 1)
+            stem = f"{name}-{index + 1}"
+            write_scan(folder / name / f"{stem}.nii.gz", brain(shape, age, len(rows)))
+            rows.append(f"{stem}.nii.gz,{age},{index % 2}")
+    sheet = folder / "labels.csv"
+    sheet.write_text("\n".join(rows) + "\n")
+    return sheet
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """8 training, 4 validation and 7 test scans of TINY size, with labels.csv."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder, {"train": 8, "val": 4, "test": 7})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grid_cohort(tmp_path_factory) -> Path:
+    """3 training, 2 validation and 3 test scans on the real grid, with labels.csv."""
+    folder = tmp_path_factory.mktemp("grid_cohort")
+    write_cohort(folder, {"train": 3, "val": 2, "test": 3}, GRID_SHAPE)
+    return folder
+
+
+def training_flags(cohort: Path, output_dir: Path) -> list[str]:
+    """The shortest useful run of either stage on a cohort."""
+    return [
+        *("--train_folder", str(cohort / "train"), "--val_folder", str(cohort / "val")),
+        *("--labels", str(cohort / "labels.csv"), "--output_dir", str(output_dir)),
+        *("--epochs", "2", "--batch_size", "4", "--device", "cpu"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def trained(cohort, tmp_path_factory) -> dict[str, Path]:
+    """Checkpoints of both stages after two epochs on the tiny cohort."""
+    import train_first_stage
+    import train_second_stage
+
+    folder = tmp_path_factory.mktemp("trained")
+    first = train_first_stage.main([*training_flags(cohort, folder / "first"), "--any_grid"])
+    second = train_second_stage.main(
+        [*training_flags(cohort, folder / "second"), "--first_stage_net", str(first)]
+    )
+    return {"first": first, "second": second}

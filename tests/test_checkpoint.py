@@ -1,0 +1,176 @@
+import pickle
+
+import pytest
+import torch
+from golden_networks import STATE_DICT_KEYS, authors_state_dict
+
+from model.scaledense import ScaleDense
+from model.tsan import TSAN, SecondStage
+from utils.checkpoint import (
+    AUTHORS_PREPARATION,
+    export_to_authors,
+    load_checkpoint,
+    load_first_stage,
+    save_checkpoint,
+)
+from utils.volumes import Preparation
+
+FOUR_MM = Preparation(resolution=4, any_grid=True)
+
+
+def batch():
+    return torch.randn(2, 1, 32, 32, 32), torch.tensor([0, 1])
+
+
+def saved(path, model, preparation=FOUR_MM, **summary):
+    save_checkpoint(path, model, preparation=preparation, summary=summary)
+    return path
+
+
+@pytest.mark.parametrize("use_sex", [True, False])
+def test_first_stage_comes_back_exactly_with_its_preparation(tmp_path, use_sex):
+    model = ScaleDense(use_sex=use_sex, mean_age=44).eval()
+    loaded = load_checkpoint(saved(tmp_path / "a.pt", model, epoch=3))
+    assert loaded.stage == 1
+    assert loaded.uses_sex is use_sex
+    assert loaded.preparation == FOUR_MM
+    assert loaded.summary == {"epoch": 3}
+    assert torch.equal(loaded.model(*batch_of_seed()), model(*batch_of_seed()))
+
+
+def batch_of_seed():
+    torch.manual_seed(1)
+    return batch()
+
+
+def test_second_stage_file_holds_its_first_stage_and_step(tmp_path):
+    model = TSAN(ScaleDense(mean_age=60), SecondStage(use_sex=False), age_step=10).eval()
+    loaded = load_checkpoint(saved(tmp_path / "b.pt", model))
+    assert loaded.stage == 2
+    assert loaded.model.age_step == 10
+    expected, found = model.predict(*batch_of_seed()), loaded.model.predict(*batch_of_seed())
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def authors_file(path, stage, prefix="module."):
+    weights = {f"{prefix}{k}": v for k, v in authors_state_dict(stage, seed=1).items()}
+    content = {"epoch": 7, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def authors_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("authors")
+    return {stage: authors_file(folder / f"{stage}.pth.tar", stage) for stage in STATE_DICT_KEYS}
+
+
+@pytest.mark.slow
+def test_authors_files_are_recognised_with_their_conventions(authors_files):
+    first = load_checkpoint(authors_files["first_stage"], use_sex=False)
+    assert (first.stage, first.uses_sex) == (1, False)
+    assert first.model.final_relu
+    assert first.preparation == AUTHORS_PREPARATION
+    assert AUTHORS_PREPARATION.intensity == "authors"
+    second = load_checkpoint(
+        authors_files["second_stage"], first_stage_net=authors_files["first_stage"], age_step=2
+    )
+    assert (second.stage, second.uses_sex, second.model.age_step) == (2, True, 2)
+    assert second.model.first_stage.final_relu
+
+
+@pytest.mark.slow
+def test_authors_second_stage_asks_for_the_right_first_stage(authors_files, tmp_path):
+    with pytest.raises(ValueError, match="holds no first stage: give --first_stage_net"):
+        load_checkpoint(authors_files["second_stage"])
+    ours = saved(tmp_path / "ours.pt", ScaleDense())
+    with pytest.raises(ValueError, match="use the authors' first stage with it"):
+        load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
+    with pytest.raises(ValueError, match="expects a first-stage checkpoint"):
+        load_first_stage(authors_files["second_stage"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STATE_DICT_KEYS)
+def test_export_is_read_back_with_the_same_weights(authors_files, tmp_path, stage):
+    original = load_checkpoint(authors_files[stage], first_stage_net=authors_files["first_stage"])
+    export_to_authors(original, tmp_path / "out.pth.tar")
+    content = torch.load(tmp_path / "out.pth.tar", weights_only=True)
+    assert set(content) == {"epoch", "arch", "state_dict", "optimizer"}
+    shapes = {k.removeprefix("module."): list(v.shape) for k, v in content["state_dict"].items()}
+    assert shapes == STATE_DICT_KEYS[stage]
+    again = load_checkpoint(tmp_path / "out.pth.tar", first_stage_net=authors_files["first_stage"])
+    weights = again.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in original.model.state_dict().items())
+    with pytest.raises(FileExistsError, match="would be overwritten"):
+        export_to_authors(original, tmp_path / "out.pth.tar")
+
+
+def test_second_stage_is_refused_where_a_first_is_expected(tmp_path):
+    path = saved(tmp_path / "b.pt", TSAN(ScaleDense(), SecondStage()))
+    with pytest.raises(ValueError, match="a second stage; --first_stage_net expects"):
+        load_first_stage(path)
+
+
+def test_contradicting_use_of_the_sex_is_refused(tmp_path):
+    path = saved(tmp_path / "a.pt", ScaleDense(use_sex=True))
+    with pytest.raises(ValueError, match="trained with use_sex True, but --use_sex says False"):
+        load_checkpoint(path, use_sex=False)
+
+
+class Payload:
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return (open, (self.target, "w"))
+
+
+def test_pickled_code_is_refused_and_not_run(tmp_path):
+    proof = tmp_path / "executed"
+    torch.save({"state_dict": Payload(proof)}, tmp_path / "evil.pth.tar")
+    with pytest.raises(ValueError, match=r"evil\.pth\.tar: refused"):
+        load_checkpoint(tmp_path / "evil.pth.tar")
+    assert not proof.exists()
+    # The payload does what it says where code is allowed to run.
+    pickle.loads(pickle.dumps(Payload(proof)))
+    assert proof.exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b"hello"), "checkpoint"),
+        (lambda path: path.write_bytes(b""), "checkpoint"),
+        (lambda path: torch.save([1, 2], path), "a dict expected in a checkpoint, found list"),
+        (lambda path: torch.save({"weights": 1}, path), "found the entries weights"),
+        (
+            lambda path: torch.save({"state_dict": {"pre.0.weight": torch.ones(1)}}, path),
+            "neither a TSAN checkpoint nor",
+        ),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path, make, message):
+    path = tmp_path / "other.pt"
+    make(path)
+    with pytest.raises(ValueError, match=rf"other\.pt: .*{message}"):
+        load_checkpoint(path)
+
+
+def test_damaged_and_missing_files_are_refused(tmp_path):
+    path = saved(tmp_path / "a.pt", ScaleDense())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="not a readable checkpoint, or a damaged one"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+def test_missing_weights_are_refused(tmp_path):
+    path = saved(tmp_path / "a.pt", ScaleDense())
+    content = torch.load(path, weights_only=True)
+    content["state_dict"].popitem()
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="its network cannot be rebuilt"):
+        load_checkpoint(path)

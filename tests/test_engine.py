@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+from conftest import write_cohort
+from torch import nn
+
+from model.losses import AgeLoss
+from model.scaledense import ScaleDense
+from utils.augment import Augmentation
+from utils.dataset import ScanDataset, evaluation_loader, open_cohort, training_loader
+from utils.engine import Execution, choose_execution, predict, train_one_epoch
+from utils.labels import read_labels
+from utils.volumes import Preparation
+
+ANY = Preparation(any_grid=True)
+CPU = Execution(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engine")
+    labels = read_labels(write_cohort(folder, {"all": 7}))
+    return ScanDataset(open_cohort(folder / "all", labels, ANY), ANY, keep=True)
+
+
+def ages_of(model, dataset, batch_size):
+    return predict(model, evaluation_loader(dataset, batch_size=batch_size), CPU)["predicted_age"]
+
+
+def test_every_scan_is_predicted_once_in_order_whatever_the_batch_size(scans):
+    model = CPU.place(ScaleDense(mean_age=50))
+    whole = ages_of(model, scans, 7)
+    assert whole.shape == (7,)
+    assert len(set(whole.tolist())) == 7
+    for batch_size in (1, 4):
+        np.testing.assert_allclose(ages_of(model, scans, batch_size), whole, rtol=1e-4)
+    one_by_one = [model(scans[i]["image"][None], scans[i]["sex"][None]).item() for i in range(7)]
+    np.testing.assert_allclose(whole, one_by_one, rtol=1e-4)
+
+
+def test_unknown_sex_gets_the_mean_of_both(scans):
+    model = CPU.place(ScaleDense(mean_age=50))
+    unknown = open_cohort(scans.scans[0].path.parent, None, ANY)
+    predicted = ages_of(model, ScanDataset(unknown, ANY), 4)
+    image = torch.stack([scans[i]["image"] for i in range(7)])
+    with torch.inference_mode():
+        both = [model(image, torch.full((7,), sex)) for sex in (0, 1)]
+    assert not torch.allclose(*both)
+    np.testing.assert_allclose(predicted, ((both[0] + both[1]) / 2)[:, 0], rtol=1e-4)
+
+
+def one_epoch(model, dataset, loss=None, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=options.pop("lr", 1e-4))
+    return train_one_epoch(
+        model,
+        loss or AgeLoss(rank_weight=0),
+        training_loader(dataset, batch_size=4, full_batches=False),
+        optimizer,
+        CPU,
+        augment=Augmentation(),
+        after_step=options.pop("after_step", lambda step, terms: None),
+    )
+
+
+class Constant(nn.Module):
+    """Answers one trainable age."""
+
+    def __init__(self, age):
+        super().__init__()
+        self.age = nn.Parameter(torch.tensor(age))
+
+    def forward(self, image, sex):
+        return self.age.expand(len(image), 1)
+
+
+def test_losses_are_averaged_over_scans_not_over_batches(scans):
+    ages = np.array([scan.age for scan in scans.scans])
+    losses = one_epoch(Constant(50.0), scans, lr=1e-30)
+    assert losses["mse"] == pytest.approx(((50 - ages) ** 2).mean(), rel=1e-5)
+
+
+def test_each_step_is_reported_with_its_terms(scans):
+    seen = []
+    one_epoch(Constant(50.0), scans, after_step=lambda step, terms: seen.append((step, set(terms))))
+    assert seen == [(1, {"total", "mse"}), (2, {"total", "mse"})]
+
+
+def test_a_loss_that_is_not_finite_stops_naming_step_and_subjects(scans):
+    with pytest.raises(ValueError, match=r"not finite at step 1 .*all-\d, all-\d, all-\d, all-\d"):
+        one_epoch(Constant(float("nan")), scans)
+
+
+def test_bfloat16_ages_stay_close_and_are_float32(scans):
+    model = CPU.place(ScaleDense(mean_age=50))
+    reduced = Execution(torch.device("cpu"), bfloat16=True)
+    ages = predict(model, evaluation_loader(scans, batch_size=7), reduced)["predicted_age"]
+    assert ages.dtype == np.float32
+    assert not np.array_equal(ages, ages_of(model, scans, 7))
+    np.testing.assert_allclose(ages, ages_of(model, scans, 7), rtol=0.05)
+
+
+def test_the_cpu_runs_in_float32_and_a_missing_gpu_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_execution() == CPU
+    assert choose_execution("cpu", "bfloat16").bfloat16
+    with pytest.raises(ValueError, match="sees no GPU; give --device cpu"):
+        choose_execution("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_and_cpu_predict_the_same_ages(scans):
+    model = ScaleDense(mean_age=50)
+    expected = ages_of(CPU.place(model), scans, 7)
+    gpu = choose_execution("cuda", "float32")
+    found = predict(gpu.place(model), evaluation_loader(scans, batch_size=7), gpu)
+    np.testing.assert_allclose(found["predicted_age"], expected, atol=0.05)

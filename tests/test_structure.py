@@ -1,0 +1,136 @@
+"""The rules of the house: who may import whom, and that scripts and README name real flags."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import test
+import train_sorter
+from data_preprocessing import make_demo_cohort, split_dataset
+from utils import options
+
+ROOT = Path(__file__).parent.parent
+ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
+PACKAGES = {"model", "utils", "data_preprocessing", "analysis", "benchmark"}
+ALLOWED = {
+    "model": {"model"},
+    "utils": {"utils", "model"},
+    "analysis": {"analysis", "utils", "model"},
+    "data_preprocessing": {"data_preprocessing", "utils", "model"},
+}
+MODULES = [path for name in ALLOWED for path in sorted((ROOT / name).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_in_one_direction(path):
+    package = path.relative_to(ROOT).parts[0]
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert tops & PACKAGES <= ALLOWED[package]
+    assert not tops & ENTRY_SCRIPTS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model").glob("*.py")), ids=lambda path: path.name)
+def test_model_needs_torch_and_the_standard_library_alone(path):
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert tops - {"model", "torch"} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    "name", ["train_first_stage.py", "train_second_stage.py", "test.py", "train_sorter.py",
+             "data_preprocessing/make_demo_cohort.py", "data_preprocessing/split_dataset.py"],
+)  # fmt: skip
+def test_help_is_answered_without_loading_torch(name, tmp_path):
+    command = [sys.executable, "-X", "importtime", str(ROOT / name), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "usage:" in done.stdout
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+PARSERS = {
+    "train_first_stage.py": options.parse_first_stage,
+    "train_second_stage.py": options.parse_second_stage,
+    "test.py": options.parse_test,
+    "train_sorter.py": lambda argv: train_sorter.build_parser().parse_args(argv),
+    "data_preprocessing/make_demo_cohort.py": (
+        lambda argv: make_demo_cohort.build_parser().parse_args(argv)
+    ),
+    "data_preprocessing/split_dataset.py": (
+        lambda argv: split_dataset.build_parser().parse_args(argv)
+    ),
+}
+SCRIPTS = sorted(path for path in (ROOT / "script").glob("*.sh") if not path.is_symlink())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
+    """Runs the script with a python that only prints its arguments, then parses these."""
+    recorder = tmp_path / "python"
+    recorder.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done; echo ---\n')
+    recorder.chmod(0o755)
+    if script.name in ("environment.sh", "run_tests.sh"):
+        pytest.skip("calls none of the parsers")
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(recorder), "TSAN_VENV": str(tmp_path)}
+    if script.name == "quickstart.sh":
+        environment["TSAN_QUICKSTART_DRY_RUN"] = "1"
+    done = subprocess.run(
+        ["bash", str(script)], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    calls = [call.split("\n") for call in done.stdout.split("---\n") if ".py\n" in call]
+    assert calls, done.stderr
+    for call in calls:
+        at = next(i for i, word in enumerate(call) if word.endswith(".py"))
+        name = str(Path(call[at]).relative_to(ROOT))
+        PARSERS[name]([word for word in call[at + 1 :] if word])
+
+
+def test_published_script_names_are_links_to_ours():
+    for name in ("train_first_stage", "train_second_stage", "test_first_stage",
+                 "test_second_stage"):  # fmt: skip
+        link = ROOT / "script" / f"bash_{name}.sh"
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / "script" / f"{name}.sh"
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(document: Path) -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", document.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_in_the_documents_is_understood(document):
+    for line in commands(document):
+        words = [
+            word for word in shlex.split(line, comments=True) if "=" not in word or "-" in word
+        ]
+        scripts = [word for word in words if word.startswith("script/")]
+        programs = [word for word in words if word in PARSERS]
+        for script in scripts:
+            assert (ROOT / script).is_file(), line
+        for program in programs:
+            PARSERS[program](words[words.index(program) + 1 :])
+
+
+def test_the_entry_points_are_thin():
+    for name in ("train_first_stage.py", "train_second_stage.py", "test.py", "train_sorter.py"):
+        assert len((ROOT / name).read_text().splitlines()) < 110, name
+    assert callable(test.main)

@@ -1,0 +1,307 @@
+"""Both training scripts from flags to files, on tiny generated cohorts."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import training_flags, write_cohort
+
+import test
+import train_first_stage
+import train_second_stage
+from model.losses import AgeLoss
+from model.scaledense import ScaleDense
+from model.tsan import TSAN, SecondStage
+from utils.checkpoint import load_checkpoint
+from utils.dataset import ScanDataset, open_cohort
+from utils.engine import choose_execution
+from utils.labels import read_labels
+from utils.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
+from utils.setup import training
+from utils.trainer import BEST_NAME, LAST_NAME, Trainer
+from utils.volumes import Preparation
+
+NEEDED = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
+
+
+def weights(path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def epochs_of(folder) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_time(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_both_stages_leave_checkpoints_metrics_and_events(trained):
+    for stage in ("first", "second"):
+        folder = trained[stage].parent
+        assert (folder / BEST_NAME).is_file()
+        assert (folder / LAST_NAME).is_file()
+        assert list((folder / "tensorboard").iterdir())
+        assert [line["epoch"] for line in epochs_of(folder)] == [1, 2]
+    first, second = (epochs_of(trained[stage].parent)[-1] for stage in ("first", "second"))
+    assert {"train/total", "train/mse", "train/rank", "train/pair", "lr"} <= set(first)
+    assert {"validation/mae", "validation/pearson", "validation/mean_brain_pad"} <= set(first)
+    extra = {"validation/stage_one_mae", "validation/within_bin_spread",
+             "validation/within_bin_spread_needed"}  # fmt: skip
+    assert extra <= set(second)
+    assert not extra & set(first)
+
+
+def test_tensorboard_holds_every_logged_curve_and_a_figure(trained):
+    events = next((trained["second"].parent / "tensorboard").iterdir()).read_bytes()
+    for name in (b"train/rank", b"validation/mae", b"lr", b"validation/within_bin_spread",
+                 b"validation/scatter"):  # fmt: skip
+        assert name in events
+
+
+def test_best_checkpoint_is_that_of_the_lowest_validation_error(trained):
+    lines = epochs_of(trained["first"].parent)
+    best = min(lines, key=lambda line: line["validation/mae"])
+    summary = load_checkpoint(trained["first"]).summary
+    assert summary["epoch"] == best["epoch"]
+    assert summary["validation"]["validation/mae"] == best["validation/mae"]
+    assert summary["scans"] == {"train": 8, "validation": 4}
+
+
+def test_second_stage_reads_scans_as_the_first_and_leaves_it_bit_identical(trained):
+    first, second = load_checkpoint(trained["first"]), load_checkpoint(trained["second"])
+    assert second.preparation == first.preparation == Preparation(any_grid=True)
+    assert same(first.model.state_dict(), second.model.first_stage.state_dict())
+
+
+def test_same_seed_same_weights_other_seed_other_weights(cohort, tmp_path):
+    paths = [
+        train_first_stage.main(
+            [*training_flags(cohort, tmp_path / name), "--any_grid", "--seed", seed]
+        )
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
+    ]
+    assert same(weights(paths[0]), weights(paths[1]))
+    assert not same(weights(paths[0]), weights(paths[2]))
+
+
+class Interruption(Exception):
+    pass
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_two_epochs_and_two_resumed_ones_equal_four(
+    cohort, trained, tmp_path, monkeypatch, stage, schedule
+):
+    def flags(name):
+        flags = [*training_flags(cohort, tmp_path / name), "--epochs", "4"]
+        flags += ["--schedule", schedule, "--shift", "1"]
+        return flags + (
+            ["--any_grid"] if stage == "first" else ["--first_stage_net", str(trained["first"])]
+        )
+
+    main = train_first_stage.main if stage == "first" else train_second_stage.main
+    main(flags("whole"))
+    run_epoch = Trainer._train_epoch
+
+    def interrupt(self):
+        if self.epoch == 3:
+            raise Interruption
+        return run_epoch(self)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupt)
+    with pytest.raises(Interruption):
+        main(flags("halves"))
+    monkeypatch.setattr(Trainer, "_train_epoch", run_epoch)
+    main([*flags("halves"), "--resume"])
+
+    for name in (BEST_NAME, LAST_NAME):
+        assert same(weights(tmp_path / "whole" / name), weights(tmp_path / "halves" / name))
+    whole, halves = (epochs_of(tmp_path / name) for name in ("whole", "halves"))
+    assert without_time(whole) == without_time(halves)
+
+
+def test_early_stopping_ends_after_so_many_epochs_without_improvement(
+    cohort, tmp_path, monkeypatch
+):
+    errors = iter([9.0, 8.0, 8.5, 8.5, 8.5, 1.0])
+    validate = Trainer._validate
+    monkeypatch.setattr(
+        Trainer,
+        "_validate",
+        lambda self, ages: validate(self, ages) | {"validation/mae": next(errors)},
+    )
+    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--epochs", "9", "--early_stop", "3"]
+    train_first_stage.main(flags)
+    assert len(epochs_of(tmp_path)) == 5
+
+
+def train_on(scans, model, folder, *flags) -> Trainer:
+    args = parse_first_stage([*NEEDED, "--batch_size", "4", *flags])
+    trainer = Trainer(
+        model,
+        AgeLoss(rank_weight=0),
+        datasets=(scans, scans),
+        training=training(args),
+        execution=choose_execution("cpu"),
+        output_dir=folder,
+    )
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture
+def four_scans(tmp_path):
+    labels = read_labels(write_cohort(tmp_path / "four", {"train": 4}, seed=3))
+    preparation = Preparation(any_grid=True)
+    scans = open_cohort(tmp_path / "four" / "train", labels, preparation, need_age=True)
+    return ScanDataset(scans, preparation, keep=True)
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_second_stage_that_repeats_one_age_a_bin_is_warned_of(
+    four_scans, tmp_path, capsys, collapsed
+):
+    model = TSAN(ScaleDense(mean_age=50), SecondStage())
+    # One rounded age for all four; without its last weights the residual is one number.
+    torch.nn.init.constant_(model.first_stage.head[-1].weight, 0)
+    torch.nn.init.constant_(model.second_stage.head[-1].weight, 0 if collapsed else 30)
+    train_on(four_scans, model, tmp_path / "run", "--epochs", "1", "--warmup_lr", "1e-12")
+    warned = "warning: the second stage gives nearly one age" in capsys.readouterr().out
+    assert warned == collapsed
+
+
+@pytest.mark.slow
+def test_four_volumes_can_be_overfitted_by_both_stages(four_scans, tmp_path):
+    ages = np.array([scan.age for scan in four_scans.scans])
+    assert np.abs(ages - ages.mean()).mean() > 10
+    flags = ["--epochs", "60", "--no-flip", "--shift", "0", "--ema", "0", "--weight_decay", "0"]
+    flags += ["--intensity_jitter", "0"]
+    first = ScaleDense(mean_age=float(ages.mean()))
+    assert train_on(four_scans, first, tmp_path / "first", *flags).best_mae < 3
+    cascade = TSAN(first, SecondStage())
+    assert train_on(four_scans, cascade, tmp_path / "second", *flags).best_mae < 3
+
+
+def test_training_refuses_a_folder_that_holds_something(cohort, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    flags = [*training_flags(cohort, tmp_path), "--any_grid"]
+    with pytest.raises(FileExistsError, match=r"not empty: .*--resume to continue"):
+        train_first_stage.main(flags)
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train_first_stage.main([*flags, "--resume"])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resuming_another_network_is_refused(cohort, trained, tmp_path):
+    folder = trained["first"].parent
+    flags = [*training_flags(cohort, folder), "--any_grid", "--resume", "--no-use_sex"]
+    with pytest.raises(ValueError, match="use the same flags to resume"):
+        train_first_stage.main(flags)
+
+
+def test_bad_input_stops_training_before_anything_is_written(cohort, tmp_path):
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text("train-1.nii.gz,50,0\ntrain-2.nii.gz,old,1\n")
+    flags = [*training_flags(cohort, tmp_path / "out"), "--any_grid", "--labels", str(sheet)]
+    with pytest.raises(ValueError, match=r"sheet\.csv, row 2: train-2: age 'old'"):
+        train_first_stage.main(flags)
+    sheet.write_text("train-1.nii.gz,50,0\n")
+    with pytest.raises(ValueError, match=r"train-2\.nii\.gz: no row named train-2"):
+        train_first_stage.main(flags)
+    with pytest.raises(ValueError, match=r"not on the FSL MNI152 2 mm grid.*--any_grid"):
+        train_first_stage.main(training_flags(cohort, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_in_both_folders_is_refused(cohort, tmp_path):
+    flags = [*training_flags(cohort, tmp_path), "--any_grid"]
+    flags += ["--val_folder", str(cohort / "train")]
+    with pytest.raises(ValueError, match="8 scans are in the training and the validation folder"):
+        train_first_stage.main(flags)
+
+
+def test_sorter_of_another_length_names_the_command_that_makes_one(cohort, tmp_path):
+    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--ranks", "sodeep"]
+    with pytest.raises(FileNotFoundError, match=r"script/train_sorter\.sh --kind lstm --length 4"):
+        train_first_stage.main(flags)
+
+
+def test_shipped_sorter_trains_and_drops_the_short_last_batch(cohort, tmp_path):
+    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--ranks", "sodeep"]
+    train_first_stage.main([*flags, "--batch_size", "8", "--epochs", "1"])
+    assert epochs_of(tmp_path)[0]["train/rank"] > 0
+
+
+def test_second_stage_may_be_fresh_and_without_sex(cohort, trained, tmp_path):
+    flags = [*training_flags(cohort, tmp_path / "a"), "--first_stage_net", str(trained["first"])]
+    with pytest.raises(ValueError, match="trained with use_sex True"):
+        train_second_stage.main([*flags, "--no-use_sex"])
+    train_second_stage.main([*flags, "--no-warm_start", "--rough_age_noise", "0", "--epochs", "1"])
+
+
+def test_second_stage_of_another_width_cannot_start_warm(cohort, trained, tmp_path):
+    flags = [*training_flags(cohort, tmp_path), "--first_stage_net", str(trained["first"])]
+    with pytest.raises(ValueError, match="give --no-warm_start"):
+        train_second_stage.main([*flags, "--width", "released"])
+
+
+PUBLISHED = [
+    *("--model", "ScaleDense", "--batch_size", "32", "--epochs", "150", "--lr", "1e-3"),
+    *("--weight_decay", "5e-4", "--loss", "mse", "--aux_loss", "ranking", "--lbd", "10"),
+    *("--beta", "1", "--train_folder", "a", "--valid_folder", "b", "--test_folder", "c"),
+    *("--excel_path", "d.xls", "--output_dir", "e/", "--model_name", "f", "--npz_name", "g"),
+    *("--plot_name", "h", "--dis_range", "5", "--sorter", "s", "--num_workers", "1"),
+    *("--print_freq", "20", "--use_gender", "False", "--schedular", "cosine", "--min_lr", "1e-6"),
+    *("--warmup_epoch", "0", "--warmup_lr_init", "1e-6", "--first_stage_net", "i"),
+]
+
+
+def test_published_flags_are_accepted_and_mean_what_they_say():
+    assert set(PUBLISHED_FLAGS) <= set(PUBLISHED)
+    first = parse_first_stage(PUBLISHED)
+    assert first.unused == ["--first_stage_net", "--test_folder", "--model_name", "--npz_name",
+                            "--plot_name", "--dis_range"]  # fmt: skip
+    assert (first.rank_weight, first.pair_weight, first.val_folder) == (10, 1, "b")
+    assert (first.use_sex, first.schedule, first.warmup_epochs) == (False, "cosine", 0)
+    assert (first.labels, first.sorter, first.warmup_lr) == ("d.xls", "s", 1e-6)
+    second = parse_second_stage(PUBLISHED)
+    assert second.unused == ["--test_folder", "--model_name", "--npz_name", "--plot_name"]
+    assert (second.age_step, second.first_stage_net) == (5, "i")
+    tested = test.parse_test(PUBLISHED)
+    assert {"--sorter", "--lr", "--train_folder", "--lbd"} <= set(tested.unused)
+    assert (tested.test_folder, tested.use_sex, tested.model_name) == ("c", False, "f")
+
+
+def test_paper_recipe_sets_the_published_values_and_single_flags_win():
+    first = parse_first_stage([*NEEDED, "--recipe", "paper", "--epochs", "3"])
+    assert (first.width, first.optimizer, first.lr, first.weight_decay) == (
+        "released", "adam", 1e-3, 5e-4)  # fmt: skip
+    assert (first.batch_size, first.epochs, first.early_stop, first.schedule) == (
+        32, 3, 20, "plateau")  # fmt: skip
+    assert (first.ranks, first.pairs, first.ema, first.flip, first.shift) == (
+        "sodeep", "random", 0, False, 0)  # fmt: skip
+    second = parse_second_stage([*NEEDED, "--first_stage_net", "f", "--recipe", "paper"])
+    assert (second.optimizer, second.lr, second.warm_start, second.rough_age_noise) == (
+        "sgd", 1e-5, False, 0)  # fmt: skip
+    ours = parse_second_stage([*NEEDED, "--first_stage_net", "f"])
+    assert (ours.optimizer, ours.warm_start, ours.rough_age_noise) == ("adamw", True, "auto")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--epochs", "0"], ["--lr", "-1"], ["--ema", "1"], ["--width", "wide"], ["--batch_size", "x"],
+     ["--recipe", "mine"], ["--use_sex", "perhaps"], ["--epoch", "3"], ["--resolution", "3"]],
+)  # fmt: skip
+def test_flags_out_of_range_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as exited:
+        parse_first_stage([*NEEDED, *flags])
+    assert exited.value.code == 2
+    assert capsys.readouterr().err
