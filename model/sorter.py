@@ -1,7 +1,7 @@
 """A network that sorts: L values in, their L ranks out, with a gradient (SoDeep).
 
 Engilberge, Chevallier, Pérez and Cord, "SoDeep: a sorting deep net to learn ranking loss
-surrogates", CVPR 2019, section 3; the ranking loss of TSAN (Cheng et al., IEEE TMI 2021, eq. 8)
+surrogates", CVPR 2019; the ranking loss of TSAN (Cheng et al., IEEE TMI 2021, eq. 8)
 reads ranks from it. Convention throughout: ranks are divided by L, the largest value has 1/L, the
 smallest 1, equal values share their average rank.
 """

@@ -12,7 +12,7 @@ import pytest
 import test
 import train_sorter
 from data_preprocessing import make_demo_cohort, split_dataset
-from utils import options
+from utils import baseline, options
 
 ROOT = Path(__file__).parent.parent
 ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
@@ -22,6 +22,19 @@ ALLOWED = {
     "utils": {"utils", "model"},
     "analysis": {"analysis", "utils", "model"},
     "data_preprocessing": {"data_preprocessing", "utils", "model"},
+}
+PARSERS = {
+    "train_first_stage.py": options.parse_first_stage,
+    "train_second_stage.py": options.parse_second_stage,
+    "test.py": options.parse_test,
+    "train_sorter.py": lambda argv: train_sorter.build_parser().parse_args(argv),
+    "data_preprocessing/make_demo_cohort.py": (
+        lambda argv: make_demo_cohort.build_parser().parse_args(argv)
+    ),
+    "utils/baseline.py": lambda argv: baseline.build_parser().parse_args(argv),
+    "data_preprocessing/split_dataset.py": (
+        lambda argv: split_dataset.build_parser().parse_args(argv)
+    ),
 }
 MODULES = [path for name in ALLOWED for path in sorted((ROOT / name).rglob("*.py"))]
 
@@ -50,10 +63,7 @@ def test_model_needs_torch_and_the_standard_library_alone(path):
     assert tops - {"model", "torch"} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize(
-    "name", ["train_first_stage.py", "train_second_stage.py", "test.py", "train_sorter.py",
-             "data_preprocessing/make_demo_cohort.py", "data_preprocessing/split_dataset.py"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", PARSERS)
 def test_help_is_answered_without_loading_torch(name, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / name), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -61,18 +71,6 @@ def test_help_is_answered_without_loading_torch(name, tmp_path):
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
-PARSERS = {
-    "train_first_stage.py": options.parse_first_stage,
-    "train_second_stage.py": options.parse_second_stage,
-    "test.py": options.parse_test,
-    "train_sorter.py": lambda argv: train_sorter.build_parser().parse_args(argv),
-    "data_preprocessing/make_demo_cohort.py": (
-        lambda argv: make_demo_cohort.build_parser().parse_args(argv)
-    ),
-    "data_preprocessing/split_dataset.py": (
-        lambda argv: split_dataset.build_parser().parse_args(argv)
-    ),
-}
 SCRIPTS = sorted(path for path in (ROOT / "script").glob("*.sh") if not path.is_symlink())
 
 

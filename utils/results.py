@@ -134,20 +134,29 @@ def format_report(report: dict) -> str:
         "predicted_age": f"stage {'two' if report['stage'] == 2 else 'one'}",
     }
     lines = [f"{report['scans_with_age']} scans with an age; 95 % bootstrap intervals"]
-    lines.append(f"{'':10s}" + "".join(f"{figure:>24s}" for figure in PRINTED))
-    for predictor, title in titles.items():
-        if predictor in report:
-            overall = report[predictor]["overall"]
-            lines.append(f"{title:10s}" + "".join(_cell(overall[figure]) for figure in PRINTED))
+    rows = {
+        title: report[predictor]["overall"]
+        for predictor, title in titles.items()
+        if predictor in report
+    }
+    lines.append(format_figures(rows))
     if "mae_stage_two_minus_stage_one" in report:
         cell = _cell(report["mae_stage_two_minus_stage_one"]).strip()
         lines.append(f"MAE of stage two minus MAE of stage one, paired: {cell} years")
     return "\n".join(lines)
 
 
+def format_figures(rows: dict[str, dict]) -> str:
+    """A table of PRINTED figures, from what `score_with_intervals` returns by row title."""
+    lines = [f"{'':12s}" + "".join(f"{figure:>23s}" for figure in PRINTED)]
+    for title, figures in rows.items():
+        lines.append(f"{title:12s}" + "".join(_cell(figures[figure]) for figure in PRINTED))
+    return "\n".join(lines)
+
+
 def _cell(figure: dict) -> str:
     if figure["value"] is None:
-        return f"{'-':>24s}"
+        return f"{'-':>23s}"
     if figure["low"] is None:
-        return f"{figure['value']:24.2f}"
-    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]".rjust(24)
+        return f"{figure['value']:23.2f}"
+    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]".rjust(23)

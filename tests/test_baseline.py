@@ -1,0 +1,36 @@
+import numpy as np
+from sklearn.kernel_ridge import KernelRidge
+
+from utils import baseline
+from utils.dataset import ScanDataset, open_cohort
+from utils.labels import read_labels
+from utils.volumes import Preparation
+
+
+def test_ridge_is_linear_kernel_ridge_on_voxels(grid_cohort, monkeypatch):
+    monkeypatch.setattr(baseline, "ALPHAS", (1000.0,))
+    labels = read_labels(grid_cohort / "labels.csv")
+    folders = [grid_cohort / name for name in ("train", "val", "test")]
+
+    report = baseline.main(
+        [
+            *("--train_folders", *map(str, folders[:2]), "--test_folder", str(folders[2])),
+            *("--labels", str(grid_cohort / "labels.csv")),
+        ]
+    )
+
+    preparation = Preparation(resolution=4)
+    voxels, ages = [], []
+    for folder in folders:
+        scans = open_cohort(folder, labels, preparation)
+        voxels.append([item["image"].numpy().ravel() for item in ScanDataset(scans, preparation)])
+        ages.append([scan.age for scan in scans])
+    train_voxels, train_ages = np.concatenate(voxels[:2]), np.concatenate(ages[:2])
+    # RidgeCV fits an intercept, kernel ridge does not: both voxels and ages are centred for it.
+    mean = train_voxels.mean(axis=0)
+    ridge = KernelRidge(alpha=1000.0).fit(train_voxels - mean, train_ages - train_ages.mean())
+    predicted = ridge.predict(np.array(voxels[2]) - mean) + train_ages.mean()
+    expected = np.abs(predicted - ages[2]).mean()
+    assert abs(report["kernel ridge"]["mae"]["value"] - expected) < 0.05
+    constant = np.abs(train_ages.mean() - np.array(ages[2])).mean()
+    assert abs(report["mean age"]["mae"]["value"] - constant) < 1e-6
