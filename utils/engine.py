@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.dataset import UNKNOWN_SEX
+
+REFRESH_SCANS = 512  # enough for a mean over 512 x 45 x 54 x 45 voxels and more
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,32 @@ def train_one_epoch(
             sums[name] = sums.get(name, 0) + value.detach() * len(image)
         count += len(image)
     return {name: (value / count).item() for name, value in sums.items()}
+
+
+@torch.no_grad()
+def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Execution) -> None:
+    """Recomputes the batch statistics of `model` for the weights it has now.
+
+    The running statistics lag behind weights that move fast, and those of averaged weights belong
+    to no network that ever ran: on 84 scans that alone biased validation ages by 7 to 20 years
+    (docs/RESULTS.md). What is frozen in evaluation mode, a first stage, keeps its own.
+
+    Args:
+        model: any network; left in training mode.
+        loader: training scans; about REFRESH_SCANS of them are read, without augmentation.
+        execution: device and precision; the model is on the device already.
+    """
+    model.train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm3d) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches instead of a running one
+    for batch in islice(loader, -(-REFRESH_SCANS // loader.batch_size)):
+        with execution.autocast():
+            model(execution.images(batch), batch["sex"].to(execution.device))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _not_finite(terms: dict[str, Tensor], step: int, loader: DataLoader, batch: dict) -> str:

@@ -89,11 +89,7 @@ def advance(schedule: LRScheduler | ReduceLROnPlateau, validation_mae: float) ->
 
 
 def running_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential average of weights and batch statistics, or None for a decay of 0.
-
-    Without it the first epochs on a small cohort are biased by tens of years, the batch statistics
-    lagging behind the weights, although predictions already follow age.
-    """
+    """The exponential average of weights and batch statistics, or None for a decay of 0."""
     if decay == 0:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

@@ -23,7 +23,7 @@ PAPER = {
     "width": "released", "epochs": 150, "batch_size": 32, "optimizer": "adam", "lr": 1e-3,
     "weight_decay": 5e-4, "schedule": "plateau", "warmup_epochs": 0, "early_stop": 20, "ema": 0.0,
     "ranks": "sodeep", "pairs": "random", "rank_weight": 10.0, "pair_weight": 1.0, "flip": False,
-    "shift": 0, "intensity_jitter": 0.0,
+    "shift": 0, "intensity_jitter": 0.0, "refresh_statistics": False,
 }  # fmt: skip
 PAPER_SECOND_STAGE = PAPER | {
     "optimizer": "sgd", "lr": 1e-5, "warm_start": False, "rough_age_noise": 0.0,
@@ -327,6 +327,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         type=number(float, low=0, high=0.9999),
         default=0.98,
         help="decay per step of the running average of the weights; 0: none",
+    )
+    group.add_argument(
+        "--refresh_statistics",
+        action=Switch,
+        default=True,
+        help="recompute batch statistics for the weights of an epoch before it is validated",
     )
     group.add_argument(
         "--early_stop",

@@ -91,6 +91,7 @@ def training(args: argparse.Namespace) -> Training:
             ema=args.ema,
         ),
         augmentation=Augmentation(args.flip, args.shift, args.intensity_jitter),
+        refresh_statistics=args.refresh_statistics,
         early_stop=args.early_stop,
         seed=args.seed,
         num_workers=args.num_workers,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.losses import AgeLoss
@@ -19,7 +20,7 @@ from model.tsan import TSAN
 from utils.augment import Augmentation
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.dataset import ScanDataset, evaluation_loader, training_loader
-from utils.engine import Execution, predict, train_one_epoch
+from utils.engine import Execution, predict, refresh_statistics, train_one_epoch
 from utils.files import require_empty
 from utils.metrics import score, within_bin_spread
 from utils.optimisation import (
@@ -47,6 +48,7 @@ class Training:
         batch_size: scans a step.
         optimisation: see there.
         augmentation: see there.
+        refresh_statistics: whether batch statistics are recomputed before each validation.
         early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
         seed: of weights, order, augmentation and pairs.
         num_workers: processes that read scans where they are not kept in memory.
@@ -57,6 +59,7 @@ class Training:
     batch_size: int
     optimisation: Optimisation
     augmentation: Augmentation
+    refresh_statistics: bool = True
     early_stop: int = 0
     seed: int = 0
     num_workers: int = 0
@@ -109,6 +112,8 @@ class Trainer:
             torch.manual_seed(self.training.seed * 100_003 + self.epoch)
             rate = self.optimizer.param_groups[0]["lr"]
             losses = self._train_epoch()
+            if self.training.refresh_statistics:
+                refresh_statistics(self._evaluated(), self._training_loader(), self.execution)
             ages = self._predict_validation()
             values = self._validate(ages)
             advance(self.schedule, values["validation/mae"])
@@ -150,13 +155,16 @@ class Trainer:
         """Adds plain values to what every checkpoint says of its training."""
         self.description |= entries
 
-    def _train_epoch(self) -> dict[str, float]:
-        loader = training_loader(
+    def _training_loader(self) -> DataLoader:
+        return training_loader(
             self.train_set,
             batch_size=self.training.batch_size,
             full_batches=self.loss.sorter is not None,
             num_workers=self.training.num_workers,
         )
+
+    def _train_epoch(self) -> dict[str, float]:
+        loader = self._training_loader()
 
         def after_step(step: int, terms: dict[str, Tensor]) -> None:
             if self.average is not None:
