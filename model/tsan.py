@@ -52,10 +52,12 @@ class SecondStage(nn.Module):
             return self.head(torch.cat([features, age_features], dim=1))
 
     def start_from(self, first_stage: ScaleDense) -> None:
-        """Copies the first stage's image and sex branches.
+        """Starts where the first stage ended: at its age minus the rounded age as the residual.
 
-        Not in the paper: a fresh second stage, trained as published, collapses to one residual a
-        5-year bin.
+        Not in the paper: a second stage with fresh weights, trained as published, collapses to one
+        residual a 5-year bin, and with a fresh head it nearly did so in our trials. The encoder and
+        the head are copied; one of the 16 hidden units of the head, that of the least weight, is
+        given up to carry the rounded age.
 
         Raises:
             ValueError: the first stage has another width or another use of the sex.
@@ -68,6 +70,27 @@ class SecondStage(nn.Module):
                 "or give --no-warm_start"
             )
         ours.load_state_dict(theirs.state_dict())
+        with torch.no_grad():
+            self._copy_head(first_stage.head)
+
+    def _copy_head(self, head: nn.Sequential) -> None:
+        """Makes the output the age of `head` minus the rounded age, for ages of 0 and more."""
+        unit = 10.0  # years; keeps weights and features of the new path near 1
+        image_features = self.encoder.out_features
+        first, last = self.head[0], self.head[-1]
+        first.weight.zero_()
+        first.weight[:, :image_features] = head[0].weight
+        first.bias.copy_(head[0].bias)
+        last.load_state_dict(head[-1].state_dict())
+        least = (head[-1].weight[0].abs() * head[0].weight.norm(dim=1)).argmin()
+        # rounded age -> feature 0 of the age branch -> this hidden unit -> output
+        into, through = self.age_branch[0], self.age_branch[2]
+        into.weight[0, 0], into.bias[0] = 1 / unit, 0.0
+        through.weight[0], through.bias[0] = 0.0, 0.0
+        through.weight[0, 0] = 1.0
+        first.weight[least], first.bias[least] = 0.0, 0.0
+        first.weight[least, image_features] = 1.0
+        last.weight[0, least] = -unit
 
 
 class TSAN(nn.Module):

@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment requirements.txt requirements-dev.txt
 cd "$ROOT"
-"$PYTHON" -m pytest -q "$@"
+"$PYTHON" -m pytest -q -n 2 "$@" # two processes of one thread each

@@ -37,6 +37,7 @@ def test_first_stage_returns_the_authors_ages(case):
     close(before_relu, case["stage1_before_relu"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_first_stage_without_sex_returns_the_authors_ages(case):
     network = from_authors(authors_state_dict("first_stage", case["seed"]), use_sex=False)
@@ -47,6 +48,7 @@ def test_first_stage_without_sex_returns_the_authors_ages(case):
     close(age, case["stage1_nosex_age"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_second_stage_returns_the_authors_residuals_fused_or_not(case):
     network = from_authors(authors_state_dict("second_stage", case["seed"]), use_sex=True)
@@ -60,6 +62,7 @@ def test_second_stage_returns_the_authors_residuals_fused_or_not(case):
         close(residual + rough_age[:, 0], case["stage2_age"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STATE_DICT_KEYS)
 @pytest.mark.parametrize("use_sex", [True, False])
 def test_every_listed_key_and_shape_is_written_back(stage, use_sex):

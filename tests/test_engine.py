@@ -6,9 +6,16 @@ from torch import nn
 
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
+from model.tsan import TSAN, SecondStage
 from utils.augment import Augmentation
 from utils.dataset import ScanDataset, evaluation_loader, open_cohort, training_loader
-from utils.engine import Execution, choose_execution, predict, train_one_epoch
+from utils.engine import (
+    Execution,
+    choose_execution,
+    predict,
+    refresh_statistics,
+    train_one_epoch,
+)
 from utils.labels import read_labels
 from utils.volumes import Preparation
 
@@ -115,3 +122,19 @@ def test_gpu_and_cpu_predict_the_same_ages(scans):
     gpu = choose_execution("cuda", "float32")
     found = predict(gpu.place(model), evaluation_loader(scans, batch_size=7), gpu)
     np.testing.assert_allclose(found["predicted_age"], expected, atol=0.05)
+
+
+def test_refreshed_statistics_are_those_of_the_current_weights_and_spare_a_frozen_stage(scans):
+    model = CPU.place(TSAN(ScaleDense(mean_age=50), SecondStage()))
+    first = {name: value.clone() for name, value in model.first_stage.state_dict().items()}
+    refresh_statistics(model, training_loader(scans, batch_size=7, full_batches=True), CPU)
+
+    image = torch.stack([scans[i]["image"] for i in range(7)])
+    block = model.second_stage.encoder.backbone.blocks[0]
+    expected = block.unit1.convolution.branches[0][0](image)
+    norm = block.unit1.convolution.branches[0][1]
+    torch.testing.assert_close(norm.running_mean, expected.mean((0, 2, 3, 4)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, expected.var((0, 2, 3, 4)), rtol=1e-3, atol=1e-5)
+    assert norm.momentum == 0.1
+    after = model.first_stage.state_dict()
+    assert all(torch.equal(after[name], first[name]) for name in first)

@@ -83,10 +83,25 @@ def test_rough_age_noise_acts_in_training_alone():
     assert torch.equal(noisy % 5, torch.zeros_like(noisy))
 
 
-def test_second_stage_starts_from_the_first_stages_branches():
-    first, second = ScaleDense(), SecondStage()
+@pytest.mark.parametrize(
+    ("width", "size"), [pytest.param("released", 44, marks=pytest.mark.slow), ("compact", 32)]
+)
+def test_second_stage_starts_at_the_first_stages_age_whatever_the_rounded_age(width, size):
+    first, second = ScaleDense(width, mean_age=50).eval(), SecondStage(width).eval()
+    first.head[-1].weight.data[0, 3] = 0  # the hidden unit that is given up
     second.start_from(first)
+    image, sex = torch.randn(3, 1, size, size, size), torch.tensor([0, 1, 1])
     theirs = first.encoder.state_dict()
     assert all(torch.equal(v, theirs[k]) for k, v in second.encoder.state_dict().items())
+    with torch.inference_mode():
+        expected = first(image, sex)
+        for rounded in (0.0, 35.0, 90.0):
+            rounded_age = torch.full((3, 1), rounded)
+            age = rounded_age + second(image, sex, rounded_age)
+            torch.testing.assert_close(age, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_second_stage_starts_only_from_a_network_of_its_kind():
+    first = ScaleDense()
     with pytest.raises(ValueError, match="use_sex False cannot start from"):
         SecondStage(use_sex=False).start_from(first)
