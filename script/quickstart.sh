@@ -8,8 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 OUTPUT="${1:-$ROOT/runs/quickstart}" # holds cohort/, first_stage/ and second_stage/
 SCANS=120                            # synthetic people
 RESOLUTION=4                         # mm; 2 is eight times slower
-FIRST_EPOCHS=16
-SECOND_EPOCHS=8
+FIRST_EPOCHS=12
+SECOND_EPOCHS=5
 BATCH_SIZE=8 # scans; the cohort is small, and more steps help
 EMA=0.9      # average over fewer steps than by default, as there are few
 
