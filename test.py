@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
-    results.write_report(report, scans, ages, files, name=str(args.test_folder))
+    cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
+    results.write_report(report, scans, ages, files, name=cohort)
     print(results.format_report(report))
     print(f"results: {', '.join(str(output_dir / name) for name in names)}")
     return report

@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-OUTPUT="${1:-$ROOT/runs/quickstart}" # holds cohort/, first_stage/ and second_stage/
+OUTPUT="${1:-$ROOT/runs/quickstart}" # holds synthetic_cohort/, first_stage/ and second_stage/
 SCANS=120                            # synthetic people
 RESOLUTION=4                         # mm; 2 is eight times slower
 FIRST_EPOCHS=12
@@ -14,7 +14,7 @@ BATCH_SIZE=8 # scans; the cohort is small, and more steps help
 EMA=0.9      # average over fewer steps than by default, as there are few
 
 CHECKPOINT=ScaleDense_best_model.pth.tar
-DATA="$OUTPUT/cohort"
+DATA="$OUTPUT/synthetic_cohort"
 COMMON=(--train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$DATA/Dataset.xls"
   --batch_size "$BATCH_SIZE" --ema "$EMA")
 

@@ -23,12 +23,12 @@ def age_scatter(
         title: above the panels.
         name: what the points are.
     """
-    figure = Figure(figsize=(0.6 + 4.1 * len(ages), 4.6), layout="constrained")
+    figure = Figure(figsize=(0.4 + 4.4 * len(ages), 5.2), layout="constrained")
     FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(ages), squeeze=False)[0]
     everything = np.concatenate([age, *ages.values()])
     low, high = np.floor(everything.min() / 5) * 5 - 2, np.ceil(everything.max() / 5) * 5 + 2
-    for index, (panel, predicted_age) in enumerate(ages.items()):
-        axes = figure.add_subplot(1, len(ages), index + 1)
+    for axes, (panel, predicted_age) in zip(panels, ages.items(), strict=True):
         axes.plot([low, high], [low, high], color=GREY, linewidth=1, label="identity")
         axes.scatter(age, predicted_age, s=18, color=BLUE, alpha=0.75, linewidths=0, label=name)
         if len(age) > 2 and np.ptp(age) > 0:
