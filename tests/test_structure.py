@@ -72,35 +72,46 @@ def test_help_is_answered_without_loading_torch(name, tmp_path):
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
-SCRIPTS = sorted(path for path in (ROOT / "script").glob("*.sh") if not path.is_symlink())
+NO_PARSER = {ROOT / "script" / name for name in ("environment.sh", "run_tests.sh")}
+TAKES_A_FOLDER = {ROOT / "script" / "quickstart.sh"}
+SCRIPTS = sorted(
+    path
+    for path in (ROOT / "script").glob("*.sh")
+    if not path.is_symlink() and path not in NO_PARSER
+)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
-    """Runs the script with a python that only prints its arguments, then parses these."""
-    recorder = tmp_path / "bin" / "python"
-    recorder.parent.mkdir()
+def recorded_calls(script: Path, folder: Path, *flags: str) -> list[list[str]]:
+    """What a script calls python with, found by a python that only prints its arguments."""
+    recorder = folder / "bin" / "python"
+    recorder.parent.mkdir(exist_ok=True)
     # As if the quick start's environment had been made already.
-    (tmp_path / "installed.txt").write_text((ROOT / "requirements.txt").read_text())
+    (folder / "installed.txt").write_text((ROOT / "requirements.txt").read_text())
     recorder.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done; echo ---\n')
     recorder.chmod(0o755)
-    if script.name in ("environment.sh", "run_tests.sh"):
-        pytest.skip("calls none of the parsers")
-    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(recorder), "TSAN_VENV": str(tmp_path)}
     done = subprocess.run(
-        ["bash", str(script), *(["out"] if script.name == "quickstart.sh" else [])],
-        env=environment,
-        cwd=tmp_path,
+        ["bash", str(script), *flags],
+        env={"PATH": "/usr/bin:/bin", "PYTHON": str(recorder), "TSAN_VENV": str(folder)},
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,
     )
     calls = [call.split("\n") for call in done.stdout.split("---\n") if ".py\n" in call]
-    assert calls, done.stderr
-    for call in calls:
-        at = next(i for i, word in enumerate(call) if word.endswith(".py"))
-        name = str(Path(call[at]).relative_to(ROOT))
-        PARSERS[name]([word for word in call[at + 1 :] if word])
+    assert calls
+    return calls
+
+
+def parse_call(call: list[str]) -> None:
+    at = next(i for i, word in enumerate(call) if word.endswith(".py"))
+    name = str(Path(call[at]).relative_to(ROOT))
+    PARSERS[name](call[at + 1 : -1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
+    for call in recorded_calls(script, tmp_path, *(["out"] if script in TAKES_A_FOLDER else [])):
+        parse_call(call)
 
 
 def test_published_script_names_are_links_to_ours():
@@ -111,7 +122,7 @@ def test_published_script_names_are_links_to_ours():
         assert link.resolve() == ROOT / "script" / f"{name}.sh"
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "pretrained/README.md", *(ROOT / "docs").glob("*.md")]
 
 
 def commands(document: Path) -> list[str]:
@@ -121,17 +132,17 @@ def commands(document: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_command_in_the_documents_is_understood(document):
+def test_every_command_in_the_documents_is_understood(document, tmp_path):
     for line in commands(document):
-        words = [
-            word for word in shlex.split(line, comments=True) if "=" not in word or "-" in word
-        ]
-        scripts = [word for word in words if word.startswith("script/")]
-        programs = [word for word in words if word in PARSERS]
-        for script in scripts:
-            assert (ROOT / script).is_file(), line
-        for program in programs:
-            PARSERS[program](words[words.index(program) + 1 :])
+        words = shlex.split(line, comments=True)
+        for at, word in enumerate(words):
+            if word in PARSERS:
+                PARSERS[word](words[at + 1 :])
+            elif word.startswith("script/"):
+                assert (ROOT / word).is_file(), line
+                if ROOT / word in set(SCRIPTS) - TAKES_A_FOLDER:
+                    for call in recorded_calls(ROOT / word, tmp_path, *words[at + 1 :]):
+                        parse_call(call)
 
 
 def test_the_entry_points_are_thin():
