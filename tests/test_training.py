@@ -208,11 +208,16 @@ def test_training_refuses_a_folder_that_holds_something(cohort, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_resuming_another_network_is_refused(cohort, trained, tmp_path):
+def test_resuming_with_other_flags_is_refused(cohort, trained, tmp_path):
     folder = trained["first"].parent
-    flags = [*training_flags(cohort, folder), "--any_grid", "--resume", "--no-use_sex"]
-    with pytest.raises(ValueError, match="use the same flags to resume"):
-        train_first_stage.main(flags)
+    flags = [*training_flags(cohort, folder), "--any_grid", "--resume"]
+    for other, message in (
+        (["--no-use_sex"], "--use_sex was True, is False"),
+        (["--lr", "0.5"], r"--lr was 0\.0015, is 0\.5"),
+        (["--rank_weight", "1"], r"--rank_weight was 10\.0, is 1\.0"),
+    ):
+        with pytest.raises(ValueError, match=f"use the same flags to resume .{message}"):
+            train_first_stage.main([*flags, *other])
 
 
 def test_bad_input_stops_training_before_anything_is_written(cohort, tmp_path):

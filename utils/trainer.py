@@ -18,7 +18,7 @@ from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN
 from utils.augment import Augmentation
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.engine import Execution, predict, refresh_statistics, train_one_epoch
 from utils.files import require_empty
@@ -36,6 +36,11 @@ from utils.runlog import RunLog
 BEST_NAME = "ScaleDense_best_model.pth.tar"  # the published name
 LAST_NAME = "ScaleDense_last_model.pth.tar"
 FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
+# What may differ between a run and its resumption.
+FREE_TO_CHANGE = (
+    "resume", "epochs", "early_stop", "output_dir", "cache", "num_workers", "print_freq", "device",
+    "precision",
+)  # fmt: skip
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
 
 
@@ -134,15 +139,13 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is of another network or another objective.
+            ValueError: it is of other flags than this run's, but for FREE_TO_CHANGE.
         """
         checkpoint = load_checkpoint(self.output_dir / LAST_NAME)
         state = checkpoint.resume
-        if state is None or checkpoint.model.options() != self.model.options():
-            raise ValueError(
-                f"{checkpoint.source}: a run of {checkpoint.model.options()}, but the flags "
-                f"describe {self.model.options()}: use the same flags to resume"
-            )
+        if state is None:
+            raise ValueError(f"{checkpoint.source}: holds no state to resume from")
+        self._require_same_flags(checkpoint)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -150,6 +153,19 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_mae = state["best_mae"]
+
+    def _require_same_flags(self, checkpoint: Checkpoint) -> None:
+        before, now = checkpoint.summary.get("flags", {}), self.description.get("flags", {})
+        changed = [
+            f"--{name} was {before[name]}, is {now.get(name)}"
+            for name in before
+            if name not in FREE_TO_CHANGE and before[name] != now.get(name)
+        ]
+        if changed or checkpoint.model.options() != self.model.options():
+            raise ValueError(
+                f"{checkpoint.source}: another run than the flags describe: use the same flags to "
+                f"resume ({'; '.join(changed) or 'another network'})"
+            )
 
     def describe(self, **entries: object) -> None:
         """Adds plain values to what every checkpoint says of its training."""
