@@ -73,7 +73,7 @@ def training_flags(cohort: Path, output_dir: Path) -> list[str]:
     return [
         *("--train_folder", str(cohort / "train"), "--val_folder", str(cohort / "val")),
         *("--labels", str(cohort / "labels.csv"), "--output_dir", str(output_dir)),
-        *("--epochs", "2", "--batch_size", "4", "--device", "cpu"),
+        *("--epochs", "2", "--batch_size", "4", "--device", "cpu", "--pair_weight", "1"),
     ]
 
 
