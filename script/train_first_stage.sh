@@ -14,7 +14,7 @@ EPOCHS=40
 BATCH_SIZE=16 # scans
 LR=1.5e-3     # AdamW; docs/RESULTS.md has the run these come from
 RANK_WEIGHT=10 # lambda, as published
-PAIR_WEIGHT=0  # beta; published: 1, which biased the ages (docs/RESULTS.md)
+PAIR_WEIGHT=0  # beta; published: 1, see "pairs" in docs/RESULTS.md
 SEED=0
 
 "$PYTHON" "$ROOT/train_first_stage.py" \

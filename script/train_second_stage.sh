@@ -14,7 +14,7 @@ EPOCHS=10
 BATCH_SIZE=16 # scans
 LR=5e-4       # AdamW, from the first stage's weights; published: SGD 1e-5, from fresh ones
 RANK_WEIGHT=10 # lambda, as published
-PAIR_WEIGHT=0  # beta; published: 1, which biased the ages (docs/RESULTS.md)
+PAIR_WEIGHT=0  # beta; published: 1, see "pairs" in docs/RESULTS.md
 SEED=0
 
 "$PYTHON" "$ROOT/train_second_stage.py" \

@@ -74,7 +74,7 @@ def test_residual_error_equals_age_error_so_both_stages_share_one_loss():
 
 def test_rough_age_noise_acts_in_training_alone():
     model = cascade(rough_age_noise=10.0)
-    image, sex = batch(12)
+    image, sex = batch(6)
     rounded = model.eval().predict(image, sex)["rounded_age"]
     assert torch.equal(rounded, model.predict(image, sex)["rounded_age"])
     model.train()

@@ -255,7 +255,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
         "--beta",
         type=number(float, low=0),
         default=0.0,
-        help="beta, of the age-difference loss; published: 1, at which ages become biased",
+        help="beta, of the age-difference loss; published: 1",
     )
     group.add_argument(
         "--pairs",

@@ -155,8 +155,7 @@ def format_figures(rows: dict[str, dict]) -> str:
 
 
 def _cell(figure: dict) -> str:
-    if figure["value"] is None:
-        return f"{'-':>23s}"
-    if figure["low"] is None:
-        return f"{figure['value']:23.2f}"
-    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]".rjust(23)
+    text = "-" if figure["value"] is None else f"{figure['value']:.2f}"
+    if figure["low"] is not None:
+        text += f" [{figure['low']:.2f}, {figure['high']:.2f}]"
+    return " " + text.rjust(22)

@@ -106,7 +106,7 @@ def read_header(path: Path, *, any_grid: bool = False) -> str:
             raise ValueError(
                 f"{path}: not on the FSL MNI152 2 mm grid: found shape {shape} and affine "
                 f"{affine[:3].round(3).tolist()} in LAS order, expected {GRID_SHAPE} and "
-                f"{GRID_AFFINE[:3].tolist()}; preprocess it first, or --any_grid for experiments"
+                f"{GRID_AFFINE[:3].tolist()}; preprocess it first (for experiments, training takes --any_grid)"
             )
     return "".join(nibabel.aff2axcodes(image.affine))
 
