@@ -106,7 +106,8 @@ def read_header(path: Path, *, any_grid: bool = False) -> str:
             raise ValueError(
                 f"{path}: not on the FSL MNI152 2 mm grid: found shape {shape} and affine "
                 f"{affine[:3].round(3).tolist()} in LAS order, expected {GRID_SHAPE} and "
-                f"{GRID_AFFINE[:3].tolist()}; preprocess it first (for experiments, training takes --any_grid)"
+                f"{GRID_AFFINE[:3].tolist()}; preprocess it first (training takes --any_grid, "
+                "for experiments)"
             )
     return "".join(nibabel.aff2axcodes(image.affine))
 
