@@ -16,9 +16,14 @@ LR=1.5e-3     # AdamW; docs/RESULTS.md has the run these come from
 RANK_WEIGHT=10 # lambda, as published
 PAIR_WEIGHT=0  # beta; published: 1, see "pairs" in docs/RESULTS.md
 SEED=0
+RECIPE=ours # paper: the published settings instead of width to weights above; or --recipe paper
+
+VALUES=(--width "$WIDTH" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR"
+  --rank_weight "$RANK_WEIGHT" --pair_weight "$PAIR_WEIGHT")
+case "$RECIPE $*" in
+  paper* | *"--recipe paper"* | *--recipe=paper*) VALUES=(--recipe paper) ;;
+esac
 
 "$PYTHON" "$ROOT/train_first_stage.py" \
   --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
-  --output_dir "$OUTPUT" --width "$WIDTH" --resolution "$RESOLUTION" \
-  --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR" \
-  --rank_weight "$RANK_WEIGHT" --pair_weight "$PAIR_WEIGHT" --seed "$SEED" "$@"
+  --output_dir "$OUTPUT" --resolution "$RESOLUTION" --seed "$SEED" "${VALUES[@]}" "$@"

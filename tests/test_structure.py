@@ -102,16 +102,42 @@ def recorded_calls(script: Path, folder: Path, *flags: str) -> list[list[str]]:
     return calls
 
 
-def parse_call(call: list[str]) -> None:
+def parse_call(call: list[str]):
     at = next(i for i, word in enumerate(call) if word.endswith(".py"))
     name = str(Path(call[at]).relative_to(ROOT))
-    PARSERS[name](call[at + 1 : -1])
+    return PARSERS[name](call[at + 1 : -1])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
     for call in recorded_calls(script, tmp_path, *(["out"] if script in TAKES_A_FOLDER else [])):
         parse_call(call)
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_paper_recipe_reaches_training_through_the_scripts(stage, tmp_path):
+    script = ROOT / "script" / f"train_{stage}_stage.sh"
+    ours = parse_call(recorded_calls(script, tmp_path)[0])
+    paper = parse_call(recorded_calls(script, tmp_path, "--recipe", "paper", "--epochs", "7")[0])
+    assert (ours.width, ours.batch_size, ours.pair_weight) == ("compact", 16, 0)
+    assert (paper.width, paper.batch_size, paper.pair_weight) == ("released", 32, 1)
+    assert paper.lr == {"first": 1e-3, "second": 1e-5}[stage]
+    assert paper.epochs == 7
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_scripts_say_the_parsers_own_defaults(stage, tmp_path):
+    scripted = vars(
+        parse_call(recorded_calls(ROOT / "script" / f"train_{stage}_stage.sh", tmp_path)[0])
+    )
+    needed = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
+    if stage == "second":
+        needed += ["--first_stage_net", "e"]
+    defaults = vars(PARSERS[f"train_{stage}_stage.py"](needed))
+    paths = {"train_folder", "val_folder", "labels", "output_dir", "first_stage_net"}
+    assert {k: v for k, v in scripted.items() if k not in paths} == {
+        k: v for k, v in defaults.items() if k not in paths
+    }
 
 
 def test_published_script_names_are_links_to_ours():
