@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh clone to tested ages in about ten minutes on two cores, without a GPU or any data:
+# From a fresh clone to tested ages in five to ten minutes on two cores, without a GPU or any data:
 # makes a virtual environment, a SYNTHETIC cohort, trains both stages, tests them.
 # Run again, it goes on where it was.   bash script/quickstart.sh [FOLDER]
 set -euo pipefail
