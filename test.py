@@ -17,7 +17,13 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from model.layers import fuse_for_inference
     from utils import results
     from utils.checkpoint import load_checkpoint
-    from utils.dataset import ScanDataset, describe, evaluation_loader, open_cohort
+    from utils.dataset import (
+        ScanDataset,
+        describe,
+        evaluation_loader,
+        open_cohort,
+        require_readable,
+    )
     from utils.engine import choose_execution, predict
     from utils.labels import parse_sex_codes, read_labels
     from utils.setup import say_unused
@@ -40,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans = open_cohort(args.test_folder, labels, checkpoint.preparation)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
+    require_readable(scans, checkpoint.preparation)
     unknown = sum(scan.sex is None for scan in scans)
     if unknown and checkpoint.uses_sex:
         print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")

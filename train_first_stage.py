@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     setup.check_output(args)
     loss = setup.age_loss(args)
     execution = setup.seeded_execution(args)
-    preparation = Preparation(resolution=args.resolution, any_grid=args.any_grid)
+    preparation = Preparation(args.resolution, args.intensity, any_grid=args.any_grid)
     sets = setup.datasets(args, preparation)
     mean_age = float(np.mean([scan.age for scan in sets[0].scans]))
     model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age)

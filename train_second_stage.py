@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     loss = setup.age_loss(args)
     execution = setup.seeded_execution(args)
     first = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
-    second_stage = SecondStage(args.width, use_sex=args.use_sex)
+    width = args.width or first.model.encoder.width
+    second_stage = SecondStage(width, use_sex=args.use_sex)
     if args.warm_start:
         second_stage.start_from(first.model)
     sets = setup.datasets(args, first.preparation)

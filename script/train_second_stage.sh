@@ -8,7 +8,7 @@ DATA="${TSAN_DATA:-$ROOT/data}" # holds train/, val/, test/ and the label sheet
 LABELS="$DATA/Dataset.xls"
 FIRST_STAGE="$ROOT/runs/first_stage/ScaleDense_best_model.pth.tar" # ours or the authors'
 OUTPUT="$ROOT/runs/second_stage" # new or empty; --resume continues the run in it
-WIDTH=compact                    # that of the first stage, or --no-warm_start
+WIDTH=                           # empty: that of the first stage; another needs --no-warm_start
 AGE_STEP=5                       # years between rounded ages, as published
 EPOCHS=10
 BATCH_SIZE=16 # scans
@@ -18,7 +18,7 @@ PAIR_WEIGHT=0  # beta; published: 1, see "pairs" in docs/RESULTS.md
 SEED=0
 RECIPE=ours # paper: the published settings instead of width to weights above; or --recipe paper
 
-VALUES=(--width "$WIDTH" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR"
+VALUES=(${WIDTH:+--width "$WIDTH"} --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR"
   --rank_weight "$RANK_WEIGHT" --pair_weight "$PAIR_WEIGHT")
 case "$RECIPE $*" in
   paper* | *"--recipe paper"* | *--recipe=paper*) VALUES=(--recipe paper) ;;

@@ -106,6 +106,13 @@ def test_export_is_read_back_with_the_same_weights(authors_files, tmp_path, stag
         export_to_authors(original, tmp_path / "out.pth.tar")
 
 
+def test_networks_of_another_intensity_rule_are_not_exported(tmp_path):
+    ours = load_checkpoint(saved(tmp_path / "a.pt", ScaleDense(), Preparation()))
+    with pytest.raises(ValueError, match=r"a\.pt: .*--width released --intensity authors"):
+        export_to_authors(ours, tmp_path / "out.pth.tar")
+    assert not (tmp_path / "out.pth.tar").exists()
+
+
 def test_second_stage_is_refused_where_a_first_is_expected(tmp_path):
     path = saved(tmp_path / "b.pt", TSAN(ScaleDense(), SecondStage()))
     with pytest.raises(ValueError, match="a second stage; --first_stage_net expects"):

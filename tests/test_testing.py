@@ -151,6 +151,23 @@ def test_missing_checkpoint_and_scans_are_named(cohort, trained, tmp_path):
         run(cohort, trained["first"], tmp_path, "--test_folder", str(tmp_path / "none"))
 
 
+def test_all_bad_volumes_are_named_before_any_prediction(cohort, trained, tmp_path):
+    for name, value in (("nan", np.nan), ("empty", 0)):
+        volume = brain((32, 36, 32), 50)
+        volume[volume > 0] = value
+        write_scan(tmp_path / "scans" / f"{name}.nii.gz", volume)
+    good = write_scan(tmp_path / "scans" / "broken.nii.gz", brain((32, 36, 32), 50))
+    content = bytearray(good.read_bytes())
+    content[12:40] = b"\xff" * 28
+    good.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.nii\.gz"):
+        run(cohort, trained["first"], tmp_path / "out", "--test_folder", str(tmp_path / "scans"))
+    good.unlink()
+    with pytest.raises(ValueError, match=r"(?s)empty\.nii\.gz: no brain.*nan\.nii\.gz: .*NaN"):
+        run(cohort, trained["first"], tmp_path / "out", "--test_folder", str(tmp_path / "scans"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_scans_off_the_grid_are_refused_by_a_checkpoint_of_the_grid(cohort, tmp_path):
     from model.scaledense import ScaleDense
     from utils.checkpoint import save_checkpoint
@@ -196,6 +213,25 @@ def test_the_authors_files_give_the_authors_ages(tmp_path):
 
 
 @pytest.mark.slow
+def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(tmp_path, monkeypatch):
+    import train_second_stage
+    from utils import setup
+
+    weights = authors_state_dict("first_stage", seed=1)
+    torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")
+    monkeypatch.setattr(setup, "datasets", lambda args, preparation: (None, None))
+    monkeypatch.setattr(setup, "start", lambda args, model, *rest: model)
+    model = train_second_stage.main(
+        [
+            *("--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir"),
+            *(str(tmp_path / "out"), "--first_stage_net", str(tmp_path / "first.pth.tar")),
+            *("--rough_age_noise", "0"),
+        ]
+    )
+    assert model.second_stage.encoder.width == "released"
+
+
+@pytest.mark.slow
 def test_second_stage_trains_on_the_authors_first_stage(grid_cohort, tmp_path):
     import train_second_stage
     from utils.checkpoint import AUTHORS_PREPARATION, load_checkpoint
@@ -208,7 +244,7 @@ def test_second_stage_trains_on_the_authors_first_stage(grid_cohort, tmp_path):
             *(str(grid_cohort / "val"), "--excel_path", str(grid_cohort / "labels.csv")),
             *("--first_stage_net", str(tmp_path / "first.pth.tar"), "--output_dir"),
             *(str(tmp_path / "out"), "--epochs", "1", "--batch_size", "3", "--no-warm_start"),
-            *("--rough_age_noise", "0"),
+            *("--rough_age_noise", "0", "--width", "compact"),
         ]
     )
     checkpoint = load_checkpoint(best)

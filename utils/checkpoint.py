@@ -142,9 +142,15 @@ def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bo
     A cascade's second stage is written; its first stage is exported from its own checkpoint.
 
     Raises:
-        ValueError: not of the released width.
+        ValueError: not of the released width, or trained on scans prepared by another rule.
         FileExistsError: `path` exists and `overwrite` is false.
     """
+    if checkpoint.preparation != AUTHORS_PREPARATION:
+        raise ValueError(
+            f"{checkpoint.source}: trained on scans prepared as {checkpoint.preparation}, but the "
+            f"authors' format means {AUTHORS_PREPARATION}: other ages would come out; train the "
+            "first stage with --width released --intensity authors to export it"
+        )
     stage = checkpoint.model.second_stage if checkpoint.stage == 2 else checkpoint.model
     weights = {f"module.{key}": value.cpu() for key, value in to_authors(stage).items()}
     epoch = int(checkpoint.summary.get("epoch", 0))

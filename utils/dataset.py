@@ -87,6 +87,25 @@ def open_cohort(
     return scans
 
 
+def require_readable(scans: list[Scan], preparation: Preparation) -> None:
+    """Decodes every scan once, so that a bad one stops the run at its start, not in its middle.
+
+    Raises:
+        ValueError: all scans that cannot be read, are not finite, or hold no brain.
+    """
+
+    def problem(scan: Scan) -> str | None:
+        try:
+            read_volume(scan.path, preparation)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = tqdm(pool.map(problem, scans), "checking", len(scans), disable=None, leave=False)
+        raise_all([text for text in found if text])
+
+
 def describe(scans: list[Scan]) -> str:
     """One line: how many scans, which ages and sexes, what was reoriented."""
     ages = [scan.age for scan in scans if scan.age is not None]

@@ -29,7 +29,8 @@ PAPER_SECOND_STAGE = PAPER | {
     "optimizer": "sgd", "lr": 1e-5, "warm_start": False, "rough_age_noise": 0.0,
 }  # fmt: skip
 # Where our second stage departs from the defaults of the first; docs/RESULTS.md has the figures.
-OUR_SECOND_STAGE = {"lr": 5e-4, "epochs": 10}
+# A width of None is that of the first stage.
+OUR_SECOND_STAGE = {"lr": 5e-4, "epochs": 10, "width": None}
 
 
 def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,6 +43,12 @@ def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=(2, 4),
         default=2,
         help="mm; 4 averages 2x2x2 voxels: eight times faster, less exact",
+    )
+    parser.add_argument(
+        "--intensity",
+        choices=("brain", "authors"),
+        default="brain",
+        help="background after z-scoring: 0, or the authors' -mean/SD, which their format means",
     )
     parser.add_argument(
         "--any_grid",
@@ -88,7 +95,6 @@ def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="SD of noise on the rough age in training; auto: what the first "
         "stage's validation error exceeds its training error by",
     )
-    parser.set_defaults(**OUR_SECOND_STAGE)
     return parse(parser, argv, {"ours": OUR_SECOND_STAGE, "paper": PAPER_SECOND_STAGE})
 
 

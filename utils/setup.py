@@ -8,7 +8,7 @@ import torch
 from model.losses import AgeLoss
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
-from utils.dataset import ScanDataset, describe, open_cohort
+from utils.dataset import ScanDataset, describe, open_cohort, require_readable
 from utils.engine import choose_execution
 from utils.labels import parse_sex_codes, read_labels
 from utils.optimisation import Optimisation
@@ -37,6 +37,7 @@ def datasets(args: argparse.Namespace, preparation: Preparation) -> tuple[ScanDa
         scans = open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
         print(f"{name}: {describe(scans)}")
         cohorts.append(scans)
+        require_readable(scans, preparation)
     require_disjoint(*cohorts)
     keep = args.cache == "memory"
     train_set, val_set = (ScanDataset(scans, preparation, keep=keep) for scans in cohorts)

@@ -5,6 +5,7 @@ superior (LAS). TemplateFlow's copy of the same space is RAS with the SAME SHAPE
 decided from the affine alone.
 """
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError
 
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
@@ -19,7 +21,10 @@ IMAGE_SUFFIXES = (".nii.gz", ".nii")
 RESOLUTIONS = (2, 4)
 INTENSITY_RULES = ("brain", "authors")
 # What nibabel raises for files that are truncated, not gzip, or not NIfTI.
-READ_ERRORS = (ImageFileError, OSError, EOFError, ValueError, TypeError, OverflowError)
+READ_ERRORS = (
+    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, OverflowError,
+    zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
