@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     output_dir = Path(args.output_dir)
     names = (args.csv_name, args.metrics_name, args.npz_name, args.plot_name)
     files = results.ResultFiles(*(output_dir / name for name in names))
+    files.require_sound_names()
     if not args.overwrite:
         files.require_absent()
     execution = choose_execution(args.device, args.precision)
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
     results.write_report(report, scans, ages, files, name=cohort)
     print(results.format_report(report))
-    print(f"results: {', '.join(str(output_dir / name) for name in names)}")
+    written = names if report["scans_with_age"] else names[:3]
+    print(f"results: {', '.join(str(output_dir / name) for name in written)}")
     return report
 
 

@@ -22,7 +22,7 @@ COMMON=(--train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$DATA/Da
 train() {
   local program="$1" folder="$2" resume=()
   shift 2
-  [ ! -f "$folder/ScaleDense_last_model.pth.tar" ] || resume=(--resume)
+  [ ! -d "$folder" ] || resume=(--resume)
   "$PYTHON" "$ROOT/$program" "${COMMON[@]}" --output_dir "$folder" "$@" ${resume[@]+"${resume[@]}"}
 }
 

@@ -144,6 +144,21 @@ def test_checkpoint_is_found_in_the_output_folder_as_published(cohort, trained, 
     assert "note: --sorter accepted and unused" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--plot_name", "plot"], "--plot_name plot: .png, .pdf, .svg or .jpg expected"),
+        (["--csv_name", "a", "--npz_name", "a"], "four different result files expected"),
+    ],
+)
+def test_unusable_result_names_are_refused_before_any_work(
+    cohort, trained, tmp_path, flags, message
+):
+    with pytest.raises(ValueError, match=message):
+        run(cohort, trained["first"], tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_checkpoint_and_scans_are_named(cohort, trained, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth\.tar: no such checkpoint"):
         run(cohort, "none.pth.tar", tmp_path)

@@ -210,6 +210,19 @@ def test_training_refuses_a_folder_that_holds_something(cohort, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_interrupted_in_its_first_epoch_starts_anew_with_resume(
+    cohort, tmp_path, monkeypatch
+):
+    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--epochs", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_epoch", lambda self: next(iter(())))
+        with pytest.raises(StopIteration):
+            train_first_stage.main(flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    train_first_stage.main([*flags, "--resume"])
+    assert len(epochs_of(tmp_path)) == 1
+
+
 def test_resuming_with_other_flags_is_refused(cohort, trained, tmp_path):
     folder = trained["first"].parent
     flags = [*training_flags(cohort, folder), "--any_grid", "--resume"]

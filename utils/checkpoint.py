@@ -128,8 +128,8 @@ def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkp
     Raises:
         ValueError: it is a second stage.
     """
-    content_stage = stage_of(_read(Path(path)).get("state_dict", {}))
-    if content_stage != 2:
+    weights = _read(Path(path)).get("state_dict")
+    if not isinstance(weights, dict) or stage_of(weights) != 2:
         checkpoint = load_checkpoint(path, use_sex=use_sex)
         if checkpoint.stage == 1:
             return checkpoint

@@ -1,5 +1,6 @@
 """Batches: one epoch of training, and one pass of prediction over all scans."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -49,6 +50,8 @@ def choose_execution(device: str = "auto", precision: str = "auto") -> Execution
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device {device}: auto, cpu, cuda or cuda:NUMBER expected")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: this torch sees no GPU; give --device cpu")
     if precision == "auto":

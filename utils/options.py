@@ -374,7 +374,9 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         default=2,
         help="processes that decode scans not kept in memory",
     )
-    group.add_argument("--seed", type=number(int, low=0), default=0, help="of everything random")
+    group.add_argument(
+        "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"
+    )
 
 
 def parse(

@@ -25,6 +25,14 @@ class ResultFiles:
     arrays: Path
     plot: Path
 
+    def require_sound_names(self) -> None:
+        """Raises ValueError, before any work, for two results of one name or an unknown picture."""
+        names = (self.table, self.metrics, self.arrays, self.plot)
+        if len(set(names)) < len(names):
+            raise ValueError(f"{', '.join(map(str, names))}: four different result files expected")
+        if self.plot.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
+            raise ValueError(f"--plot_name {self.plot.name}: .png, .pdf, .svg or .jpg expected")
+
     def require_absent(self) -> None:
         """Raises FileExistsError, before any work, if a result would be overwritten."""
         require_absent(self.table, self.metrics, self.arrays, self.plot)

@@ -12,7 +12,7 @@ from utils.dataset import ScanDataset, describe, open_cohort, require_readable
 from utils.engine import choose_execution
 from utils.labels import parse_sex_codes, read_labels
 from utils.optimisation import Optimisation
-from utils.trainer import Trainer, Training, require_fresh_folder
+from utils.trainer import LAST_NAME, Trainer, Training, require_fresh_folder
 from utils.volumes import Preparation
 
 
@@ -111,7 +111,7 @@ def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution
         output_dir=Path(args.output_dir),
     )
     trainer.describe(flags={key: value for key, value in vars(args).items() if key != "unused"})
-    if args.resume:
+    if args.resume and (trainer.output_dir / LAST_NAME).is_file():
         trainer.resume()
         print(f"resuming after epoch {trainer.epoch}")
     best = trainer.run()

@@ -301,9 +301,14 @@ def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
 
     Raises:
         FileExistsError: the folder is not empty and `resume` is false.
-        FileNotFoundError: `resume` is true and there is no last checkpoint.
+        FileNotFoundError: `resume` is true, and the folder holds something else than a run.
     """
     if resume and not (output_dir / LAST_NAME).is_file():
-        raise FileNotFoundError(f"{output_dir / LAST_NAME}: nothing to resume, leave out --resume")
+        # Interrupted in its first epoch, a run has left nothing but events: it starts anew.
+        rest = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+        if any(name != "tensorboard" and not name.startswith(".part-") for name in rest):
+            raise FileNotFoundError(
+                f"{output_dir / LAST_NAME}: nothing to resume, leave out --resume"
+            )
     if not resume:
         require_empty(output_dir, instead="or --resume to continue the run in it")
