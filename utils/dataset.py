@@ -5,9 +5,11 @@ float32 years with NaN for unknown, index (N,) the scan's place in file order.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +28,7 @@ from utils.volumes import (
 )
 
 UNKNOWN_SEX = -1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,17 +96,26 @@ def require_readable(scans: list[Scan], preparation: Preparation) -> None:
     Raises:
         ValueError: all scans that cannot be read, are not finite, or hold no brain.
     """
+    _for_all(scans, lambda scan: read_volume(scan.path, preparation) is not None, title="checking")
 
-    def problem(scan: Scan) -> str | None:
+
+def _for_all(scans: list[Scan], decode: Callable[[Scan], T], *, title: str) -> list[T]:
+    """`decode` of every scan, in threads, since gunzip and numpy release the interpreter lock.
+
+    Raises:
+        ValueError: what was wrong with each scan that could not be decoded, all at once.
+    """
+
+    def attempt(scan: Scan) -> T | ValueError:
         try:
-            read_volume(scan.path, preparation)
+            return decode(scan)
         except ValueError as error:
-            return str(error)
-        return None
+            return error
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = tqdm(pool.map(problem, scans), "checking", len(scans), disable=None, leave=False)
-        raise_all([text for text in found if text])
+        results = list(tqdm(pool.map(attempt, scans), title, len(scans), disable=None, leave=False))
+    raise_all([str(result) for result in results if isinstance(result, ValueError)])
+    return results
 
 
 def describe(scans: list[Scan]) -> str:
@@ -129,7 +141,7 @@ class ScanDataset(Dataset):
         self.kept: list[Tensor] | None = None
         if keep:
             self._require_memory()
-            self.kept = self._decode_all()
+            self.kept = _for_all(scans, self._decode, title="reading scans")
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -147,12 +159,6 @@ class ScanDataset(Dataset):
     def _decode(self, scan: Scan) -> Tensor:
         volume = normalise(read_volume(scan.path, self.preparation), self.preparation.intensity)
         return torch.from_numpy(volume)[None]
-
-    def _decode_all(self) -> list[Tensor]:
-        # Threads, since gunzip and numpy release the interpreter lock.
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            decoded = pool.map(self._decode, self.scans)
-            return list(tqdm(decoded, "reading scans", len(self), disable=None, leave=False))
 
     def _require_memory(self) -> None:
         """Raises ValueError now rather than running out of memory half way."""

@@ -37,7 +37,8 @@ def datasets(args: argparse.Namespace, preparation: Preparation) -> tuple[ScanDa
         scans = open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
         print(f"{name}: {describe(scans)}")
         cohorts.append(scans)
-        require_readable(scans, preparation)
+        if args.cache == "none":  # what is kept in memory is decoded, and so checked, at once
+            require_readable(scans, preparation)
     require_disjoint(*cohorts)
     keep = args.cache == "memory"
     train_set, val_set = (ScanDataset(scans, preparation, keep=keep) for scans in cohorts)
