@@ -74,6 +74,25 @@ def test_scans_off_the_grid_are_all_reported_before_any_is_read(tmp_path):
         open_cohort(tmp_path, None, Preparation())
 
 
+def test_volumes_too_small_for_the_network_are_refused_at_the_start(tmp_path):
+    write_scan(tmp_path / "a.nii.gz", brain((32, 36, 31), 50))
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: .* 32x36x31 voxels, at least 32 a side"):
+        open_cohort(tmp_path, None, ANY)
+    write_scan(tmp_path / "a.nii.gz", brain(TINY, 50))
+    open_cohort(tmp_path, None, ANY)
+    with pytest.raises(ValueError, match="16x18x16 voxels"):
+        open_cohort(tmp_path, None, Preparation(resolution=4, any_grid=True))
+
+
+def test_differing_shapes_in_one_folder_are_refused_at_the_start(tmp_path):
+    for name, shape in (("a", TINY), ("b", TINY), ("c", (33, 36, 32))):
+        write_scan(tmp_path / f"{name}.nii.gz", brain(shape, 50))
+    with pytest.raises(
+        ValueError, match=r"differing shapes, 32x36x32 \(a\.nii\.gz\), 33x36x32 \(c\."
+    ):
+        open_cohort(tmp_path, None, ANY)
+
+
 def test_reoriented_scans_are_said_so(tmp_path):
     twin = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
     write_scan(tmp_path / "twin.nii.gz", brain(GRID_SHAPE, 50), twin)

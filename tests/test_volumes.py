@@ -34,19 +34,20 @@ def test_scan_on_the_grid_is_read_as_it_is(tmp_path, volume):
     read = read_volume(path, Preparation())
     assert read.dtype == np.float32
     assert np.array_equal(read, volume)
-    assert read_header(path) == "LAS"
+    assert read_header(path).orientation == "LAS"
 
 
 def test_ras_twin_of_the_same_shape_is_flipped_from_its_affine(tmp_path, volume):
     path = write_scan(tmp_path / "twin.nii.gz", volume[::-1], RAS_TWIN)
-    assert read_header(path) == "RAS"
+    assert read_header(path).orientation == "RAS"
     assert np.array_equal(read_volume(path, Preparation()), volume)
 
 
 def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
     permuted = GRID_AFFINE[:, [2, 0, 1, 3]]
     path = write_scan(tmp_path / "p.nii.gz", volume.transpose(2, 0, 1), permuted)
-    assert read_header(path) == "SLA"
+    assert read_header(path).orientation == "SLA"
+    assert read_header(path).shape == volume.shape
     assert np.array_equal(read_volume(path, Preparation()), volume)
 
 

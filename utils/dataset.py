@@ -19,6 +19,7 @@ from tqdm import tqdm
 from utils.labels import Label, label_of, raise_all
 from utils.volumes import (
     GRID_SHAPE,
+    SMALLEST_SIDE,
     Preparation,
     find_scans,
     image_stem,
@@ -33,13 +34,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scan:
-    """One scan of a cohort; age in years and sex (0 female, 1 male) are None where unknown."""
+    """One scan of a cohort; age in years and sex (0 female, 1 male) are None where unknown.
+
+    Attributes:
+        orientation: the axis order it is stored in.
+        shape: its voxels (D, H, W) once in LAS order, at the resolution of the file.
+    """
 
     subject_id: str
     path: Path
     age: float | None
     sex: int | None
     orientation: str
+    shape: tuple[int, ...] = GRID_SHAPE
 
 
 def open_cohort(
@@ -81,13 +88,38 @@ def open_cohort(
                 "(or --use_sex false)"
             )
         try:
-            orientation = read_header(path, any_grid=preparation.any_grid)
+            header = read_header(path, any_grid=preparation.any_grid)
         except ValueError as error:
             problems.append(str(error))
         else:
-            scans.append(Scan(stem, path, age, sex, orientation))
-    raise_all(problems)
+            scans.append(Scan(stem, path, age, sex, header.orientation, header.shape))
+    raise_all(problems + _unfit_shapes(scans, preparation))
     return scans
+
+
+def _unfit_shapes(scans: list[Scan], preparation: Preparation) -> list[str]:
+    """What `any_grid` lets through and no batch or network can hold."""
+    problems = []
+    firsts: dict[tuple[int, ...], Scan] = {}
+    for scan in scans:
+        firsts.setdefault(scan.shape, scan)
+        shape = preparation.input_shape(scan.shape)
+        if min(shape) < SMALLEST_SIDE:
+            problems.append(
+                f"{scan.path}: the network's input would have {_by(shape)} voxels, at least "
+                f"{SMALLEST_SIDE} a side expected"
+            )
+    if len(firsts) > 1:
+        found = ", ".join(f"{_by(shape)} ({scan.path.name})" for shape, scan in firsts.items())
+        problems.append(
+            f"{scans[0].path.parent}: scans of differing shapes, {found}: one shape in a folder "
+            "expected, since a batch holds one"
+        )
+    return problems
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def require_readable(scans: list[Scan], preparation: Preparation) -> None:

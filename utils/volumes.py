@@ -8,6 +8,7 @@ decided from the affine alone.
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -18,6 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
+SMALLEST_SIDE = 32  # voxels of the network's input; five halvings leave nothing of less
 RESOLUTIONS = (2, 4)
 INTENSITY_RULES = ("brain", "authors")
 # What nibabel raises for files that are truncated, not gzip, or not NIfTI.
@@ -47,6 +49,17 @@ class Preparation:
             raise ValueError(f"resolution: 2 or 4 (mm) expected, got {self.resolution!r}")
         if self.intensity not in INTENSITY_RULES:
             raise ValueError(f"intensity: brain or authors expected, got {self.intensity!r}")
+
+    def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Voxels (D, H, W) of the input made from a scan of `shape`; an odd last plane is lost."""
+        return tuple(size // 2 for size in shape) if self.resolution == 4 else tuple(shape)
+
+
+class Header(NamedTuple):
+    """What the header of a scan says: the axis order it is stored in, its shape in LAS order."""
+
+    orientation: str
+    shape: tuple[int, ...]
 
 
 def image_stem(name: str) -> str:
@@ -82,11 +95,11 @@ def find_scans(folder: str | Path) -> list[Path]:
     return scans
 
 
-def read_header(path: Path, *, any_grid: bool = False) -> str:
+def read_header(path: Path, *, any_grid: bool = False) -> Header:
     """Checks shape and grid of a scan without reading its voxels.
 
     Returns:
-        The orientation it is stored in, `LAS` where nothing is to be done.
+        Its orientation, `LAS` where nothing is to be done, and its shape once in LAS order.
 
     Raises:
         ValueError: unreadable, not 3-D, or off the MNI152 2 mm grid; names file and expectation.
@@ -103,18 +116,18 @@ def read_header(path: Path, *, any_grid: bool = False) -> str:
         raise ValueError(f"{path}: its affine is not invertible: {affine[:3].tolist()}")
     orientation = io_orientation(affine)
     transform = ornt_transform(orientation, axcodes2ornt("LAS"))
-    if not any_grid:
-        # The affine this file would have after its axes are put into LAS order.
-        affine = affine @ nibabel.orientations.inv_ornt_aff(transform, shape[:3])
-        shape = tuple(shape[axis] for axis in np.argsort(transform[:, 0]))
-        if shape != GRID_SHAPE or not np.allclose(affine, GRID_AFFINE, atol=0.01):
-            raise ValueError(
-                f"{path}: not on the FSL MNI152 2 mm grid: found shape {shape} and affine "
-                f"{affine[:3].round(3).tolist()} in LAS order, expected {GRID_SHAPE} and "
-                f"{GRID_AFFINE[:3].tolist()}; preprocess it first (training takes --any_grid, "
-                "for experiments)"
-            )
-    return "".join(nibabel.aff2axcodes(image.affine))
+    # The affine this file would have after its axes are put into LAS order, and its shape.
+    affine = affine @ nibabel.orientations.inv_ornt_aff(transform, shape[:3])
+    shape = tuple(shape[axis] for axis in np.argsort(transform[:, 0]))
+    on_grid = shape == GRID_SHAPE and np.allclose(affine, GRID_AFFINE, atol=0.01)
+    if not (any_grid or on_grid):
+        raise ValueError(
+            f"{path}: not on the FSL MNI152 2 mm grid: found shape {shape} and affine "
+            f"{affine[:3].round(3).tolist()} in LAS order, expected {GRID_SHAPE} and "
+            f"{GRID_AFFINE[:3].tolist()}; preprocess it first (training takes --any_grid, "
+            "for experiments)"
+        )
+    return Header("".join(nibabel.aff2axcodes(image.affine)), shape)
 
 
 def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
