@@ -1,6 +1,7 @@
 """Writing files so that nothing is half-written and nothing is overwritten unasked."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffixes stay at the end: nibabel and pandas choose the format from them.
-    temporary = path.with_name(f".part-{os.getpid()}-{path.name}")
+    # A process number is no name: containers and machines that share a folder share numbers too.
+    temporary = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
     try:
         yield temporary
         with temporary.open("rb+") as file:
