@@ -18,11 +18,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils import results
     from utils.checkpoint import load_checkpoint
     from utils.dataset import (
-        ScanDataset,
         describe,
         evaluation_loader,
         open_cohort,
-        require_readable,
+        open_for_one_reading,
     )
     from utils.engine import choose_execution, predict
     from utils.labels import parse_sex_codes, read_labels
@@ -47,16 +46,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans = open_cohort(args.test_folder, labels, checkpoint.preparation)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
-    require_readable(scans, checkpoint.preparation)
+    dataset = open_for_one_reading(scans, checkpoint.preparation)
     unknown = sum(scan.sex is None for scan in scans)
     if unknown and checkpoint.uses_sex:
         print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
     model = fuse_for_inference(checkpoint.model) if args.fuse else checkpoint.model
-    loader = evaluation_loader(
-        ScanDataset(scans, checkpoint.preparation),
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-    )
+    loader = evaluation_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
     ages = predict(execution.place(model), loader, execution)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")

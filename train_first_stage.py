@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     loss = setup.age_loss(args)
     execution = setup.seeded_execution(args)
     preparation = Preparation(args.resolution, args.intensity, any_grid=args.any_grid)
-    sets = setup.datasets(args, preparation)
+    sets = setup.datasets(args, preparation, execution)
     mean_age = float(np.mean([scan.age for scan in sets[0].scans]))
     model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age)
     return setup.start(args, model, loss, sets, execution)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     second_stage = SecondStage(width, use_sex=args.use_sex)
     if args.warm_start:
         second_stage.start_from(first.model)
-    sets = setup.datasets(args, first.preparation)
+    sets = setup.datasets(args, first.preparation, execution)
     noise = args.rough_age_noise
     if noise == "auto":
         noise = unseen_error_spread(first.model, *sets, execution)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from conftest import TINY, brain, write_scan
 
+from utils import cache
 from utils.dataset import (
     ScanDataset,
     describe,
     evaluation_loader,
     open_cohort,
+    open_for_one_reading,
     training_loader,
 )
 from utils.labels import read_labels
@@ -140,16 +142,27 @@ def test_dropped_scans_differ_between_epochs(folder):
     assert len(epochs) > 1
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kept_scans_equal_decoded_ones(folder, workers):
-    plain = evaluation_loader(dataset(folder), batch_size=3, num_workers=workers)
-    kept = evaluation_loader(dataset(folder, keep=True), batch_size=3, num_workers=workers)
-    for one, other in zip(plain, kept, strict=True):
-        assert torch.equal(one["image"], other["image"])
+def test_one_scan_is_its_part_of_a_batch_and_there_is_none_past_the_last(folder):
+    scans = dataset(folder)
+    batch = scans[[3, 1, 6]]
+    assert batch["image"].shape == (3, 1, *TINY)
+    assert batch["age"].shape == (3, 1)
+    assert batch["index"].tolist() == [3, 1, 6]
+    for place, index in enumerate((3, 1, 6)):
+        assert torch.equal(scans[index]["image"], batch["image"][place])
+    assert len([item["index"] for item in scans]) == 7
 
 
-def test_cohorts_too_large_for_memory_are_refused_at_the_start(folder, monkeypatch):
-    monkeypatch.setattr("os.sysconf", lambda name: 100)
+def test_a_cohort_for_one_reading_is_decoded_once_if_small_and_checked_if_large(
+    folder, monkeypatch
+):
     scans = open_cohort(folder, None, ANY)
-    with pytest.raises(ValueError, match="give --cache none"):
-        ScanDataset(scans, Preparation(), keep=True)
+    decoded = []
+    read = cache.read_volume
+    monkeypatch.setattr(cache, "read_volume", lambda *given: decoded.append(1) or read(*given))
+    small = open_for_one_reading(scans, ANY)[[0, 6]]
+    assert len(decoded) == 7
+    monkeypatch.setattr("utils.dataset.KEPT_FOR_ONE_READING", 0)
+    large = open_for_one_reading(scans, ANY)[[0, 6]]
+    assert len(decoded) == 7 + 7 + 2
+    assert torch.equal(small["image"], large["image"])

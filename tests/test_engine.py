@@ -8,6 +8,7 @@ from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.augment import Augmentation
+from utils.cache import Cache
 from utils.dataset import ScanDataset, evaluation_loader, open_cohort, training_loader
 from utils.engine import (
     Execution,
@@ -27,7 +28,7 @@ CPU = Execution(torch.device("cpu"))
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     labels = read_labels(write_cohort(folder, {"all": 7}))
-    return ScanDataset(open_cohort(folder / "all", labels, ANY), ANY, keep=True)
+    return ScanDataset(open_cohort(folder / "all", labels, ANY), ANY, Cache("device"))
 
 
 def ages_of(model, dataset, batch_size):

@@ -13,6 +13,7 @@ import train_second_stage
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from utils.cache import Cache
 from utils.checkpoint import load_checkpoint
 from utils.dataset import ScanDataset, open_cohort
 from utils.engine import choose_execution
@@ -172,7 +173,7 @@ def four_scans(tmp_path):
     labels = read_labels(write_cohort(tmp_path / "four", {"train": 4}, seed=3))
     preparation = Preparation(any_grid=True)
     scans = open_cohort(tmp_path / "four" / "train", labels, preparation, need_age=True)
-    return ScanDataset(scans, preparation, keep=True)
+    return ScanDataset(scans, preparation, Cache("device"))
 
 
 @pytest.mark.parametrize("collapsed", [True, False])

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     import numpy as np
     from sklearn.linear_model import RidgeCV
 
-    from utils.dataset import ScanDataset, describe, open_cohort
+    from utils.dataset import describe, open_cohort, open_for_one_reading
     from utils.labels import parse_sex_codes, read_labels
     from utils.metrics import score_with_intervals
     from utils.results import format_figures
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     def voxels_and_ages(folder: str) -> tuple[np.ndarray, np.ndarray]:
         scans = open_cohort(folder, labels, preparation, need_age=True)
         print(f"{folder}: {describe(scans)}")
-        dataset = ScanDataset(scans, preparation, keep=True)
+        dataset = open_for_one_reading(scans, preparation)
         voxels = np.stack([item["image"].numpy().ravel() for item in dataset])
         return voxels, np.array([scan.age for scan in scans])
 

@@ -1,21 +1,34 @@
 """A folder of scans with its labels, and the batches that a network reads.
 
-One batch is a dict: image (N, 1, D, H, W) float32, sex (N,) int64 with -1 for unknown, age (N, 1)
-float32 years with NaN for unknown, index (N,) the scan's place in file order.
+One batch is a dict: image (N, 1, D, H, W) z-scores as they are kept (utils/cache.py), sex (N,)
+int64 with -1 for unknown, age (N, 1) float32 years with NaN for unknown, index (N,) the place in
+file order.
 """
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from utils.cache import (
+    CPU,
+    DTYPES,
+    Cache,
+    DiskCache,
+    Encoded,
+    free_memory,
+    read_encoded,
+    require_memory,
+)
 from utils.labels import Label, label_of, raise_all
 from utils.volumes import (
     GRID_SHAPE,
@@ -23,12 +36,12 @@ from utils.volumes import (
     Preparation,
     find_scans,
     image_stem,
-    normalise,
     read_header,
-    read_volume,
 )
 
 UNKNOWN_SEX = -1
+NO_CACHE = Cache()
+KEPT_FOR_ONE_READING = 2**30  # bytes
 T = TypeVar("T")
 
 
@@ -122,32 +135,52 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def require_readable(scans: list[Scan], preparation: Preparation) -> None:
+def require_readable(scans: list[Scan], preparation: Preparation, bits: int = 32) -> None:
     """Decodes every scan once, so that a bad one stops the run at its start, not in its middle.
 
     Raises:
-        ValueError: all scans that cannot be read, are not finite, or hold no brain.
+        ValueError: all scans that cannot be read, are not finite, hold no brain, or spread too far
+            for that many bits a voxel.
     """
-    _for_all(scans, lambda scan: read_volume(scan.path, preparation) is not None, title="checking")
+
+    def check(scan: Scan) -> None:
+        read_encoded(scan.path, preparation, bits)
+
+    _for_all(scans, check, title="checking")
 
 
-def _for_all(scans: list[Scan], decode: Callable[[Scan], T], *, title: str) -> list[T]:
+def open_for_one_reading(scans: list[Scan], preparation: Preparation) -> "ScanDataset":
+    """The scans, exact and all checked; decoded once if they take up to KEPT_FOR_ONE_READING.
+
+    More of them are not kept: they are decoded to be checked and again when they are read.
+
+    Raises:
+        ValueError: all bad scans at once.
+    """
+    needed = 4 * len(scans) * math.prod(preparation.input_shape(scans[0].shape))
+    if needed <= min(KEPT_FOR_ONE_READING, free_memory(CPU) // 2):
+        return ScanDataset(scans, preparation, Cache("device"))
+    require_readable(scans, preparation)
+    return ScanDataset(scans, preparation)
+
+
+def _for_all(items: Sequence[T], decode: Callable[[T], None], *, title: str) -> None:
     """`decode` of every scan, in threads, since gunzip and numpy release the interpreter lock.
 
     Raises:
         ValueError: what was wrong with each scan that could not be decoded, all at once.
     """
 
-    def attempt(scan: Scan) -> T | ValueError:
+    def attempt(item: T) -> str | None:
         try:
-            return decode(scan)
+            decode(item)
         except ValueError as error:
-            return error
+            return str(error)
+        return None
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        results = list(tqdm(pool.map(attempt, scans), title, len(scans), disable=None, leave=False))
-    raise_all([str(result) for result in results if isinstance(result, ValueError)])
-    return results
+        results = list(tqdm(pool.map(attempt, items), title, len(items), disable=None, leave=False))
+    raise_all(sorted(filter(None, results)))  # by file, whatever the order they were tried in
 
 
 def describe(scans: list[Scan]) -> str:
@@ -166,46 +199,112 @@ def describe(scans: list[Scan]) -> str:
 
 
 class ScanDataset(Dataset):
-    """Decoded, normalised scans; `keep` holds each in memory once it has been decoded."""
+    """Scans as a network reads them, whole batches at a time.
 
-    def __init__(self, scans: list[Scan], preparation: Preparation, *, keep: bool = False):
-        self.scans, self.preparation = scans, preparation
-        self.kept: list[Tensor] | None = None
-        if keep:
-            self._require_memory()
-            self.kept = _for_all(scans, self._decode, title="reading scans")
+    Making it decodes what `cache` keeps and does not hold yet; `none` keeps nothing.
+
+    Args:
+        scans: from `open_cohort`, all of one shape.
+        preparation: how they are prepared.
+        cache: where decoded scans are kept and in how many bits.
+
+    Raises:
+        ValueError: all bad scans at once; or too little memory.
+        OSError: the cache's folder cannot be written or is too full.
+    """
+
+    def __init__(self, scans: list[Scan], preparation: Preparation, cache: Cache = NO_CACHE):
+        self.scans, self.preparation, self.cache = scans, preparation, cache
+        self.shape = preparation.input_shape(scans[0].shape)
+        self.sex = torch.tensor([UNKNOWN_SEX if s.sex is None else s.sex for s in scans])
+        self.age = torch.tensor([[float("nan") if s.age is None else s.age] for s in scans])
+        if cache.kind == "disk":
+            self._open_disk()
+        elif cache.kind == "device":
+            self._fill_device()
 
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The scan at `index` in file order: image (1, D, H, W), sex (), age (1,), index ()."""
-        scan = self.scans[index]
-        return {
-            "image": self._decode(scan) if self.kept is None else self.kept[index],
-            "sex": torch.tensor(UNKNOWN_SEX if scan.sex is None else scan.sex),
-            "age": torch.tensor([float("nan") if scan.age is None else scan.age]),
-            "index": torch.tensor(index),
-        }
+    def __getitem__(self, index: int | list[int]) -> dict[str, Tensor]:
+        """The batch of the scans at a list of places in file order, or the scan at one.
 
-    def _decode(self, scan: Scan) -> Tensor:
-        volume = normalise(read_volume(scan.path, self.preparation), self.preparation.intensity)
-        return torch.from_numpy(volume)[None]
+        Its images are as they are kept, with their levels (N, 3) where these are 8 bits;
+        `Execution.images` decodes them. A single scan has no first axis.
+        """
+        if isinstance(index, int):
+            return {name: values[0] for name, values in self[[index]].items()}
+        places = torch.tensor(index)
+        batch = {"sex": self.sex[places], "age": self.age[places], "index": places}
+        batch["image"], levels = self._images(index)
+        return batch | {"levels": levels} if self.cache.bits == 8 else batch
 
-    def _require_memory(self) -> None:
-        """Raises ValueError now rather than running out of memory half way."""
-        if self.preparation.any_grid:
-            return
-        voxels = GRID_SHAPE[0] * GRID_SHAPE[1] * GRID_SHAPE[2]
-        if self.preparation.resolution == 4:
-            voxels //= 8
-        needed = 4 * voxels * len(self)
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > 0.7 * available:
-            raise ValueError(
-                f"{len(self)} scans need {needed / 2**30:.1f} GiB in memory, this machine has "
-                f"{available / 2**30:.1f}: give --cache none"
-            )
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        """What torch's DataLoader asks for a batch."""
+        return self[indices]
+
+    def workers(self, num_workers: int) -> int:
+        """How many of `num_workers` processes make reading faster.
+
+        Copying kept scans takes a CPU less time than passing them between processes; beside a GPU
+        it is worth doing while the GPU computes. What lies on the device goes through none.
+        """
+        beside_gpu = self.cache.kind == "disk" and torch.cuda.is_available()
+        return num_workers if self.cache.kind == "none" or beside_gpu else 0
+
+    def _images(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """(N, 1, D, H, W) as kept, and (N, 3) levels."""
+        if self.cache.kind == "device":
+            places = torch.tensor(indices, device=self.cache.device)
+            return self._image.index_select(0, places), self._levels.index_select(0, places)
+        image = torch.empty((len(indices), 1, *self.shape), dtype=DTYPES[self.cache.bits])
+        levels = torch.empty(len(indices), 3)
+        for place, index in enumerate(indices):
+            entry = self._read(index)
+            np.copyto(image[place, 0].numpy(), entry.voxels)
+            np.copyto(levels[place].numpy(), entry.levels)
+        return image, levels
+
+    def _read(self, index: int) -> Encoded:
+        if self.cache.kind == "disk":
+            return self._disk[index]
+        return read_encoded(self.scans[index].path, self.preparation, self.cache.bits)
+
+    def _open_disk(self) -> None:
+        self._disk = DiskCache(
+            self.cache.folder,
+            [scan.path for scan in self.scans],
+            shape=self.shape,
+            preparation=self.preparation,
+            bits=self.cache.bits,
+        )
+
+        def decode(index: int) -> None:
+            self._disk.decode(index)
+
+        _for_all(self._disk.prepare(), decode, title="decoding scans")
+
+    def _fill_device(self) -> None:
+        shape, device, bits = (len(self), 1, *self.shape), self.cache.device, self.cache.bits
+        require_memory(math.prod(shape) * bits // 8, len(self), device)
+        self._image = torch.empty(shape, dtype=DTYPES[bits], device=device)
+        self._levels = torch.empty(len(self), 3, device=device)
+
+        def decode(index: int) -> None:
+            entry = self._read(index)
+            self._image[index, 0] = torch.from_numpy(entry.voxels)
+            self._levels[index] = torch.from_numpy(entry.levels)
+
+        _for_all(range(len(self)), decode, title="decoding scans")
+
+
+def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In place of torch's collation: `ScanDataset` gives whole batches."""
+    return batch
+
+
+def _pinned(dataset: ScanDataset) -> bool:
+    return torch.cuda.is_available() and dataset.cache.kind != "device"
 
 
 def training_loader(
@@ -232,8 +331,9 @@ def training_loader(
         batch_size=batch_size,
         shuffle=True,
         drop_last=drop_last,
-        num_workers=0 if dataset.kept is not None else num_workers,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=dataset.workers(num_workers),
+        pin_memory=_pinned(dataset),
+        collate_fn=_as_read,
     )
 
 
@@ -242,6 +342,7 @@ def evaluation_loader(dataset: ScanDataset, *, batch_size: int, num_workers: int
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        num_workers=0 if dataset.kept is not None else num_workers,
-        pin_memory=torch.cuda.is_available(),
+        num_workers=dataset.workers(num_workers),
+        pin_memory=_pinned(dataset),
+        collate_fn=_as_read,
     )

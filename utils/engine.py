@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from utils.cache import decode
 from utils.dataset import UNKNOWN_SEX
 
 REFRESH_SCANS = 512  # enough for a mean over 512 x 45 x 54 x 45 voxels and more
@@ -37,9 +38,9 @@ class Execution:
         return model.to(self.device).to(memory_format=torch.channels_last_3d)
 
     def images(self, batch: dict[str, Tensor]) -> Tensor:
-        """The batch's (N, 1, D, H, W) images on the device."""
+        """The batch's (N, 1, D, H, W) images on the device, decoded there: few bytes travel."""
         image = batch["image"].to(self.device, non_blocking=True)
-        return image.contiguous(memory_format=torch.channels_last_3d)
+        return decode(image, batch.get("levels")).contiguous(memory_format=torch.channels_last_3d)
 
 
 def choose_execution(device: str = "auto", precision: str = "auto") -> Execution:

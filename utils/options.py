@@ -182,12 +182,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         help="scans that choose the best epoch",
     )
     add_label_flags(group, required=True)
-    group.add_argument(
-        "--cache",
-        choices=("memory", "none"),
-        default="memory",
-        help="keep decoded scans in memory, or decode them anew each epoch",
-    )
+    add_cache_flags(group)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty folder")
     group.add_argument(
@@ -203,6 +198,30 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_loss_flags(parser)
     add_optimisation_flags(parser)
     add_machine_flags(parser)
+
+
+def add_cache_flags(group: argparse._ArgumentGroup) -> None:
+    """Where decoded scans are kept, see utils/cache.py."""
+    group.add_argument(
+        "--cache",
+        choices=("none", "disk", "device"),
+        default="disk",
+        help="keep decoded scans in files, or on the GPU (without one: in main memory), or decode "
+        "them anew each epoch",
+    )
+    group.add_argument(
+        "--cache_bits",
+        type=int,
+        choices=(8, 16, 32),
+        default=16,
+        help="a voxel, as it is kept and read with any --cache: 32 exact, 16 to 0.05 %%, 8 to "
+        "about 0.02 SD",
+    )
+    group.add_argument(
+        "--cache_dir",
+        metavar="DIR",
+        help="of --cache disk; unset: scan_cache beside --output_dir, shared by the runs there",
+    )
 
 
 def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
@@ -372,7 +391,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> None:
         "--num_workers",
         type=number(int, low=0),
         default=2,
-        help="processes that decode scans not kept in memory",
+        help="processes that read scans: of --cache none, and on a GPU of --cache disk",
     )
     group.add_argument(
         "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"

@@ -8,8 +8,9 @@ import torch
 from model.losses import AgeLoss
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
+from utils.cache import Cache
 from utils.dataset import ScanDataset, describe, open_cohort, require_readable
-from utils.engine import choose_execution
+from utils.engine import Execution, choose_execution
 from utils.labels import parse_sex_codes, read_labels
 from utils.optimisation import Optimisation
 from utils.trainer import LAST_NAME, Trainer, Training, require_fresh_folder
@@ -29,7 +30,9 @@ def say_unused(args: argparse.Namespace, reason: str) -> None:
         print(f"note: {', '.join(args.unused)} accepted and unused: {reason}")
 
 
-def datasets(args: argparse.Namespace, preparation: Preparation) -> tuple[ScanDataset, ScanDataset]:
+def datasets(
+    args: argparse.Namespace, preparation: Preparation, execution: Execution
+) -> tuple[ScanDataset, ScanDataset]:
     """Training and validation scans, checked before the first is read."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     cohorts = []
@@ -37,11 +40,13 @@ def datasets(args: argparse.Namespace, preparation: Preparation) -> tuple[ScanDa
         scans = open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
         print(f"{name}: {describe(scans)}")
         cohorts.append(scans)
-        if args.cache == "none":  # what is kept in memory is decoded, and so checked, at once
-            require_readable(scans, preparation)
     require_disjoint(*cohorts)
-    keep = args.cache == "memory"
-    train_set, val_set = (ScanDataset(scans, preparation, keep=keep) for scans in cohorts)
+    folder = args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache"
+    cache = Cache(args.cache, args.cache_bits, Path(folder), execution.device)
+    if args.cache == "none":  # what is kept is decoded, and so checked, at once
+        for scans in cohorts:
+            require_readable(scans, preparation, args.cache_bits)
+    train_set, val_set = (ScanDataset(scans, preparation, cache) for scans in cohorts)
     return train_set, val_set
 
 

@@ -38,8 +38,8 @@ LAST_NAME = "ScaleDense_last_model.pth.tar"
 FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
 # What may differ between a run and its resumption.
 FREE_TO_CHANGE = (
-    "resume", "epochs", "early_stop", "output_dir", "cache", "num_workers", "print_freq", "device",
-    "precision",
+    "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
+    "print_freq", "device", "precision",
 )  # fmt: skip
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
 
@@ -56,7 +56,7 @@ class Training:
         refresh_statistics: whether batch statistics are recomputed before each validation.
         early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
         seed: of weights, order, augmentation and pairs.
-        num_workers: processes that read scans where they are not kept in memory.
+        num_workers: processes that read scans, see `ScanDataset.workers`.
         print_freq: batches between printed losses; 0 for none.
     """
 

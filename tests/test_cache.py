@@ -1,0 +1,296 @@
+"""Decoded scans are exact, found again, and whole whatever happens to the process that writes."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, brain, training_flags, write_cohort, write_scan
+
+import train_first_stage
+from utils import cache, setup
+from utils.cache import Cache, DiskCache, decode, encode, entry_name, read_encoded
+from utils.dataset import ScanDataset, open_cohort, training_loader
+from utils.engine import Execution
+from utils.volumes import Preparation, normalise
+
+ANY = Preparation(any_grid=True)
+CPU = Execution(torch.device("cpu"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index in range(6):
+        write_scan(tmp_path / "scans" / f"{index}.nii.gz", brain(TINY, 20 + 10 * index, index))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[Path]:
+    """The files that were decoded."""
+    paths: list[Path] = []
+    read = cache.read_volume
+    monkeypatch.setattr(cache, "read_volume", lambda path, *p: paths.append(path) or read(path, *p))
+    return paths
+
+
+def open_scans(folder, kind="disk", bits=32, into=None):
+    scans = open_cohort(folder, None, ANY)
+    return ScanDataset(scans, ANY, Cache(kind, bits, into or folder.parent / "kept"))
+
+
+def kept_files(folder) -> list[Path]:
+    return sorted((folder.parent / "kept").glob("*.scan"))
+
+
+def as_read(encoded) -> np.ndarray:
+    voxels, levels = (torch.from_numpy(np.array(part)) for part in encoded)
+    return decode(voxels[None, None], levels[None])[0, 0].numpy()
+
+
+@pytest.mark.parametrize("intensity", ["brain", "authors"])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_volumes_decode_to_within_the_stated_error_and_their_background_exactly(bits, intensity):
+    volume = brain(TINY, 50)
+    image = normalise(volume, intensity)
+    background = image[volume == 0]
+    found = as_read(encode(image, float(background[0]), bits))
+    assert found.dtype == np.float32
+    bound = {
+        8: (image.max() - image.min()) / 508 + 1e-5,
+        16: np.abs(image) * 2.0**-11 + 1e-7,
+        32: 0,
+    }[bits]
+    assert (np.abs(found - image) <= bound).all()
+    if bits == 8 or intensity == "brain":
+        assert np.array_equal(found[volume == 0], background)
+
+
+def test_backgrounds_below_zero_are_kept_apart_under_the_authors_rule(tmp_path):
+    volume = brain(TINY, 50)
+    volume[:3], volume[3:6] = -1, -2
+    path = write_scan(tmp_path / "a.nii.gz", volume)
+    preparation = Preparation(intensity="authors", any_grid=True)
+    image = normalise(volume, "authors")
+    found = as_read(read_encoded(path, preparation, 8))
+    assert np.array_equal(found[volume == 0], image[volume == 0])
+    assert np.abs(found - image).max() <= (image.max() - image.min()) / 508 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("bits", "outlier", "message"),
+    [(8, 1e5, r"a\.nii\.gz: z-scores from .* SD in 8 bits.*--cache_bits 16"),
+     (16, -1e7, r"a\.nii\.gz: z-scores beyond 65504 do not fit 16 bits: give --cache_bits 32")],
+)  # fmt: skip
+def test_values_that_spread_too_far_for_the_bits_are_refused(tmp_path, bits, outlier, message):
+    volume = brain(TINY, 50)
+    volume[0, 0, 0] = outlier
+    path = write_scan(tmp_path / "a.nii.gz", volume)
+    preparation = Preparation(intensity="authors", any_grid=True)
+    with pytest.raises(ValueError, match=message):
+        read_encoded(path, preparation, bits)
+    read_encoded(path, preparation, 32)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_training_batches_are_the_same_whichever_the_cache(folder, bits):
+    batches = {}
+    for kind in ("none", "disk", "device"):
+        torch.manual_seed(1)
+        loader = training_loader(open_scans(folder, kind, bits), batch_size=4, full_batches=False)
+        batches[kind] = [(batch["index"], CPU.images(batch)) for batch in loader]
+    for kind in ("disk", "device"):
+        for (index, image), (expected_index, expected) in zip(
+            batches[kind], batches["none"], strict=True
+        ):
+            assert torch.equal(index, expected_index)
+            assert torch.equal(image, expected)
+            assert image.dtype == torch.float32
+    if bits == 32:
+        volumes = [normalise(brain(TINY, 20 + 10 * i, i)) for i in batches["none"][0][0].tolist()]
+        assert np.array_equal(batches["none"][0][1][:, 0].numpy(), np.stack(volumes))
+
+
+def test_entries_are_named_by_path_size_time_preparation_and_bits(tmp_path):
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_text("one")
+    other.write_text("one")
+    os.utime(path, ns=(5, 5))
+    os.utime(other, ns=(5, 5))
+    names = [entry_name(path, ANY, 16)]
+    assert entry_name(path, ANY, 16) == names[0]
+    names.append(entry_name(other, ANY, 16))
+    names.append(entry_name(path, ANY, 8))
+    for changed in (
+        Preparation(resolution=4, any_grid=True), Preparation(intensity="authors", any_grid=True),
+    ):  # fmt: skip
+        names.append(entry_name(path, changed, 16))
+    os.utime(path, ns=(5, 6))
+    names.append(entry_name(path, ANY, 16))
+    path.write_text("four")
+    os.utime(path, ns=(5, 5))
+    names.append(entry_name(path, ANY, 16))
+    assert len(set(names)) == 7
+
+
+def test_links_to_one_scan_share_its_entry(folder, decoded):
+    (folder / "link.nii.gz").symlink_to(folder / "0.nii.gz")
+    assert len(open_scans(folder)) == 7
+    assert len(decoded) == len(kept_files(folder)) == 6
+
+
+def test_a_second_run_decodes_nothing_but_what_has_changed(folder, decoded):
+    open_scans(folder)
+    assert len(decoded) == 6
+    decoded.clear()
+    dataset = open_scans(folder)
+    dataset[[0, 1, 2, 3, 4, 5]]
+    assert not decoded
+    write_scan(folder / "3.nii.gz", brain(TINY, 90, 99))
+    image = open_scans(folder)[3]["image"][0]
+    assert [path.name for path in decoded] == ["3.nii.gz"]
+    assert np.array_equal(image.numpy(), normalise(brain(TINY, 90, 99)))
+
+
+def test_damaged_foreign_and_deleted_files_are_made_anew_even_during_a_run(folder, decoded):
+    dataset = open_scans(folder)
+    expected = dataset[[0, 1, 2, 3]]["image"]
+    decoded.clear()
+    files = [folder.parent / "kept" / dataset._disk.names[index] for index in range(4)]
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    files[1].write_bytes(files[2].read_bytes())
+    files[2].write_bytes(b"")
+    files[3].unlink()
+    assert torch.equal(dataset[[0, 1, 2, 3]]["image"], expected)
+    assert len(decoded) == 4
+    open_scans(folder)[[0, 1, 2, 3]]
+    assert len(decoded) == 4
+
+
+def _write_for_ever(ready, folder):
+    disk = DiskCache(
+        folder.parent / "kept", [folder / "0.nii.gz"], shape=TINY, preparation=ANY, bits=32
+    )
+    disk.prepare()
+    ready.set()
+    while True:
+        disk.decode(0)
+        (disk.folder / disk.names[0]).rename(disk.folder / "last")
+
+
+def test_a_process_killed_while_writing_leaves_whole_files_or_ignored_ones(folder):
+    kept, context = folder.parent / "kept", multiprocessing.get_context("fork")
+    expected = read_encoded(folder / "0.nii.gz", ANY, 32).voxels
+    for delay in np.linspace(0, 0.03, 12):
+        ready = context.Event()
+        writer = context.Process(target=_write_for_ever, args=(ready, folder))
+        writer.start()
+        ready.wait(20)
+        time.sleep(delay)
+        writer.kill()
+        writer.join(20)
+        for file in [*kept.glob("*.scan"), *kept.glob("last")]:
+            assert file.read_bytes().endswith(expected.tobytes())
+    (kept / ".part-0-left.scan").write_bytes(b"half")
+    assert np.array_equal(open_scans(folder)[0]["image"][0].numpy(), expected)
+
+
+def _open_at(barrier, folder):
+    barrier.wait()
+    dataset = open_scans(folder)
+    assert torch.equal(dataset[[0]]["image"], open_scans(folder, "none")[[0]]["image"])
+
+
+def test_processes_that_start_at_once_all_succeed_with_the_same_files(folder):
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    workers = [context.Process(target=_open_at, args=(barrier, folder)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert len(kept_files(folder)) == 6
+    assert {path.name for path in (folder.parent / "kept").iterdir()} == {
+        "README.txt", *(path.name for path in kept_files(folder))
+    }  # fmt: skip
+
+
+def test_all_bad_scans_are_named_at_once_and_the_good_ones_are_kept(folder, decoded):
+    for name in ("1", "4"):
+        volume = brain(TINY, 50)
+        volume[volume > 0] = np.nan
+        write_scan(folder / f"{name}.nii.gz", volume)
+    for kind in ("disk", "device"):
+        with pytest.raises(ValueError, match=r"(?s)1\.nii\.gz: .*NaN.*4\.nii\.gz: .*NaN"):
+            open_scans(folder, kind)
+    assert len(kept_files(folder)) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_error_and_may_be_read(folder, monkeypatch):
+    (folder.parent / "file").touch()
+    message = r"decoded scans cannot be written there .*--cache_dir, --cache device or --cache none"
+    with pytest.raises(OSError, match=message):
+        open_scans(folder, into=folder.parent / "file")
+    open_scans(folder)
+    monkeypatch.setattr("os.access", lambda *given: False)
+    open_scans(folder)
+    write_scan(folder / "0.nii.gz", brain(TINY, 70, 5))
+    with pytest.raises(OSError, match=message):
+        open_scans(folder)
+
+
+def test_a_full_disk_and_too_little_memory_are_said_before_anything_is_decoded(
+    folder, decoded, monkeypatch
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**10}))
+    with pytest.raises(OSError, match=r"kept: 6 decoded scans need .* GiB, .* are free: give anot"):
+        open_scans(folder)
+    monkeypatch.setattr(cache, "free_memory", lambda device: 2**10)
+    with pytest.raises(ValueError, match=r"6 scans .* on cpu.*--cache disk, or --cache_bits 8"):
+        open_scans(folder, "device")
+    assert not decoded
+
+
+def test_free_memory_is_some(folder):
+    assert cache.free_memory(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.parametrize("values", [{"kind": "memory"}, {"bits": 4}, {"kind": "disk"}])
+def test_caches_that_do_not_exist_are_refused(values):
+    with pytest.raises(ValueError, match="expected, got"):
+        Cache(**values)
+
+
+def test_runs_side_by_side_share_one_cache_and_read_alike_whichever_it_is(
+    tmp_path, decoded, monkeypatch
+):
+    write_cohort(tmp_path / "cohort", {"train": 3, "val": 2})
+    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, execution: sets)
+    images, counts = [], []
+    for name, kind in (("a", "disk"), ("b", "disk"), ("c", "device"), ("d", "none")):
+        flags = [*training_flags(tmp_path / "cohort", tmp_path / "runs" / name), "--any_grid"]
+        if name != "a":  # disk is what is done unasked
+            flags += ["--cache", kind]
+        sets = train_first_stage.main(flags)
+        counts.append(len(decoded))
+        assert [dataset.cache.kind for dataset in sets] == [kind, kind]
+        images.append(torch.cat([sets[0][[0, 1, 2]]["image"], sets[1][[0, 1]]["image"]]))
+    assert counts == [5, 5, 10, 15]
+    assert len(list((tmp_path / "runs" / "scan_cache").glob("*.scan"))) == 5
+    assert images[0].dtype == torch.float16
+    assert all(torch.equal(image, images[0]) for image in images)
+
+
+def test_open_files_stay_few_however_many_scans_are_read(folder):
+    disk = DiskCache(
+        folder.parent / "kept", [folder / "0.nii.gz"] * 300, shape=TINY, preparation=ANY, bits=32
+    )
+    disk.prepare()
+    before = len(list(Path("/dev/fd").iterdir()))
+    for index in range(300):
+        disk[index]
+    assert len(list(Path("/dev/fd").iterdir())) <= before + 2
