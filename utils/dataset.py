@@ -256,7 +256,7 @@ class ScanDataset(Dataset):
         """(N, 1, D, H, W) as kept, and (N, 3) levels."""
         if self.cache.kind == "device":
             places = torch.tensor(indices, device=self.cache.device)
-            return self._image.index_select(0, places), self._levels.index_select(0, places)
+            return self._image.index_select(0, places), self._levels[indices]
         image = torch.empty((len(indices), 1, *self.shape), dtype=DTYPES[self.cache.bits])
         levels = torch.empty(len(indices), 3)
         for place, index in enumerate(indices):
@@ -288,7 +288,7 @@ class ScanDataset(Dataset):
         shape, device, bits = (len(self), 1, *self.shape), self.cache.device, self.cache.bits
         require_memory(math.prod(shape) * bits // 8, len(self), device)
         self._image = torch.empty(shape, dtype=DTYPES[bits], device=device)
-        self._levels = torch.empty(len(self), 3, device=device)
+        self._levels = torch.empty(len(self), 3)
 
         def decode(index: int) -> None:
             entry = self._read(index)
