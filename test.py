@@ -1,6 +1,7 @@
 """Predicts the ages of a folder of scans with a checkpoint of either stage, and reports errors.
 
-Run it through `bash script/test_first_stage.sh` or `bash script/test_second_stage.sh`.
+Run it through `bash script/test_first_stage.sh` or `bash script/test_second_stage.sh`. One process;
+torchrun is for training.
 """
 
 from collections.abc import Sequence

@@ -3,17 +3,33 @@
 Run it through `bash script/train_first_stage.sh`, where the flags are set.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.entry import run_entry
 from utils.options import parse_first_stage
 
+if TYPE_CHECKING:
+    from utils.distributed import World
+
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Trains with the given flags and returns the best checkpoint's path."""
+    """Trains with the given flags and returns the best checkpoint's path.
+
+    Started several times by torchrun or srun, it is one of the processes of one training.
+    """
     args = parse_first_stage(argv)
     # After parsing, so that --help does not wait for torch.
+    from utils.distributed import joined
+
+    with joined(args.device) as world:
+        return train(args, world)
+
+
+def train(args: Namespace, world: "World") -> Path:
+    """Trains as one of the processes of `world`."""
     import numpy as np
 
     from model.scaledense import ScaleDense
@@ -21,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
     from utils.volumes import Preparation
 
     setup.say_unused(args, "the test set is read only by test.py")
-    setup.check_output(args)
+    setup.check_start(args, world)
     loss = setup.age_loss(args)
-    execution = setup.seeded_execution(args)
+    execution = setup.seeded_execution(args, world)
     preparation = Preparation(args.resolution, args.intensity, any_grid=args.any_grid)
-    sets = setup.datasets(args, preparation, execution)
+    sets = world.everyone(lambda: setup.datasets(args, preparation, execution))
     mean_age = float(np.mean([scan.age for scan in sets[0].scans]))
     model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age)
     return setup.start(args, model, loss, sets, execution)

@@ -3,32 +3,48 @@
 Run it through `bash script/train_second_stage.sh`, where the flags are set.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.entry import run_entry
 from utils.options import parse_second_stage
 
+if TYPE_CHECKING:
+    from utils.distributed import World
+
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Trains with the given flags and returns the best checkpoint's path."""
+    """Trains with the given flags and returns the best checkpoint's path.
+
+    Started several times by torchrun or srun, it is one of the processes of one training.
+    """
     args = parse_second_stage(argv)
     # After parsing, so that --help does not wait for torch.
+    from utils.distributed import joined
+
+    with joined(args.device) as world:
+        return train(args, world)
+
+
+def train(args: Namespace, world: "World") -> Path:
+    """Trains as one of the processes of `world`."""
     from model.tsan import TSAN, SecondStage
     from utils import setup
     from utils.cascade import unseen_error_spread
     from utils.checkpoint import load_first_stage
 
     setup.say_unused(args, "the test set is read only by test.py")
-    setup.check_output(args)
+    setup.check_start(args, world)
     loss = setup.age_loss(args)
-    execution = setup.seeded_execution(args)
+    execution = setup.seeded_execution(args, world)
     first = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
     width = args.width or first.model.encoder.width
     second_stage = SecondStage(width, use_sex=args.use_sex)
     if args.warm_start:
         second_stage.start_from(first.model)
-    sets = setup.datasets(args, first.preparation, execution)
+    sets = world.everyone(lambda: setup.datasets(args, first.preparation, execution))
     noise = args.rough_age_noise
     if noise == "auto":
         noise = unseen_error_spread(first.model, *sets, execution)

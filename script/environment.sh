@@ -9,6 +9,22 @@ if [ -z "${PYTHON:-}" ]; then
   [ ! -x "$VENV/bin/python" ] || PYTHON="$VENV/bin/python"
 fi
 
+# launch NPROC PROGRAM FLAGS...: one python, or NPROC of them on this machine that train as one.
+# A task of a Slurm step with several (srun, one task a GPU) is one of them already: one python.
+launch() {
+  local nproc="$1"
+  shift
+  if [ "$nproc" -gt 1 ] && [ "${SLURM_STEP_NUM_TASKS:-1}" -le 1 ]; then
+    if [ -z "${OMP_NUM_THREADS:-}" ]; then
+      local threads=$(($(getconf _NPROCESSORS_ONLN) / nproc))
+      export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+    fi
+    "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$@"
+  else
+    "$PYTHON" "$@"
+  fi
+}
+
 # make_environment REQUIREMENTS...: makes the virtual environment and installs what these files
 # list, unless that has been done. A torch that $PYTHON can import already is used, not replaced.
 make_environment() {

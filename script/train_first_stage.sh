@@ -16,6 +16,7 @@ LR=1.5e-3     # AdamW; docs/RESULTS.md has the run these come from
 RANK_WEIGHT=10 # lambda, as published
 PAIR_WEIGHT=0  # beta; published: 1, see "pairs" in docs/RESULTS.md
 SEED=0
+NPROC="${NPROC:-1}" # processes of this machine, one a GPU; BATCH_SIZE is of all together
 RECIPE=ours # paper: the published settings instead of width to weights above; or --recipe paper
 
 VALUES=(--width "$WIDTH" --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR"
@@ -24,6 +25,6 @@ case "$RECIPE $*" in
   paper* | *"--recipe paper"* | *--recipe=paper*) VALUES=(--recipe paper) ;;
 esac
 
-"$PYTHON" "$ROOT/train_first_stage.py" \
+launch "$NPROC" "$ROOT/train_first_stage.py" \
   --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
   --output_dir "$OUTPUT" --resolution "$RESOLUTION" --seed "$SEED" "${VALUES[@]}" "$@"

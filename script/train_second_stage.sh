@@ -16,6 +16,7 @@ LR=5e-4       # AdamW, from the first stage's weights; published: SGD 1e-5, from
 RANK_WEIGHT=10 # lambda, as published
 PAIR_WEIGHT=0  # beta; published: 1, see "pairs" in docs/RESULTS.md
 SEED=0
+NPROC="${NPROC:-1}" # processes of this machine, one a GPU; BATCH_SIZE is of all together
 RECIPE=ours # paper: the published settings instead of width to weights above; or --recipe paper
 
 VALUES=(${WIDTH:+--width "$WIDTH"} --epochs "$EPOCHS" --batch_size "$BATCH_SIZE" --lr "$LR"
@@ -24,7 +25,7 @@ case "$RECIPE $*" in
   paper* | *"--recipe paper"* | *--recipe=paper*) VALUES=(--recipe paper) ;;
 esac
 
-"$PYTHON" "$ROOT/train_second_stage.py" \
+launch "$NPROC" "$ROOT/train_second_stage.py" \
   --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
   --first_stage_net "$FIRST_STAGE" --output_dir "$OUTPUT" --age_step "$AGE_STEP" \
   --seed "$SEED" "${VALUES[@]}" "$@"

@@ -81,17 +81,26 @@ SCRIPTS = sorted(
 )
 
 
-def recorded_calls(script: Path, folder: Path, *flags: str) -> list[list[str]]:
-    """What a script calls python with, found by a python that only prints its arguments."""
+def recorded_calls(script: Path, folder: Path, *flags: str, **variables: str) -> list[list[str]]:
+    """What a script calls python with, found by a python that only prints its arguments.
+
+    So does an srun, which then runs what it is given, once, as the task of a step.
+    """
     recorder = folder / "bin" / "python"
     recorder.parent.mkdir(exist_ok=True)
     # As if the quick start's environment had been made already.
     (folder / "installed.txt").write_text((ROOT / "requirements.txt").read_text())
     recorder.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done; echo ---\n')
     recorder.chmod(0o755)
+    srun = folder / "bin" / "srun"
+    srun.write_text(
+        '#!/bin/sh\nwhile [ "${1#--}" != "$1" ]; do shift; done\nSLURM_STEP_NUM_TASKS=8 exec "$@"\n'
+    )
+    srun.chmod(0o755)
+    known = {"PATH": f"{srun.parent}:/usr/bin:/bin", "PYTHON": str(recorder)}
     done = subprocess.run(
         ["bash", str(script), *flags],
-        env={"PATH": "/usr/bin:/bin", "PYTHON": str(recorder), "TSAN_VENV": str(folder)},
+        env=known | {"TSAN_VENV": str(folder)} | variables,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -138,6 +147,35 @@ def test_scripts_say_the_parsers_own_defaults(stage, tmp_path):
     paths = {"train_folder", "val_folder", "labels", "output_dir", "first_stage_net"}
     assert {k: v for k, v in scripted.items() if k not in paths} == {
         k: v for k, v in defaults.items() if k not in paths
+    }
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_several_processes_are_started_by_torchrun_with_the_same_flags(stage, tmp_path):
+    script = ROOT / "script" / f"train_{stage}_stage.sh"
+    one, *more = recorded_calls(script, tmp_path, "--epochs", "7", NPROC="1")
+    assert not more
+    (two,) = recorded_calls(script, tmp_path, "--epochs", "7", NPROC="2")
+    assert two == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *one]
+    assert parse_call(two) == parse_call(one)
+    (task,) = recorded_calls(script, tmp_path, "--epochs", "7", NPROC="2", SLURM_STEP_NUM_TASKS="8")
+    assert task == one  # srun has started the processes already
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_slurm_job_runs_each_stage_as_the_tasks_of_a_step_and_may_be_requeued(stage, tmp_path):
+    job = ROOT / "script" / "slurm_train.sbatch"
+    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_CPUS_PER_TASK": "8", "STAGE": stage}
+    (call,) = recorded_calls(job, tmp_path, "--epochs", "7", **variables)
+    assert call[0] == str(ROOT / f"train_{stage}_stage.py")
+    parsed = parse_call(call)
+    assert (parsed.resume, parsed.epochs) == (True, 7)
+    # sbatch reads its options up to the first command.
+    lines = job.read_text().splitlines()
+    options = [index for index, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert options == list(range(1, 1 + len(options)))
+    assert {"--nodes", "--ntasks-per-node", "--time", "--requeue"} <= {
+        re.split(r"[ =]", lines[index])[1] for index in options
     }
 
 

@@ -19,7 +19,7 @@ def unseen_error_spread(
     model = execution.place(first_stage)
     errors = []
     for dataset in (train_set, val_set):
-        loader = evaluation_loader(dataset, batch_size=16)
+        loader = evaluation_loader(dataset, batch_size=16, world=execution.world)
         ages = predict(model, loader, execution, title="first stage")["predicted_age"]
         errors.append(np.mean((ages - np.array([scan.age for scan in dataset.scans])) ** 2))
     return float(np.sqrt(max(0.0, errors[1] - errors[0])))

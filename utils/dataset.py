@@ -7,7 +7,7 @@ file order.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
 from tqdm import tqdm
 
 from utils.cache import (
@@ -29,6 +29,7 @@ from utils.cache import (
     read_encoded,
     require_memory,
 )
+from utils.distributed import SINGLE, World
 from utils.labels import Label, label_of, raise_all
 from utils.volumes import (
     GRID_SHAPE,
@@ -307,41 +308,86 @@ def _pinned(dataset: ScanDataset) -> bool:
     return torch.cuda.is_available() and dataset.cache.kind != "device"
 
 
+class BatchShares(Sampler[list[int]]):
+    """This process's share of every global batch; the order is drawn alike in all processes."""
+
+    def __init__(self, batches: BatchSampler, world: World):
+        self.batches, self.world = batches, world
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield batch[self.world.share(len(batch))]
+
+    @property
+    def global_sizes(self) -> list[int]:
+        """Scans of each batch, in all processes together."""
+        size, scans = self.batches.batch_size, len(self.batches.sampler)
+        return [min(size, scans - size * step) for step in range(len(self))]
+
+
 def training_loader(
-    dataset: ScanDataset, *, batch_size: int, full_batches: bool, num_workers: int = 0
+    dataset: ScanDataset,
+    *,
+    batch_size: int,
+    full_batches: bool,
+    num_workers: int = 0,
+    world: World = SINGLE,
 ) -> DataLoader:
     """Shuffled batches; never padded with repeated scans.
 
     The order follows torch's global generator, which the trainer seeds anew each epoch. A short
-    last batch is dropped where the loss needs `full_batches`, or where it would hold one scan
-    alone, of which neither a rank nor a batch statistic can be taken.
+    last batch is dropped where the loss needs `full_batches`, where it would hold one scan alone,
+    of which neither a rank nor a batch statistic can be taken, or fewer scans than processes.
+
+    Args:
+        dataset: labelled scans.
+        batch_size: scans of a global batch, of which each process reads its share.
+        full_batches: whether a short last batch is of no use.
+        num_workers: of this process.
+        world: the processes that share each batch.
 
     Raises:
-        ValueError: too few scans for one batch.
+        ValueError: fewer scans in a batch than processes, or too few scans for one batch.
     """
+    require_shareable(batch_size, world)
     short = len(dataset) % batch_size
-    drop_last = short != 0 and (full_batches or (short == 1 and len(dataset) > 1))
+    alone = short < world.size or (short == 1 and len(dataset) > 1)
+    drop_last = short != 0 and (full_batches or alone)
     if drop_last and len(dataset) < batch_size:
         raise ValueError(
             f"{len(dataset)} training scans do not fill one batch of {batch_size}: "
             "give a smaller --batch_size"
         )
+    batches = BatchSampler(RandomSampler(dataset), batch_size, drop_last)
     return DataLoader(
         dataset,
-        batch_size=batch_size,
-        shuffle=True,
-        drop_last=drop_last,
+        batch_sampler=BatchShares(batches, world),
         num_workers=dataset.workers(num_workers),
         pin_memory=_pinned(dataset),
         collate_fn=_as_read,
     )
 
 
-def evaluation_loader(dataset: ScanDataset, *, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Every scan once, in file order."""
+def require_shareable(batch_size: int, world: World) -> None:
+    """Raises ValueError where a process would get no scan of a batch."""
+    if batch_size < world.size:
+        raise ValueError(
+            f"--batch_size {batch_size}: shared by all {world.size} processes, at least "
+            f"{world.size} expected"
+        )
+
+
+def evaluation_loader(
+    dataset: ScanDataset, *, batch_size: int, num_workers: int = 0, world: World = SINGLE
+) -> DataLoader:
+    """Every scan once, in file order; of several processes each reads a contiguous share."""
+    own = range(len(dataset))[world.share(len(dataset))]
     return DataLoader(
         dataset,
-        batch_size=batch_size,
+        batch_sampler=BatchSampler(own, -(-batch_size // world.size), drop_last=False),
         num_workers=dataset.workers(num_workers),
         pin_memory=_pinned(dataset),
         collate_fn=_as_read,

@@ -315,7 +315,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     rate = number(float, above=0)
     group.add_argument("--epochs", type=number(int, low=1), default=40, help="at most")
-    group.add_argument("--batch_size", type=number(int, low=1), default=16, help="scans a step")
+    group.add_argument(
+        "--batch_size",
+        type=number(int, low=1),
+        default=16,
+        help="scans a step, of all processes and GPUs together",
+    )
     group.add_argument(
         "--optimizer",
         choices=("adamw", "adam", "sgd"),
@@ -380,7 +385,11 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
     """Where and how it runs."""
     group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto: a GPU when there is one")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto: a GPU when there is one; several processes take one each",
+    )
     group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),

@@ -9,7 +9,14 @@ from model.losses import AgeLoss
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
 from utils.cache import Cache
-from utils.dataset import ScanDataset, describe, open_cohort, require_readable
+from utils.dataset import (
+    ScanDataset,
+    describe,
+    open_cohort,
+    require_readable,
+    require_shareable,
+)
+from utils.distributed import World
 from utils.engine import Execution, choose_execution
 from utils.labels import parse_sex_codes, read_labels
 from utils.optimisation import Optimisation
@@ -17,11 +24,10 @@ from utils.trainer import LAST_NAME, Trainer, Training, require_fresh_folder
 from utils.volumes import Preparation
 
 
-def check_output(args: argparse.Namespace) -> Path:
-    """The output folder, refused now if the run could not write into it later."""
-    output_dir = Path(args.output_dir)
-    require_fresh_folder(output_dir, resume=args.resume)
-    return output_dir
+def check_start(args: argparse.Namespace, world: World) -> None:
+    """Refuses now what the run could not write into, or share among its processes, later."""
+    require_shareable(args.batch_size, world)
+    world.first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
 
 
 def say_unused(args: argparse.Namespace, reason: str) -> None:
@@ -117,8 +123,9 @@ def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution
         output_dir=Path(args.output_dir),
     )
     trainer.describe(flags={key: value for key, value in vars(args).items() if key != "unused"})
-    if args.resume and (trainer.output_dir / LAST_NAME).is_file():
-        trainer.resume()
+    world = execution.world
+    if world.first(lambda: args.resume and (trainer.output_dir / LAST_NAME).is_file()):
+        world.everyone(trainer.resume)
         print(f"resuming after epoch {trainer.epoch}")
     best = trainer.run()
     print(
@@ -127,8 +134,8 @@ def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution
     return best
 
 
-def seeded_execution(args: argparse.Namespace):
+def seeded_execution(args: argparse.Namespace, world: World) -> Execution:
     """Device and precision, with torch's generators seeded for the network's first weights."""
-    execution = choose_execution(args.device, args.precision)
+    execution = choose_execution(args.device, args.precision, world)
     torch.manual_seed(args.seed)
     return execution

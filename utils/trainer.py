@@ -6,6 +6,7 @@ Both stages are `model(image, sex) -> (N, 1)` years and share the loss, see mode
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,15 @@ from model.tsan import TSAN
 from utils.augment import Augmentation
 from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.dataset import ScanDataset, evaluation_loader, training_loader
-from utils.engine import Execution, predict, refresh_statistics, train_one_epoch
+from utils.engine import (
+    Execution,
+    average_statistics,
+    parallel,
+    predict,
+    refresh_statistics,
+    synchronised,
+    train_one_epoch,
+)
 from utils.files import require_empty
 from utils.metrics import score, within_bin_spread
 from utils.optimisation import (
@@ -50,7 +59,7 @@ class Training:
 
     Attributes:
         epochs: at most.
-        batch_size: scans a step.
+        batch_size: scans a step, of all processes together.
         optimisation: see there.
         augmentation: see there.
         refresh_statistics: whether batch statistics are recomputed before each validation.
@@ -79,7 +88,7 @@ class Trainer:
         loss: the objective.
         datasets: training and validation scans.
         training: what to do.
-        execution: device and precision.
+        execution: device, precision and the processes that train together; the first writes.
         output_dir: made when missing.
     """
 
@@ -94,13 +103,17 @@ class Trainer:
         output_dir: Path,
     ):
         self.training, self.execution, self.output_dir = training, execution, output_dir
-        self.model, self.loss = execution.place(model), loss.to(execution.device)
+        self.world = execution.world
+        self.model = synchronised(execution.place(model), execution)
+        self.loss = loss.to(execution.device)
+        self.network = parallel(self.model, execution)  # what training calls; same parameters
         self.train_set, self.val_set = datasets
         self.average = running_average(self.model, training.optimisation.ema)
         self.optimizer = build_optimizer(self.model, training.optimisation)
         self.schedule = build_schedule(self.optimizer, training.optimisation, training.epochs)
         self.epoch, self.best_mae, self.best_epoch = 0, math.inf, 0
         self.description: dict = {}
+        self.log: RunLog | None = None  # of the first process
 
     def run(self) -> Path:
         """Trains until the last epoch or the early stop; returns the best checkpoint's path.
@@ -108,31 +121,44 @@ class Trainer:
         Raises:
             ValueError: a loss or prediction that is not finite; what was saved before is good.
         """
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        log = RunLog(self.output_dir, epochs_done=self.epoch)
+        self.world.first(self._open_log)
         while self.epoch < self.training.epochs and not self._should_stop():
             started, self.epoch = time.perf_counter(), self.epoch + 1
-            # Everything drawn in an epoch follows from seed and epoch alone, so that a resumed
-            # run draws what the uninterrupted one would have.
+            # Everything drawn in an epoch follows from seed and epoch (and rank) alone, so that a
+            # resumed run draws what the uninterrupted one would have.
             torch.manual_seed(self.training.seed * 100_003 + self.epoch)
             rate = self.optimizer.param_groups[0]["lr"]
             losses = self._train_epoch()
             if self.training.refresh_statistics:
                 refresh_statistics(self._evaluated(), self._training_loader(), self.execution)
+            else:
+                average_statistics(self._evaluated(), self.execution)
             ages = self._predict_validation()
             values = self._validate(ages)
             advance(self.schedule, values["validation/mae"])
             if values["validation/mae"] < self.best_mae:
                 self.best_mae, self.best_epoch = values["validation/mae"], self.epoch
-                self._save(BEST_NAME, values)
-            values = {f"train/{name}": value for name, value in losses.items()} | values
-            values |= {"lr": rate, "seconds": time.perf_counter() - started}
-            draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
-            log.write(self.epoch, values, self._figure(ages) if draw else None)
-            self._save(LAST_NAME, values, resume=self._progress())
-            tqdm.write(self._line(values))
-        log.close()
+            trained = {f"train/{name}": value for name, value in losses.items()}
+            times = {"lr": rate, "seconds": time.perf_counter() - started}
+            self.world.first(partial(self._write, values, trained | values | times, ages))
+        self.world.first(self._close_log)
         return self.output_dir / BEST_NAME
+
+    def _open_log(self) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.output_dir, epochs_done=self.epoch)
+
+    def _close_log(self) -> None:
+        self.log.close()
+
+    def _write(self, validation: dict, values: dict, ages: dict[str, np.ndarray]) -> None:
+        """Leaves the epoch in files: checkpoints, metrics, figures, and a printed line."""
+        if self.best_epoch == self.epoch:
+            self._save(BEST_NAME, validation)
+        draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
+        self.log.write(self.epoch, values, self._figure(ages) if draw else None)
+        self._save(LAST_NAME, values, resume=self._progress())
+        tqdm.write(self._line(values))
 
     def resume(self) -> None:
         """Continues from the last checkpoint of the output folder.
@@ -177,6 +203,7 @@ class Trainer:
             batch_size=self.training.batch_size,
             full_batches=self.loss.sorter is not None,
             num_workers=self.training.num_workers,
+            world=self.world,
         )
 
     def _train_epoch(self) -> dict[str, float]:
@@ -191,7 +218,7 @@ class Trainer:
 
         try:
             return train_one_epoch(
-                self.model,
+                self.network,
                 self.loss,
                 loader,
                 self.optimizer,
@@ -211,6 +238,7 @@ class Trainer:
             self.val_set,
             batch_size=self.training.batch_size,
             num_workers=self.training.num_workers,
+            world=self.world,
         )
         return predict(self._evaluated(), loader, self.execution, title="validating")
 
