@@ -93,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> list:
                 return figures
 
             rounds, failures = alternate(case.forms, repeats, run)
-            rows += compare(case.title, case.forms, rounds, failures, case.goals)
+            found = compare(case.title, case.forms, rounds, failures, case.goals)
+            tqdm.write(table(found), file=sys.stderr)  # the whole takes long and may be stopped
+            rows += found
             record.append({"case": case.title, "rounds": rounds, "failures": failures})
     progress.close()
     rows = with_shares(rows)
