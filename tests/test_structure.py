@@ -11,6 +11,7 @@ import pytest
 
 import test
 import train_sorter
+from benchmark import __main__ as benchmark
 from data_preprocessing import make_demo_cohort, split_dataset
 from utils import baseline, export, options
 
@@ -22,6 +23,7 @@ ALLOWED = {
     "utils": {"utils", "model"},
     "analysis": {"analysis", "utils", "model"},
     "data_preprocessing": {"data_preprocessing", "utils", "model"},
+    "benchmark": {"benchmark", "utils", "model"},
 }
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
@@ -33,6 +35,7 @@ PARSERS = {
     ),
     "utils/export.py": lambda argv: export.build_parser().parse_args(argv),
     "utils/baseline.py": lambda argv: baseline.build_parser().parse_args(argv),
+    "benchmark/__main__.py": lambda argv: benchmark.build_parser().parse_args(argv),
     "data_preprocessing/split_dataset.py": (
         lambda argv: split_dataset.build_parser().parse_args(argv)
     ),
@@ -56,6 +59,11 @@ def test_imports_go_in_one_direction(path):
     tops = {name.split(".")[0] for name in imports(path)}
     assert tops & PACKAGES <= ALLOWED[package]
     assert not tops & ENTRY_SCRIPTS
+
+
+def test_the_plain_form_is_measured_against_ours_and_made_of_nothing_of_it():
+    tops = {name.split(".")[0] for name in imports(ROOT / "benchmark" / "plain.py")}
+    assert not tops & PACKAGES
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "model").glob("*.py")), ids=lambda path: path.name)
@@ -199,7 +207,7 @@ def commands(document: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_in_the_documents_is_understood(document, tmp_path):
     for line in commands(document):
-        words = shlex.split(line, comments=True)
+        words = shlex.split(line.replace("-m benchmark", "benchmark/__main__.py"), comments=True)
         for at, word in enumerate(words):
             if word in PARSERS:
                 PARSERS[word](words[at + 1 :])

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Measures the authors' approach, stated plainly, against ours: inference, training, loader, memory.
+# Leave the machine alone meanwhile. Whether it runs at all: bash script/benchmark.sh --quick
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+WIDTH=compact # compact, released, or both: "compact released"
+REPEATS=5     # rounds of every form, in turned order
+SCANS=48      # files that the loaders read
+OUTPUT="$ROOT/runs/benchmark/performance.json" # all figures of all rounds
+
+# shellcheck disable=SC2086  # WIDTH may be two words
+"$PYTHON" "$ROOT/benchmark/__main__.py" --width $WIDTH --repeats "$REPEATS" --scans "$SCANS" \
+  --json "$OUTPUT" --overwrite "$@"

@@ -1,0 +1,215 @@
+"""The benchmark's arithmetic and that it runs; never how fast anything is."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmark.__main__ import CASES, build_parser, main, planned
+from benchmark.cases import (
+    MEASURES,
+    PLAIN,
+    SMALL_SHAPE,
+    Settings,
+    network_case,
+    network_flops,
+    plan,
+    with_shares,
+    write_scans,
+)
+from benchmark.measure import (
+    MeasurementFailed,
+    Meter,
+    Row,
+    alternate,
+    better,
+    compare,
+    in_own_process,
+    private_memory,
+    resident_memory,
+    table,
+)
+from utils.volumes import GRID_SHAPE
+
+CPU = torch.device("cpu")
+QUICK = Settings(shape=SMALL_SHAPE, least_seconds=0.0, least_runs=1, matrix=64, num_workers=0)
+
+
+def test_forms_take_turns_and_the_order_is_turned_every_other_round():
+    order = []
+
+    def run(form: str) -> dict[str, float]:
+        order.append(form)
+        return {"s": 1.0}
+
+    rounds, failures = alternate(["a", "b", "c"], 3, run)
+
+    assert "".join(order) == "abccbaabc"
+    assert [set(figures) for figures in rounds] == [{"a", "b", "c"}] * 3
+    assert not failures
+
+
+def test_a_form_that_fails_is_named_and_not_tried_again():
+    order = []
+
+    def run(form: str) -> dict[str, float]:
+        order.append(form)
+        if form == "b":
+            raise MeasurementFailed("out of memory")
+        return {"s": 1.0}
+
+    rounds, failures = alternate(["a", "b"], 3, run)
+    rows = compare("case", ["a", "b"], rounds, failures, {})
+
+    assert order.count("b") == 1
+    assert failures == {"b": "out of memory"}
+    assert [row.failure for row in rows] == ["out of memory"]
+    assert "out of memory" in table(rows)
+
+
+def test_a_form_stands_alone_where_the_reference_failed():
+    rows = compare("case", ["a", "b"], [{"b": {"s": 2.0}}], {"a": "out of memory"}, {})
+    assert [(row.form, row.value, row.ratio) for row in rows] == [
+        ("a", None, None),
+        ("b", 2.0, None),
+    ]
+
+
+def test_ratios_are_medians_over_rounds_with_smallest_and_largest():
+    seconds = [(4.0, 2.0), (9.0, 3.0), (4.0, 1.0)]
+    rounds = [{"plain": {"s/step": a}, "ours": {"s/step": b}} for a, b in seconds]
+
+    (row,) = compare("case", ["plain", "ours"], rounds, {}, {("ours", "s/step"): 2.5})
+
+    assert (row.reference, row.value) == (4.0, 2.0)
+    # The median of the ratios 2, 3 and 4, not the ratio of the medians, which is 2.
+    assert (row.ratio, row.low, row.high, row.goal) == (3.0, 2.0, 4.0, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("figure", "reference", "value", "expected"),
+    [("scans/s", 2.0, 6.0, 3.0), ("s/step", 6.0, 2.0, 3.0), ("peak memory MiB", 100, 200, 0.5)],
+)
+def test_more_than_one_is_better_for_rates_times_and_memory(figure, reference, value, expected):
+    assert better(figure, reference, value) == expected
+
+
+def test_the_meter_counts_its_runs_and_leaves_warm_up_out():
+    runs = []
+    meter = Meter(CPU, least_seconds=0.0, least_runs=4)
+    seconds = meter.seconds(lambda: runs.append(1), warm_up=2)
+    assert len(runs) == 6
+    assert seconds >= 0
+
+
+def test_peak_memory_sees_what_was_held_only_for_a_while():
+    meter = Meter(CPU, least_seconds=0.0, least_runs=1)
+    meter.start()
+    for _ in range(2):
+        torch.ones(64 * 2**20, dtype=torch.uint8).sum()
+    figures = meter.memory()
+    assert figures["peak above start MiB"] > 50
+    assert figures["peak memory MiB"] > figures["peak above start MiB"]
+    assert resident_memory(peak=True) >= resident_memory(peak=False) > 0
+    assert private_memory() > 0
+
+
+def test_a_share_of_the_ceiling_uses_the_ceiling_of_its_precision():
+    rows = with_shares(
+        [
+            Row("ceiling, matrix product", "float32", "TFLOP/s", None, 2.0),
+            Row("ceiling, matrix product", "bfloat16", "TFLOP/s", None, 10.0),
+            Row("training", "ours bfloat16", "TFLOP/s", 0.5, 1.0),
+        ]
+    )
+    assert [(r.reference, r.value) for r in rows if r.figure == "% of ceiling"] == [(25.0, 10.0)]
+
+
+def test_operations_are_those_of_the_fused_network_and_thrice_in_training():
+    forward = network_flops("compact", GRID_SHAPE, training=False)
+    # By hand: 2 x 27 x voxels x channels in x channels out, over the ten units.
+    shapes = [(91, 109, 91), (45, 54, 45), (22, 27, 22), (11, 13, 11), (5, 6, 5)]
+    by_hand, channels = 0, 1
+    for (depth, height, width), out in zip(shapes, (8, 16, 32, 64, 128), strict=True):
+        by_hand += 54 * depth * height * width * (channels * out + out * out)
+        channels += out
+    assert forward == pytest.approx(by_hand, rel=0.01)
+    # The backward pass is two more, less the first gradient to an image that needs none.
+    assert 2.9 < network_flops("compact", GRID_SHAPE, training=True) / forward <= 3
+
+
+def test_every_case_has_a_measure_and_every_form_a_way_to_run():
+    assert set(CASES) == set(MEASURES)
+    for device in ("cpu", "cuda"):
+        for name in ("inference", "training"):
+            case = network_case(name, Settings(device=device, batch=32))
+            assert case.forms[0] == PLAIN
+            assert {form for form, _ in case.goals} <= set(case.forms)
+
+
+def test_a_gpu_is_measured_at_batches_of_8_to_64_with_its_goals_at_32():
+    cases = plan(
+        ["training"],
+        base=Settings(device="cuda"),
+        batches={"inference": [], "training": [8, 16, 32, 64]},
+        widths=["released"],
+        caches=["memory"],
+    )
+    assert [case.settings.batch for case in cases] == [8, 16, 32, 64]
+    assert [bool(case.goals) for case in cases] == [False, False, True, False]
+
+
+def test_without_a_gpu_the_plan_is_for_the_cpu():
+    args = build_parser().parse_args(
+        ["--device", "cpu", "--quick", "--width", "compact", "released"]
+    )
+    cases, machine = planned(args)
+    assert machine["GPU"] == "none"
+    assert {case.settings.device for case in cases} == {"cpu"}
+    assert {case.settings.width for case in cases} == {"compact", "released"}
+
+
+def test_repeated_scans_are_links_to_a_few(tmp_path):
+    write_scans(tmp_path / "scans", 20, (8, 8, 8))
+    files = list((tmp_path / "scans").iterdir())
+    assert len(files) == 20
+    assert len({file.stat().st_ino for file in files}) == 8
+
+
+@pytest.mark.parametrize(
+    ("measure", "form"),
+    [("inference", "plain"), ("inference", "ours bfloat16"), ("training", "ours float32")],
+)
+def test_networks_are_measured_in_speed_operations_and_memory(measure, form):
+    settings = replace(QUICK, batch=2)
+    figures = MEASURES[measure](form, settings, Meter(CPU, least_seconds=0.0, least_runs=1))
+    assert {"scans/s", "TFLOP/s", "peak memory MiB", "peak above start MiB"} <= set(figures)
+    assert all(value >= 0 for value in figures.values())
+
+
+def test_a_form_measured_in_its_own_process_says_what_went_wrong():
+    request = {"measure": "inference", "form": "theirs", "settings": vars(QUICK)}
+    with pytest.raises(ValueError, match="KeyError: 'theirs'"):
+        in_own_process("benchmark.cases", request)
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys):
+    file = tmp_path / "performance.json"
+    flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
+
+    rows = main([*flags, "--cache", "none", "memory", "--json", str(file)])
+
+    printed = capsys.readouterr().out
+    assert "no GPU: not measured on one" in printed
+    assert "nan" not in printed
+    for name in ("inference", "training", "loader", "memory of reading", "ceiling"):
+        assert re.search(rf"^{name}", printed, re.MULTILINE), name
+    assert not [row for row in rows if row.failure]
+    content = json.loads(file.read_text())
+    assert len(content["rows"]) == len(rows)
+    assert content["machine"]["torch"] == torch.__version__
+    with pytest.raises(FileExistsError):
+        main([*flags, "--json", str(file)])
