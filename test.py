@@ -24,8 +24,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
         open_cohort,
         open_for_one_reading,
     )
-    from utils.engine import choose_execution, predict
+    from utils.engine import choose_execution, compile_network, predict, settle_precision
     from utils.labels import parse_sex_codes, read_labels
+    from utils.machine import use_machine_well
     from utils.setup import say_unused
 
     say_unused(args, "a checkpoint says how it was trained")
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     files.require_sound_names()
     if not args.overwrite:
         files.require_absent()
+    use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision)
     checkpoint = load_checkpoint(
         find_checkpoint(output_dir, args.model_name),
@@ -52,8 +54,15 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if unknown and checkpoint.uses_sex:
         print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
     model = fuse_for_inference(checkpoint.model) if args.fuse else checkpoint.model
+    model = execution.place(model)
+    if args.compile:
+        compile_network(model, execution)
+    insist = args.precision == "bfloat16"
+    execution = settle_precision(
+        model, dataset, execution, batch_size=args.batch_size, insist=insist
+    )
     loader = evaluation_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
-    ages = predict(execution.place(model), loader, execution)
+    ages = predict(model, loader, execution)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)

@@ -8,6 +8,7 @@ figures: the harness (benchmark/measure.py) starts it anew for every measurement
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,28 +36,33 @@ from benchmark.plain import (
     plain_predict,
     plain_step,
 )
-from model.layers import fuse_for_inference
+from model.layers import fuse_for_inference, recompute_activations
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
+from utils.cache import Cache
 from utils.dataset import ScanDataset, open_cohort, require_readable, training_loader
-from utils.engine import Execution, predict, train_one_epoch
+from utils.engine import Execution, compile_network, predict, train_one_epoch
 from utils.labels import read_labels
+from utils.machine import use_machine_well
 from utils.optimisation import Optimisation, build_optimizer
 from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation
 
 PLAIN = "plain"
-# How our forms run: options of Execution. A new way of running is a line here and its name in
-# `INFERENCE_FORMS` or `TRAINING_FORMS`.
-OUR_FORMS: dict[str, dict] = {"ours float32": {}, "ours bfloat16": {"bfloat16": True}}
+COMPILED, RECOMPUTING = " compiled", " recomputing"  # --compile, --recompute_activations
 INFERENCE_FORMS = {
     "cpu": (PLAIN, "ours float32", "ours bfloat16"),
-    "cuda": (PLAIN, "ours float32", "ours bfloat16"),
+    "cuda": (PLAIN, "ours float32", "ours bfloat16", "ours bfloat16 compiled"),
 }
 TRAINING_FORMS = {
-    "cpu": (PLAIN, "ours float32"),
-    "cuda": (PLAIN, "ours float32", "ours bfloat16"),
+    "cpu": (PLAIN, "ours float32", "ours float32 recomputing"),
+    "cuda": (
+        PLAIN,
+        "ours float32",
+        "ours bfloat16",
+        "ours bfloat16 compiled",
+        "ours bfloat16 recomputing",
+    ),
 }
-CACHES = ("none", "memory")  # of our loader; its form is "cache NAME"
 IN_MEMORY = "in memory"
 SMALL_SHAPE = (42, 42, 42)  # the least that the released width, with its stem, can halve five times
 SCAN_COUNTS = (1000, 3000, 6586)  # the last is the paper's cohort
@@ -127,8 +133,10 @@ def inference(form: str, settings: Settings, meter: Meter) -> Figures:
         network = PlainNetwork(settings.width).to(meter.device).eval()
         seconds = meter.seconds(lambda: [plain_predict(network, batch) for batch in batches])
     else:
-        execution = Execution(meter.device, **OUR_FORMS[form])
+        execution = our_execution(form, meter.device)
         network = execution.place(fuse_for_inference(ScaleDense(settings.width)))
+        if COMPILED in form:
+            compile_network(network, execution)
         seconds = meter.seconds(lambda: predict(network, batches, execution))
     return speed(settings, seconds, training=False) | meter.memory()
 
@@ -144,7 +152,7 @@ def training(form: str, settings: Settings, meter: Meter) -> Figures:
             lambda: [plain_step(network, loss, optimizer, batch) for batch in batches]
         )
     else:
-        epoch = our_training(settings, Execution(meter.device, **OUR_FORMS[form]))
+        epoch = our_training(settings, our_execution(form, meter.device), form)
         seconds = meter.seconds(lambda: epoch(batches))
     figures = {"s/step": seconds / settings.steps}
     return figures | speed(settings, seconds, training=True) | meter.memory()
@@ -154,6 +162,15 @@ def loader(form: str, settings: Settings, meter: Meter) -> Figures:
     """The first pass over a folder of scans, all that comes before it included, and the second."""
     folder, sheet = Path(settings.cohort) / "scans", Path(settings.cohort) / "labels.csv"
     opened: list[DataLoader] = []
+    execution = None if form == PLAIN else our_execution("ours float32", meter.device)
+
+    def read() -> None:
+        """Brings every batch to the device, as the network would see it."""
+        for batch in opened[0]:
+            if execution is None:
+                batch["image"].to(meter.device, non_blocking=True)
+            else:
+                execution.images(batch)
 
     def first_epoch() -> None:
         if form == PLAIN:
@@ -161,13 +178,14 @@ def loader(form: str, settings: Settings, meter: Meter) -> Figures:
             common = {"batch_size": settings.batch, "num_workers": settings.num_workers}
             opened.append(plain_loader(dataset, **common))
         else:
-            opened.append(our_loader(folder, sheet, form.removeprefix("cache "), settings))
-        read(opened[0], meter.device)
+            kept = Path(tempfile.mkdtemp(dir=settings.cohort))  # empty: nothing is decoded yet
+            opened.append(our_loader(folder, sheet, form, settings, kept))
+        read()
 
     once = replace_meter(meter, least_seconds=0.0, least_runs=1)
     first = once.seconds(first_epoch, warm_up=0)
     again = once if form == PLAIN else replace_meter(meter, least_seconds=1.0, least_runs=1)
-    second = again.seconds(lambda: read(opened[0], meter.device), warm_up=0)
+    second = again.seconds(read, warm_up=0)
     count = len(opened[0].dataset)
     private = max(private_memory() for _ in opened[0])  # not timed
     return {
@@ -180,22 +198,26 @@ def loader(form: str, settings: Settings, meter: Meter) -> Figures:
 def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
     """Training fed by the loader, against the same loop on batches that lie on the device."""
     folder, sheet = Path(settings.cohort) / "scans", Path(settings.cohort) / "labels.csv"
-    bfloat16 = meter.device.type == "cuda"
-    execution = Execution(meter.device, bfloat16=bfloat16)
-    batches = our_loader(folder, sheet, form.removeprefix("cache "), settings)
+    precision = "bfloat16" if meter.device.type == "cuda" else "float32"
+    execution = our_execution(f"ours {precision}", meter.device)
+    kept = Path(settings.cohort) / "kept"
     if form == IN_MEMORY:
         batches = [
-            {name: value.to(meter.device) for name, value in batch.items()}
-            for batch in our_loader(folder, sheet, "none", settings)
+            {name: value for name, value in batch.items() if name != "levels"}
+            | {"image": execution.images(batch)}
+            for batch in our_loader(folder, sheet, "cache none 32", settings, kept)
         ]
+    else:
+        batches = our_loader(folder, sheet, form, settings, kept)
     epoch = our_training(settings, execution)
     return {"s/epoch": meter.seconds(lambda: epoch(batches))}
 
 
 def memory(form: str, settings: Settings, meter: Meter) -> Figures:
-    """Memory of reading so many scans once; the form is `CACHE, COUNT scans`."""
+    """Memory of reading so many scans once; the form is `cache KIND BITS, COUNT scans`."""
     cache, count = form.removesuffix(" scans").split(", ")
-    batches = our_loader(Path(settings.cohort) / f"count-{count}", None, cache, settings)
+    folder, kept = (Path(settings.cohort) / f"{name}-{count}" for name in ("count", "kept"))
+    batches = our_loader(folder, None, cache, settings, kept)
     return {"private memory MiB": max(private_memory() for _ in batches)}
 
 
@@ -233,11 +255,23 @@ def random_batch(settings: Settings) -> dict[str, Tensor]:
     }
 
 
+def our_execution(form: str, device: torch.device) -> Execution:
+    """What the entry points make of the machine, in the form's precision."""
+    if not form.startswith("ours "):
+        raise ValueError(f"no form called {form!r}")
+    use_machine_well()
+    return Execution(device, bfloat16="bfloat16" in form)
+
+
 def our_training(
-    settings: Settings, execution: Execution
+    settings: Settings, execution: Execution, form: str = ""
 ) -> Callable[[list[dict] | DataLoader], None]:
     """One epoch by the product's loop, with the published optimiser."""
     network = execution.place(ScaleDense(settings.width))
+    if RECOMPUTING in form:
+        recompute_activations(network)
+    if COMPILED in form:
+        compile_network(network, execution)
     loss, optimizer = AgeLoss(), build_optimizer(network, PUBLISHED)
 
     def epoch(batches: list[dict] | DataLoader) -> None:
@@ -254,26 +288,24 @@ def our_training(
     return epoch
 
 
-def our_loader(folder: Path, sheet: Path | None, cache: str, settings: Settings) -> DataLoader:
-    """The product's way from a folder to batches; the one place that knows about its cache."""
+def our_loader(
+    folder: Path, sheet: Path | None, form: str, settings: Settings, kept: Path
+) -> DataLoader:
+    """The product's way from a folder to batches; the form is `cache KIND BITS`."""
     labels = read_labels(sheet) if sheet else None
     preparation = Preparation(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
     scans = open_cohort(folder, labels, preparation, need_age=sheet is not None)
-    if cache == "none" and sheet is not None:
-        require_readable(scans, preparation)
-    dataset = ScanDataset(scans, preparation, keep=cache == "memory")
+    kind, bits = form.split(" ")[1:]
+    if kind == "none" and sheet is not None:
+        require_readable(scans, preparation, int(bits))
+    device = torch.device(settings.device)
+    dataset = ScanDataset(scans, preparation, Cache(kind, int(bits), kept, device))
     return training_loader(
         dataset,
         batch_size=settings.batch,
         full_batches=False,
         num_workers=settings.num_workers,
     )
-
-
-def read(batches: DataLoader, device: torch.device) -> None:
-    """Brings every batch to the device."""
-    for batch in batches:
-        batch["image"].to(device, non_blocking=True)
 
 
 def replace_meter(meter: Meter, **changes: float) -> Meter:
@@ -320,7 +352,7 @@ def plan(
         base: settings that all share.
         batches: batch sizes of `inference` and `training`.
         widths: of the network.
-        caches: of our loader.
+        caches: of our loader, `KIND BITS`.
         scan_counts: for `memory`; the first is the reference.
     """
     cases = []
@@ -329,8 +361,9 @@ def plan(
             for batch in batches[name] if name in names else ():
                 cases.append(network_case(name, replace(base, width=width, batch=batch)))
     cached = tuple(f"cache {cache}" for cache in caches)
+    keeping = [form for form in cached if "none" not in form]
     if "loader" in names:
-        goals = {(form, "second epoch scans/s"): 20.0 for form in cached if form != "cache none"}
+        goals = {(form, "second epoch scans/s"): 20.0 for form in keeping}
         cases.append(
             Case("loader", "loader", (PLAIN, *cached), replace(base, batch=8), goals=goals)
         )
@@ -339,12 +372,12 @@ def plan(
         settings = replace(base, width=widths[0], batch=batch)
         title = f"training fed by the loader, {widths[0]}, batch {batch}"
         # 5 % longer is 0.95 times as good.
-        goals = {(form, "s/epoch"): 0.95 for form in cached if form != "cache none"}
+        goals = {(form, "s/epoch"): 0.95 for form in keeping}
         cases.append(Case("feeding", title, (IN_MEMORY, *cached), settings, goals=goals))
-    for cache in caches if "memory" in names else ():
+    for cache in cached if "memory" in names else ():
         forms = tuple(f"{cache}, {count} scans" for count in scan_counts)
         settings = replace(base, batch=8, shape=SMALL_SHAPE)
-        cases.append(Case("memory", f"memory of reading, cache {cache}", forms, settings))
+        cases.append(Case("memory", f"memory of reading, {cache}", forms, settings))
     if "ceiling" in names:
         for precision in ("float32", "bfloat16"):
             cases.append(Case("ceiling", "ceiling, matrix product", (precision,), base))

@@ -1,20 +1,27 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import write_cohort
 from torch import nn
 
+from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from utils import engine
 from utils.augment import Augmentation
 from utils.cache import Cache
 from utils.dataset import ScanDataset, evaluation_loader, open_cohort, training_loader
 from utils.engine import (
     Execution,
+    Step,
     choose_execution,
+    compile_network,
     predict,
     refresh_statistics,
+    settle_precision,
     train_one_epoch,
 )
 from utils.labels import read_labels
@@ -139,3 +146,100 @@ def test_refreshed_statistics_are_those_of_the_current_weights_and_spare_a_froze
     assert norm.momentum == 0.1
     after = model.first_stage.state_dict()
     assert all(torch.equal(after[name], first[name]) for name in first)
+
+
+def batches_of(scans) -> list[dict]:
+    return [scans[[index, index + 1]] for index in range(0, 6, 2)]
+
+
+class Patient(Execution):
+    """The CPU, treated as a GPU is."""
+
+    steps_unseen = 2
+
+
+def test_the_device_is_made_to_wait_only_every_so_many_steps(scans, monkeypatch):
+    looks = []
+    monkeypatch.setattr(engine, "_require_finite", lambda steps, *_: looks.append(len(steps)))
+    model = Constant(50.0)
+    train_one_epoch(
+        model,
+        AgeLoss(rank_weight=0),
+        batches_of(scans),
+        torch.optim.SGD(model.parameters(), lr=1e-9),
+        Patient(torch.device("cpu")),
+        augment=Augmentation(),
+        after_step=lambda step, terms: None,
+    )
+    assert looks == [2, 1]
+
+
+def test_the_first_of_several_unseen_steps_that_is_not_finite_is_named(scans):
+    losses = [torch.tensor(value) for value in (1.0, float("inf"), float("nan"))]
+    steps = [
+        Step(number, torch.tensor([number]), {"total": loss})
+        for number, loss in enumerate(losses, start=1)
+    ]
+    loader = training_loader(scans, batch_size=4, full_batches=False)
+    name = scans.scans[2].subject_id
+    with pytest.raises(
+        ValueError, match=rf"not finite at step 2 \(total inf\); its scans: {name};"
+    ):
+        engine._require_finite(steps, loader, CPU.world)
+    engine._require_finite(steps[:1], loader, CPU.world)
+
+
+class Rounded(nn.Module):
+    """Predicts 50 years, and under bfloat16 autocast so many more."""
+
+    def __init__(self, difference):
+        super().__init__()
+        self.difference = difference
+
+    def predict(self, image, sex):
+        more = self.difference if torch.is_autocast_enabled("cpu") else 0.0
+        return {"predicted_age": torch.full((len(image), 1), 50.0 + more)}
+
+
+@pytest.mark.parametrize(
+    ("difference", "insist", "bfloat16", "said"),
+    [
+        (0.09, False, True, "bfloat16: ages of 7 scans within 0.090 years of float32\n"),
+        (0.11, False, False, "0.1 expected: predicting in float32"),
+        (0.11, True, True, "warning: bfloat16: ages of 7 scans within 0.110 years"),
+    ],
+)
+def test_bfloat16_is_trusted_where_ages_agree(scans, capsys, difference, insist, bfloat16, said):
+    reduced = Execution(torch.device("cpu"), bfloat16=True)
+    settled = settle_precision(Rounded(difference), scans, reduced, batch_size=4, insist=insist)
+    assert settled.bfloat16 == bfloat16
+    assert said in capsys.readouterr().out
+
+
+def test_float32_needs_no_check(scans, capsys):
+    assert settle_precision(None, None, CPU, batch_size=1, insist=False) is CPU
+    assert capsys.readouterr().out == ""
+
+
+def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(scans, capsys, monkeypatch):
+    def fail(function):
+        raise RuntimeError("no working C++ compiler found\nmore lines")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    model = CPU.place(ScaleDense(mean_age=50))
+    expected = ages_of(model, scans, 7)
+    assert not compile_network(model, CPU)
+    assert "--compile" in (said := capsys.readouterr().out)
+    assert "no working C++ compiler found); going on without" in said
+    np.testing.assert_array_equal(ages_of(model, scans, 7), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_network_gives_the_same_ages_and_checkpoint_names(scans):
+    model = CPU.place(fuse_for_inference(ScaleDense(mean_age=50)))
+    names = list(model.state_dict())
+    expected = ages_of(model, scans, 7)
+    assert compile_network(model, CPU)
+    np.testing.assert_allclose(ages_of(model, scans, 7), expected, rtol=1e-5)
+    assert list(model.state_dict()) == names

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from model.scaledense import Encoder
 from utils.cache import decode
-from utils.dataset import UNKNOWN_SEX
+from utils.dataset import UNKNOWN_SEX, ScanDataset
 from utils.distributed import SINGLE, World, own_device
 
 REFRESH_SCANS = 512  # enough for a mean over 512 x 45 x 54 x 45 voxels and more
+STEPS_UNSEEN = 100  # on a GPU
+CHECK_SCANS = 16  # predicted in both precisions before bfloat16 is trusted
+CHECK_YEARS = 0.1  # how far apart their ages may be
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class Execution:
     def autocast(self) -> torch.autocast:
         """The one place where precision is chosen."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    @property
+    def steps_unseen(self) -> int:
+        """Steps between two looks at the loss, each of which waits for the device."""
+        return 1 if self.device.type == "cpu" else STEPS_UNSEEN
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves a model to the device, convolution weights in the layout its kernels read best."""
@@ -70,10 +79,36 @@ def choose_execution(
     return Execution(torch.device(device), bfloat16, world)
 
 
+def compile_network(model: nn.Module, execution: Execution) -> bool:
+    """Has torch.compile translate the encoders of `model` when they are first called.
+
+    Where that does not work, for want of a compiler or of an operation it knows, the network runs
+    as it is, and that is said. Names in state dicts stay as they are.
+
+    Returns:
+        Whether it works here.
+    """
+
+    def probe(values: Tensor) -> Tensor:
+        return values.exp() + 1
+
+    try:
+        torch.compile(probe)(torch.ones(8, device=execution.device))
+    except Exception as error:  # whatever a missing or unfit compiler makes of it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"note: --compile: torch.compile does not work here ({reason}); going on without")
+        return False
+    torch._dynamo.config.suppress_errors = True  # parts that it cannot translate run as they are
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.compile()
+    return True
+
+
 def train_one_epoch(
     model: nn.Module,
     loss: nn.Module,
-    loader: DataLoader,
+    loader: DataLoader | list[dict[str, Tensor]],
     optimizer: torch.optim.Optimizer,
     execution: Execution,
     *,
@@ -87,7 +122,7 @@ def train_one_epoch(
     Args:
         model: `model(image, sex) -> (N, 1)` years; with several processes, what `parallel` made.
         loss: `loss(predicted_age, age) -> dict` of scalars, `total` among them.
-        loader: batches as utils/dataset.py makes them.
+        loader: batches as utils/dataset.py makes them, or a list of them for a single process.
         optimizer: over the parameters that change.
         execution: device and precision; the model is on the device already.
         augment: changes an image batch.
@@ -97,12 +132,14 @@ def train_one_epoch(
         The mean of each term over the scans of all processes.
 
     Raises:
-        ValueError: a loss that is not finite; names step and subjects.
+        ValueError: a loss that is not finite; names step and subjects. On a GPU up to STEPS_UNSEEN
+            steps later, since looking at each would make it wait.
     """
     model.train()
     loss.train()
-    world, sizes = execution.world, loader.batch_sampler.global_sizes
+    world, sizes = execution.world, _global_sizes(loader)
     sums: dict[str, Tensor] = {}
+    unseen: list[Step] = []
     batches = tqdm(loader, "training", disable=None, leave=False)
     for step, (batch, scans) in enumerate(zip(batches, sizes, strict=True), start=1):
         with world.own_randomness(step, execution.device):
@@ -110,15 +147,18 @@ def train_one_epoch(
             with execution.autocast():
                 predicted_age = model(image, sex)
         terms = loss(*_whole_batch(predicted_age, batch["age"].to(execution.device), scans, world))
-        if not torch.isfinite(terms["total"]):
-            raise ValueError(_not_finite(terms, step, loader, batch, world))
+        values = {name: value.detach() for name, value in terms.items()}
+        unseen.append(Step(step, batch["index"], values))
+        if len(unseen) == execution.steps_unseen or step == len(sizes):
+            _require_finite(unseen, loader, world)
+            unseen.clear()
         optimizer.zero_grad(set_to_none=True)
         # The mean of all processes' gradients, each of its own share, becomes their sum.
         (terms["total"] * world.size).backward()
         optimizer.step()
         after_step(step, terms)
-        for name, value in terms.items():
-            sums[name] = sums.get(name, 0) + value.detach() * scans
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0) + value * scans
     return {name: (value / sum(sizes)).item() for name, value in sums.items()}
 
 
@@ -175,9 +215,7 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches instead of a running one
-    for batch in itertools.islice(
-        loader, -(-REFRESH_SCANS // loader.batch_sampler.global_sizes[0])
-    ):
+    for batch in itertools.islice(loader, -(-REFRESH_SCANS // _global_sizes(loader)[0])):
         with execution.autocast():
             model(execution.images(batch), batch["sex"].to(execution.device))
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -201,17 +239,37 @@ def _trained_norms(model: nn.Module) -> list[nn.Module]:
     ]
 
 
-def _not_finite(
-    terms: dict[str, Tensor], step: int, loader: DataLoader, batch: dict, world: World
-) -> str:
-    values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+@dataclass(frozen=True)
+class Step:
+    """A training step whose loss has not been looked at: number, places of its scans, terms."""
+
+    number: int
+    index: Tensor
+    terms: dict[str, Tensor]
+
+
+def _require_finite(steps: list[Step], loader: DataLoader | list, world: World) -> None:
+    """Raises ValueError for the first step whose loss is not finite; looks at the device once."""
+    finite = torch.stack([step.terms["total"] for step in steps]).isfinite().tolist()
+    if all(finite):
+        return
+    step = steps[finite.index(False)]
+    values = ", ".join(f"{name} {value.item():g}" for name, value in step.terms.items())
     # All processes have come here: the loss is the same in each.
-    indices = itertools.chain.from_iterable(world.gather(batch["index"].tolist()))
-    subjects = [loader.dataset.scans[index].subject_id for index in indices]
-    return (
-        f"the loss is not finite at step {step} ({values}); its scans: {', '.join(subjects)}; "
+    places = itertools.chain.from_iterable(world.gather(step.index.tolist()))
+    scans = getattr(getattr(loader, "dataset", None), "scans", None)
+    names = [scans[place].subject_id if scans else f"number {place}" for place in places]
+    raise ValueError(
+        f"the loss is not finite at step {step.number} ({values}); its scans: {', '.join(names)}; "
         "the checkpoints written so far are good; a smaller --lr may help"
     )
+
+
+def _global_sizes(loader: DataLoader | list[dict[str, Tensor]]) -> list[int]:
+    """Scans of each batch, in all processes together."""
+    if isinstance(loader, list):
+        return [len(batch["index"]) for batch in loader]
+    return loader.batch_sampler.global_sizes
 
 
 @torch.inference_mode()
@@ -251,3 +309,41 @@ def _predict_any_sex(model: nn.Module, image: Tensor, sex: Tensor) -> dict[str, 
     as_female = model.predict(image, sex.masked_fill(unknown, 0))
     as_male = model.predict(image, sex.masked_fill(unknown, 1))
     return {name: (as_female[name] + as_male[name]) / 2 for name in as_female}
+
+
+def settle_precision(
+    model: nn.Module, dataset: ScanDataset, execution: Execution, *, batch_size: int, insist: bool
+) -> Execution:
+    """Trusts bfloat16 only as far as its ages have been seen to be those of float32.
+
+    Predicts CHECK_SCANS scans, spread over the cohort, in both, and prints the largest difference.
+
+    Args:
+        model: on the device already.
+        dataset: the scans to be predicted.
+        execution: returned as it is where it is float32.
+        batch_size: scans at a time.
+        insist: whether bfloat16 stays even where an age differs by more than CHECK_YEARS.
+
+    Returns:
+        The execution to predict with.
+    """
+    if not execution.bfloat16:
+        return execution
+    places = np.unique(np.linspace(0, len(dataset) - 1, CHECK_SCANS).round().astype(int)).tolist()
+    batches = [dataset[places[i : i + batch_size]] for i in range(0, len(places), batch_size)]
+    exact = replace(execution, bfloat16=False)
+    ages = [
+        predict(model, batches, each, title="checking bfloat16")["predicted_age"]
+        for each in (execution, exact)
+    ]
+    difference = float(np.abs(ages[0] - ages[1]).max())
+    text = f"bfloat16: ages of {len(places)} scans within {difference:.3f} years of float32"
+    if difference <= CHECK_YEARS:
+        print(text)
+    elif insist:
+        print(f"warning: {text}, {CHECK_YEARS} expected; give --precision float32 for exact ages")
+    else:
+        print(f"{text}, {CHECK_YEARS} expected: predicting in float32")
+        return exact
+    return execution

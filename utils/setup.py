@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from model.layers import recompute_activations
 from model.losses import AgeLoss
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
@@ -17,8 +18,9 @@ from utils.dataset import (
     require_shareable,
 )
 from utils.distributed import World
-from utils.engine import Execution, choose_execution
+from utils.engine import Execution, choose_execution, compile_network
 from utils.labels import parse_sex_codes, read_labels
+from utils.machine import use_machine_well
 from utils.optimisation import Optimisation
 from utils.trainer import LAST_NAME, Trainer, Training, require_fresh_folder
 from utils.volumes import Preparation
@@ -114,6 +116,10 @@ def training(args: argparse.Namespace) -> Training:
 
 def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution) -> Path:
     """Trains, or continues training, and returns the best checkpoint's path."""
+    if args.recompute_activations:
+        recompute_activations(model)
+    if args.compile:
+        compile_network(model, execution)
     trainer = Trainer(
         model,
         loss,
@@ -136,6 +142,7 @@ def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution
 
 def seeded_execution(args: argparse.Namespace, world: World) -> Execution:
     """Device and precision, with torch's generators seeded for the network's first weights."""
+    use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision, world)
     torch.manual_seed(args.seed)
     return execution

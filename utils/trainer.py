@@ -48,7 +48,7 @@ FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
 # What may differ between a run and its resumption.
 FREE_TO_CHANGE = (
     "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
-    "print_freq", "device", "precision",
+    "print_freq", "device", "precision", "threads", "compile", "recompute_activations",
 )  # fmt: skip
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
 
