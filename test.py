@@ -18,12 +18,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from model.layers import fuse_for_inference
     from utils import results
     from utils.checkpoint import load_checkpoint
-    from utils.dataset import (
-        describe,
-        evaluation_loader,
-        open_cohort,
-        open_for_one_reading,
-    )
+    from utils.cohort import describe, open_cohort
+    from utils.dataset import evaluation_loader, open_for_one_reading
     from utils.engine import choose_execution, compile_network, predict, settle_precision
     from utils.labels import parse_sex_codes, read_labels
     from utils.machine import use_machine_well

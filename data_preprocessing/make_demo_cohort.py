@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
@@ -338,6 +339,8 @@ def draw_people(scans: int, *, seed: int) -> dict[str, tuple[float, int]]:
 def make_cohort(output_dir: Path, *, scans: int, seed: int, jobs: int) -> None:
     """Writes `scans` volumes into train, val and test, the label sheet and a README.
 
+    The folder appears whole or not at all.
+
     Args:
         output_dir: a folder that is empty or does not exist.
         scans: how many volumes, at least as many as fill three folders.
@@ -348,10 +351,19 @@ def make_cohort(output_dir: Path, *, scans: int, seed: int, jobs: int) -> None:
         FileExistsError: `output_dir` holds something.
         ValueError: too few scans for three folders.
     """
+    require_empty(output_dir)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".part-synthetic-", dir=output_dir.parent) as work:
+        folder = Path(work) / output_dir.name
+        _fill_cohort(folder, scans=scans, seed=seed, jobs=jobs)
+        folder.replace(output_dir)
+
+
+def _fill_cohort(output_dir: Path, *, scans: int, seed: int, jobs: int) -> None:
+    """Writes the cohort into a new folder, the label sheet last."""
     from joblib import Parallel, delayed
     from tqdm import tqdm
 
-    require_empty(output_dir)
     people = draw_people(scans, seed=seed)
     folds = split_by_person(
         {scan: age for scan, (age, _) in people.items()},

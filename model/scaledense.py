@@ -37,8 +37,9 @@ WIDTHS = {
 
 
 class Backbone(nn.Module):
-    """Five dense blocks and global average pooling; any volume of 32 voxels a side or more.
+    """Five dense blocks and global average pooling.
 
+    Any volume of 32 voxels a side or more; 42 in the released width, whose stem takes ten.
     Released, on 91x109x91: stem to 81x99x81, then channels 8, 24, 72, 216, 648, 1944.
     Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included.
     """
@@ -46,9 +47,9 @@ class Backbone(nn.Module):
     def __init__(self, width: Width):
         super().__init__()
         self.stem = nn.Sequential()
-        channels = 1
+        channels, self.smallest_side = 1, 32
         if width.stem_channels:
-            channels = width.stem_channels
+            channels, self.smallest_side = width.stem_channels, 42
             self.stem = nn.Sequential(
                 nn.Conv3d(1, channels, kernel_size=7, dilation=2, padding=1), nn.ELU()
             )
@@ -60,7 +61,12 @@ class Backbone(nn.Module):
             channels = new_channels + channels * keep_input
 
     def forward(self, image: Tensor) -> Tensor:
-        """(N, 1, D, H, W) -> (N, pooled_channels)."""
+        """(N, 1, D, H, W) -> (N, pooled_channels); ValueError for too small a volume."""
+        if min(image.shape[2:]) < self.smallest_side:
+            raise ValueError(
+                f"volumes of {self.smallest_side} voxels a side or more expected, "
+                f"found {'x'.join(map(str, image.shape[2:]))}"
+            )
         volume = self.stem(image)
         for block in self.blocks:
             volume = block(volume)  # D, H and W halve, rounded down

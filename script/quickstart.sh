@@ -29,7 +29,7 @@ train() {
 SECONDS=0
 make_environment requirements.txt
 echo "1/4 synthetic cohort: $DATA"
-if [ ! -f "$DATA/Dataset.xls" ]; then # written last, so there is one only when all scans are
+if [ ! -f "$DATA/Dataset.xls" ]; then
   "$PYTHON" "$ROOT/data_preprocessing/make_demo_cohort.py" --output_dir "$DATA" --scans "$SCANS"
 fi
 echo "2/4 first stage"

@@ -68,6 +68,15 @@ def grid_cohort(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def seven_scans(tmp_path_factory):
+    """Seven tiny scans named so that name order is not creation order."""
+    folder = tmp_path_factory.mktemp("scans")
+    for index in (3, 1, 10, 2, 7, 5, 4):
+        write_scan(folder / f"sub-{index}.nii.gz", brain(TINY, 50, index))
+    return folder
+
+
 def training_flags(cohort: Path, output_dir: Path) -> list[str]:
     """The shortest useful run of either stage on a cohort."""
     return [

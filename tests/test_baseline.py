@@ -2,7 +2,8 @@ import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 
 from utils import baseline
-from utils.dataset import ScanDataset, open_cohort
+from utils.cohort import open_cohort
+from utils.dataset import ScanDataset
 from utils.labels import read_labels
 from utils.volumes import Preparation
 

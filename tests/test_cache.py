@@ -13,7 +13,8 @@ from conftest import TINY, brain, training_flags, write_cohort, write_scan
 import train_first_stage
 from utils import cache, setup
 from utils.cache import Cache, DiskCache, decode, encode, entry_name, read_encoded
-from utils.dataset import ScanDataset, open_cohort, training_loader
+from utils.cohort import open_cohort
+from utils.dataset import ScanDataset, training_loader
 from utils.engine import Execution
 from utils.volumes import Preparation, normalise
 

@@ -219,6 +219,18 @@ def test_the_readme_says_synthetic_and_its_command_makes_this_cohort(cohort):
     assert (args.scans, args.seed, args.output_dir) == (SCANS, SEED, Path("cohort"))
 
 
+def test_an_interrupted_cohort_is_not_there_and_can_be_made_again(tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(make_demo_cohort, "write_sheet", interrupt)
+        broken.setattr(make_demo_cohort, "_make_scan", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            make_cohort(tmp_path / "cohort", scans=5, seed=0, jobs=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_with_files_in_it_is_refused_and_left_alone(tmp_path):
     (tmp_path / "Dataset.xls").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):

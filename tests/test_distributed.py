@@ -22,13 +22,8 @@ from model.sorter import load_shipped_sorter
 from utils import distributed
 from utils.cache import Cache
 from utils.checkpoint import load_checkpoint
-from utils.dataset import (
-    BatchShares,
-    ScanDataset,
-    evaluation_loader,
-    open_cohort,
-    training_loader,
-)
+from utils.cohort import open_cohort
+from utils.dataset import BatchShares, ScanDataset, evaluation_loader, training_loader
 from utils.distributed import SINGLE, World, joined, own_device, read_launch
 from utils.engine import (
     Execution,

@@ -13,7 +13,8 @@ from model.tsan import TSAN, SecondStage
 from utils import engine
 from utils.augment import Augmentation
 from utils.cache import Cache
-from utils.dataset import ScanDataset, evaluation_loader, open_cohort, training_loader
+from utils.cohort import open_cohort
+from utils.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.engine import (
     Execution,
     Step,

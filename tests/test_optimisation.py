@@ -11,6 +11,8 @@ from utils.optimisation import (
     advance,
     build_optimizer,
     build_schedule,
+    follow,
+    learning_rate,
     running_average,
 )
 
@@ -57,6 +59,22 @@ def test_cosine_warms_up_then_falls_to_its_end():
     assert seen[2] == pytest.approx(1e-3)
     assert seen[7] == pytest.approx((1e-3 + 1e-6) / 2)
     assert all(one > next_one for one, next_one in pairwise(seen[2:]))
+
+
+def test_a_resumed_run_of_more_epochs_goes_on_along_its_own_cosine():
+    chosen, built = options(schedule="cosine"), []
+    for epochs in (4, 8):
+        optimizer = build_optimizer(nn.Linear(1, 1), chosen)
+        built.append((optimizer, build_schedule(optimizer, chosen, epochs)))
+    (short, short_schedule), (long, long_schedule) = built
+    for _ in range(4):
+        short.step()
+        advance(short_schedule, 1.0)
+    long.load_state_dict(short.state_dict())
+    long_schedule.load_state_dict(short_schedule.state_dict())
+    follow(long_schedule, 4)
+    assert long.param_groups[0]["lr"] == pytest.approx(learning_rate(4, 8, chosen))
+    assert long.param_groups[0]["lr"] > short.param_groups[0]["lr"]
 
 
 def test_plateau_halves_after_five_epochs_without_improvement():

@@ -19,7 +19,8 @@ from benchmark.plain import (
 from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
-from utils.dataset import ScanDataset, open_cohort
+from utils.cohort import open_cohort
+from utils.dataset import ScanDataset
 from utils.engine import Execution, predict, train_one_epoch
 from utils.labels import read_labels
 from utils.optimisation import Optimisation, build_optimizer

@@ -139,3 +139,12 @@ def test_fused_network_equals_the_plain_one(width):
 def test_unknown_width_is_refused():
     with pytest.raises(ValueError, match=r"released, compact expected, got 'wide'"):
         ScaleDense("wide")
+
+
+@pytest.mark.parametrize(("width", "side"), [("compact", 32), ("released", 42)])
+def test_a_volume_too_small_for_five_halvings_is_refused_and_the_least_is_taken(width, side):
+    with torch.device("meta"):
+        backbone = ScaleDense(width).encoder.backbone
+        assert backbone(torch.empty(2, 1, side, side, side)).shape[0] == 2
+        with pytest.raises(ValueError, match=rf"{side} voxels a side or more .* 50x{side - 1}x50"):
+            backbone(torch.empty(2, 1, 50, side - 1, 50))

@@ -15,7 +15,8 @@ from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.cache import Cache
 from utils.checkpoint import load_checkpoint
-from utils.dataset import ScanDataset, open_cohort
+from utils.cohort import open_cohort
+from utils.dataset import ScanDataset
 from utils.engine import choose_execution
 from utils.labels import read_labels
 from utils.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage

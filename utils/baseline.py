@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     import numpy as np
     from sklearn.linear_model import RidgeCV
 
-    from utils.dataset import describe, open_cohort, open_for_one_reading
+    from utils.cohort import describe, open_cohort
+    from utils.dataset import open_for_one_reading
     from utils.labels import parse_sex_codes, read_labels
     from utils.metrics import score_with_intervals
     from utils.results import format_figures

@@ -1,4 +1,4 @@
-"""A folder of scans with its labels, and the batches that a network reads.
+"""The scans of a cohort as a network reads them: decoded, kept, and put into batches.
 
 One batch is a dict: image (N, 1, D, H, W) z-scores as they are kept (utils/cache.py), sex (N,)
 int64 with -1 for unknown, age (N, 1) float32 years with NaN for unknown, index (N,) the place in
@@ -9,8 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -29,111 +27,15 @@ from utils.cache import (
     read_encoded,
     require_memory,
 )
+from utils.cohort import Scan
 from utils.distributed import SINGLE, World
-from utils.labels import Label, label_of, raise_all
-from utils.volumes import (
-    GRID_SHAPE,
-    SMALLEST_SIDE,
-    Preparation,
-    find_scans,
-    image_stem,
-    read_header,
-)
+from utils.labels import raise_all
+from utils.volumes import Preparation
 
 UNKNOWN_SEX = -1
 NO_CACHE = Cache()
 KEPT_FOR_ONE_READING = 2**30  # bytes
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan of a cohort; age in years and sex (0 female, 1 male) are None where unknown.
-
-    Attributes:
-        orientation: the axis order it is stored in.
-        shape: its voxels (D, H, W) once in LAS order, at the resolution of the file.
-    """
-
-    subject_id: str
-    path: Path
-    age: float | None
-    sex: int | None
-    orientation: str
-    shape: tuple[int, ...] = GRID_SHAPE
-
-
-def open_cohort(
-    folder: str | Path,
-    labels: dict[str, Label] | None,
-    preparation: Preparation,
-    *,
-    need_age: bool = False,
-    need_sex: bool = False,
-) -> list[Scan]:
-    """Pairs every scan of `folder` with its label and checks all of them before any work.
-
-    Rows of scans elsewhere are normal: one sheet serves all folders.
-
-    Args:
-        folder: .nii.gz and .nii files, read in the order of their names.
-        labels: from `read_labels`; None where there is no sheet.
-        preparation: decides whether other grids are let through.
-        need_age: whether a scan without an age is a problem (training) or merely unknown.
-        need_sex: the same for the sex.
-
-    Raises:
-        FileNotFoundError: no folder or no scan in it.
-        ValueError: all problems of all scans at once.
-    """
-    scans: list[Scan] = []
-    problems: list[str] = []
-    for path in find_scans(folder):
-        label = label_of(path, labels or {})
-        age, sex = (label.age, label.sex) if label else (None, None)
-        stem = image_stem(path.name)
-        if label is None and (need_age or need_sex):
-            problems.append(f"{path}: no row named {stem} in the label sheet")
-        elif need_age and age is None:
-            problems.append(f"{path}: row {label.row} gives no age, expected years")
-        elif need_sex and sex is None:
-            problems.append(
-                f"{path}: row {label.row} gives no sex, expected 0 female or 1 male "
-                "(or --use_sex false)"
-            )
-        try:
-            header = read_header(path, any_grid=preparation.any_grid)
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            scans.append(Scan(stem, path, age, sex, header.orientation, header.shape))
-    raise_all(problems + _unfit_shapes(scans, preparation))
-    return scans
-
-
-def _unfit_shapes(scans: list[Scan], preparation: Preparation) -> list[str]:
-    """What `any_grid` lets through and no batch or network can hold."""
-    problems = []
-    firsts: dict[tuple[int, ...], Scan] = {}
-    for scan in scans:
-        firsts.setdefault(scan.shape, scan)
-        shape = preparation.input_shape(scan.shape)
-        if min(shape) < SMALLEST_SIDE:
-            problems.append(
-                f"{scan.path}: the network's input would have {_by(shape)} voxels, at least "
-                f"{SMALLEST_SIDE} a side expected"
-            )
-    if len(firsts) > 1:
-        found = ", ".join(f"{_by(shape)} ({scan.path.name})" for shape, scan in firsts.items())
-        problems.append(
-            f"{scans[0].path.parent}: scans of differing shapes, {found}: one shape in a folder "
-            "expected, since a batch holds one"
-        )
-    return problems
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def require_readable(scans: list[Scan], preparation: Preparation, bits: int = 32) -> None:
@@ -182,21 +84,6 @@ def _for_all(items: Sequence[T], decode: Callable[[T], None], *, title: str) -> 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = list(tqdm(pool.map(attempt, items), title, len(items), disable=None, leave=False))
     raise_all(sorted(filter(None, results)))  # by file, whatever the order they were tried in
-
-
-def describe(scans: list[Scan]) -> str:
-    """One line: how many scans, which ages and sexes, what was reoriented."""
-    ages = [scan.age for scan in scans if scan.age is not None]
-    text = f"{len(scans)} scans"
-    if ages:
-        text += f", {len(ages)} with an age ({min(ages):g} to {max(ages):g} years)"
-    females = sum(scan.sex == 0 for scan in scans)
-    males = sum(scan.sex == 1 for scan in scans)
-    text += f", {females} female, {males} male"
-    turned = [scan.orientation for scan in scans if scan.orientation != "LAS"]
-    if turned:
-        text += f"; {len(turned)} stored {'/'.join(sorted(set(turned)))}, put into LAS order"
-    return text
 
 
 class ScanDataset(Dataset):

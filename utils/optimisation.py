@@ -81,6 +81,18 @@ def learning_rate(epoch: int, epochs: int, options: Optimisation) -> float:
     return options.min_lr + cosine * (options.lr - options.min_lr)
 
 
+def follow(schedule: LRScheduler | ReduceLROnPlateau, epoch: int) -> None:
+    """Sets the rate of `epoch`, counted from 0, where it follows from the epoch alone.
+
+    A resumed run may be given more epochs than before, whose cosine is another from here on.
+    """
+    if isinstance(schedule, LambdaLR):
+        for group, base, rate in zip(
+            schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * rate(epoch)
+
+
 def advance(schedule: LRScheduler | ReduceLROnPlateau, validation_mae: float) -> None:
     """Moves a schedule on by one epoch; only the plateau looks at the error."""
     if isinstance(schedule, ReduceLROnPlateau):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.dataset import Scan
+from utils.cohort import Scan
 from utils.files import replacing, require_absent
 from utils.metrics import mae_difference, score_with_intervals
 from utils.plots import age_scatter

@@ -10,13 +10,8 @@ from model.losses import AgeLoss
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
 from utils.cache import Cache
-from utils.dataset import (
-    ScanDataset,
-    describe,
-    open_cohort,
-    require_readable,
-    require_shareable,
-)
+from utils.cohort import describe, open_cohort
+from utils.dataset import ScanDataset, require_readable, require_shareable
 from utils.distributed import World
 from utils.engine import Execution, choose_execution, compile_network
 from utils.labels import parse_sex_codes, read_labels

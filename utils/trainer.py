@@ -37,6 +37,7 @@ from utils.optimisation import (
     advance,
     build_optimizer,
     build_schedule,
+    follow,
     running_average,
 )
 from utils.plots import age_scatter
@@ -179,6 +180,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_mae = state["best_mae"]
+        follow(self.schedule, self.epoch)
 
     def _require_same_flags(self, checkpoint: Checkpoint) -> None:
         before, now = checkpoint.summary.get("flags", {}), self.description.get("flags", {})
