@@ -57,7 +57,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("how")
     group.add_argument("--repeats", type=count, default=5, help="rounds, in turned order")
-    group.add_argument("--device", default="auto", help="auto: a GPU when there is one")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: a GPU when there is one",
+    )
     group.add_argument("--threads", type=number(int, low=0), default=0, help="0: torch's choice")
     group.add_argument("--num_workers", type=number(int, low=0), default=2, help="of a loader")
     group.add_argument("--json", metavar="FILE", help="also write all figures of all rounds")

@@ -7,6 +7,7 @@ figures: the harness (benchmark/measure.py) starts it anew for every measurement
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -184,9 +185,9 @@ def loader(form: str, settings: Settings, meter: Meter) -> Figures:
             opened.append(our_loader(folder, sheet, form, settings, kept))
         read()
 
-    once = replace_meter(meter, least_seconds=0.0, least_runs=1)
+    once = Meter(meter.device, least_seconds=0.0, least_runs=1)
     first = once.seconds(first_epoch, warm_up=0)
-    again = once if form == PLAIN else replace_meter(meter, least_seconds=1.0, least_runs=1)
+    again = once if form == PLAIN else Meter(meter.device, least_seconds=1.0, least_runs=1)
     second = again.seconds(read, warm_up=0)
     count = len(opened[0].dataset)
     private = max(private_memory() for _ in opened[0])  # not timed
@@ -218,9 +219,13 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
 def memory(form: str, settings: Settings, meter: Meter) -> Figures:
     """Memory of reading so many scans once; the form is `cache KIND BITS, COUNT scans`."""
     cache, count = form.removesuffix(" scans").split(", ")
-    folder, kept = (Path(settings.cohort) / f"{name}-{count}" for name in ("count", "kept"))
+    our_execution("ours float32", meter.device)  # as the entry points set the process up
+    folder = Path(settings.cohort) / f"count-{count}"
+    kept = Path(tempfile.mkdtemp(dir=settings.cohort))  # empty: everything is decoded
     batches = our_loader(folder, None, cache, settings, kept)
-    return {"private memory MiB": max(private_memory() for _ in batches)}
+    figures = {"private memory MiB": max(private_memory() for _ in batches)}
+    shutil.rmtree(kept)
+    return figures
 
 
 def ceiling(form: str, settings: Settings, meter: Meter) -> Figures:
@@ -308,11 +313,6 @@ def our_loader(
         full_batches=False,
         num_workers=settings.num_workers,
     )
-
-
-def replace_meter(meter: Meter, **changes: float) -> Meter:
-    """A meter of the same device with another patience."""
-    return Meter(meter.device, **changes)
 
 
 def speed(settings: Settings, seconds: float, *, training: bool) -> Figures:

@@ -12,11 +12,13 @@ branch vanishes in the outer one. So, with
     g = weight / sqrt(var(s) + eps),         y = ELU(g (s - mean(s)) + bias),
 
 one weighted sum and one affine map are left; the backward pass is the derivative of these formulas.
-The same values as the five modules up to rounding: tests/test_branch_norm.py; how much faster:
-docs/PERFORMANCE.md.
+The same values as the five modules up to rounding (tests/test_branch_norm.py), faster and with more
+digits (docs/PERFORMANCE.md); but since branches are summed before their means are taken off, with
+fewer digits where those means are beyond some ten standard deviations.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,19 +52,14 @@ class BranchNorm(Function):
         rows = [_Rows(branch) for branch in branches]
         means, variances = (torch.stack(v) for v in zip(*(r.moments() for r in rows), strict=True))
         spreads = (variances + variances.new_tensor(eps[:-1])[:, None]).sqrt()
-        factors = weights.double() / spreads  # (B, C) float64
-        total = rows[0].values * rows[0].repeat(factors[0])
-        for factor, row in zip(factors[1:], rows[1:], strict=True):
-            total.addcmul_(row.values, row.repeat(factor))
-        total = rows[0].volume(total)
-        row = _Rows(total)
-        mean, variance = row.moments()
+        total = _weighted_sum(rows, weights.double() / spreads, torch.zeros_like(means[0]))
+        mean, variance = total.moments()
         spread = (variance + eps[-1]).sqrt()
         factor = weight.double() / spread
-        shift = row.repeat(bias.double() - factor * mean)
-        output = row.volume(functional.elu_(torch.addcmul(shift, row.values, row.repeat(factor))))
+        output = _weighted_sum([total], [factor], bias.double() - factor * mean).volume
+        functional.elu_(output)
         ctx.save_for_backward(
-            weights, weight, means, spreads, mean, spread, total, output, *branches
+            weights, weight, means, spreads, mean, spread, total.volume, output, *branches
         )
         ctx.mark_non_differentiable(means, variances, variance)
         return output, means, variances, variance
@@ -105,66 +102,85 @@ def _through_norm(
     Returns:
         Gradients of volume (N, C, D, H, W), weight (C,) and bias (C,).
     """
-    row, slope = _Rows(volume), _Rows(slope).values
+    row, slope = _Rows(volume), _Rows(slope)
     count = volume.numel() // volume.shape[1]
     along, level = row.products(slope, mean, spread)  # sums of slope * normalised, and of slope
     factor = weight.double() / spread
     linear = -factor * along / (count * spread)
     constant = -factor * level / count - linear * mean
-    gradient = torch.addcmul(row.repeat(constant), row.values, row.repeat(linear))
-    gradient.addcmul_(slope, row.repeat(factor))
-    return row.volume(gradient), along.to(weight.dtype), level.to(weight.dtype)
+    gradient = _weighted_sum([row, slope], [linear, factor], constant)
+    return gradient.volume, along.to(weight.dtype), level.to(weight.dtype)
+
+
+def _weighted_sum(terms: Sequence["_Rows"], factors: Sequence[Tensor], constant: Tensor) -> "_Rows":
+    """The sum of terms, each times a factor a channel, plus a constant a channel.
+
+    Args:
+        terms: volumes of one shape.
+        factors: (C,) float64 for each of them.
+        constant: (C,) float64.
+    """
+    total = _Rows(torch.empty_like(terms[0].volume))
+    for index, out in enumerate(total.parts):
+        repeat = partial(_repeat, like=out)
+        first = terms[0].parts[index]
+        torch.addcmul(repeat(constant), first, repeat(factors[0]), out=out)
+        for term, factor in zip(terms[1:], factors[1:], strict=True):
+            out.addcmul_(term.parts[index], repeat(factor))
+    return total
+
+
+def _repeat(values: Tensor, *, like: Tensor) -> Tensor:
+    """(C,) to the columns of a part, in its type."""
+    return values.to(like.dtype).repeat(like.shape[1] // len(values))
 
 
 class _Rows:
-    """A volume as a matrix (rows, columns): some voxels a row, each with all its channels.
+    """A volume and its voxels as matrices: several voxels a row, each with all its channels.
 
     Column j belongs to channel j % C. Rows of 8 or 16 numbers would leave the vector units of a
-    processor half empty; how many voxels fit a row depends on their count. A view where the volume
-    is stored channels last, else a copy.
+    processor half empty. Voxels that do not fill a row are a second matrix, one a row.
+
+    Attributes:
+        volume: (N, C, D, H, W), stored channels last; a copy where what is given is not.
+        parts: one or two views of it.
     """
 
     def __init__(self, volume: Tensor):
-        channels = volume.shape[1]
-        last = volume.movedim(1, -1).contiguous()
-        voxels = last.numel() // channels
-        self.together = 1
-        while voxels % (2 * self.together) == 0 and 2 * self.together * channels <= ROW:
-            self.together *= 2
-        self.shape = last.shape
-        self.values = last.reshape(-1, self.together * channels)
-
-    def volume(self, values: Tensor) -> Tensor:
-        """A matrix of this shape as (N, C, D, H, W), stored channels last."""
-        return values.reshape(self.shape).movedim(-1, 1)
-
-    def repeat(self, values: Tensor) -> Tensor:
-        """(C,) to (columns,) in the type of the volume."""
-        return values.to(self.values.dtype).repeat(self.together)
+        last = volume.movedim(1, -1).contiguous()  # a view of channels-last volumes
+        channels = last.shape[-1]
+        self.volume = last.movedim(-1, 1)
+        voxels = last.reshape(-1, channels)
+        together = max(1, ROW // channels)
+        whole = len(voxels) - len(voxels) % together
+        parts = (voxels[:whole].reshape(-1, together * channels), voxels[whole:])
+        self.parts = [part for part in parts if len(part)]
+        self.channels = channels
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and population variance of each channel, (C,) float64."""
-        blocks = self.values.split(BLOCK)
+        blocks = [block for part in self.parts for block in part.split(BLOCK)]
         found = [torch.batch_norm_update_stats(block, None, None, 0.0) for block in blocks]
         means, variances = (self._by_channel(values) for values in zip(*found, strict=True))
-        share = self._by_channel([torch.full_like(found[0][0], len(block)) for block in blocks])
+        share = self._by_channel([torch.full_like(row[0], len(row)) for row in blocks])
         share = share / share.sum(dim=0)
         mean = (share * means).sum(dim=0)
         return mean, (share * (variances + (means - mean).square())).sum(dim=0)
 
-    def products(self, slope: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    def products(self, slope: "_Rows", mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over voxels of slope * (volume - mean) / spread, and of slope; (C,) float64."""
-        mean, scale = self.repeat(mean), self.repeat(1 / spread)
-        found = [
-            torch.ops.aten.native_batch_norm_backward(
-                *blocks, scale, None, None, mean, scale, True, 0.0, [False, True, True]
-            )[1:]
-            for blocks in zip(slope.split(BLOCK), self.values.split(BLOCK), strict=True)
-        ]
+        found = []
+        for part, slopes in zip(self.parts, slope.parts, strict=True):
+            center, scale = _repeat(mean, like=part), _repeat(1 / spread, like=part)
+            found += [
+                torch.ops.aten.native_batch_norm_backward(
+                    *blocks, scale, None, None, center, scale, True, 0.0, [False, True, True]
+                )[1:]
+                for blocks in zip(slopes.split(BLOCK), part.split(BLOCK), strict=True)
+            ]
         along, level = (self._by_channel(values) for values in zip(*found, strict=True))
         return along.sum(dim=0), level.sum(dim=0)
 
     def _by_channel(self, columns: Sequence[Tensor]) -> Tensor:
-        """Figures of blocks, (columns,) each, to (blocks * together, C) float64."""
-        channels = self.shape[-1]
-        return torch.stack(list(columns)).double().reshape(-1, channels)
+        """Figures of blocks, (columns,) each, to (figures of a channel, C) float64."""
+        return torch.cat([values.double().reshape(-1, self.channels) for values in columns])

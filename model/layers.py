@@ -44,7 +44,11 @@ class AsymmetricConv3d(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Asymmetric convolution, batch normalisation, ELU."""
+    """Asymmetric convolution, batch normalisation, ELU.
+
+    In training on a CPU the normalisations are computed at once, not by calling their modules:
+    hooks on these would not run.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -53,8 +57,8 @@ class ConvUnit(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         """(N, in_channels, D, H, W) -> (N, out_channels, D, H, W)."""
-        if self._normalises_at_once(volume):
-            return self._normalised_at_once(volume)
+        if self._can_normalise_at_once(volume):
+            return self._normalise_at_once(volume)
         return functional.elu(self.norm(self.convolution(volume)))
 
     def _norms(self) -> list[nn.Module]:
@@ -63,7 +67,7 @@ class ConvUnit(nn.Module):
             return []
         return [norm for _, norm in self.convolution.branches] + [self.norm]
 
-    def _normalises_at_once(self, volume: Tensor) -> bool:
+    def _can_normalise_at_once(self, volume: Tensor) -> bool:
         """Whether model/branch_norm.py does the same faster: in training, on a CPU, as measured.
 
         Statistics over several processes (SyncBatchNorm), reduced precision, and torch.compile,
@@ -81,7 +85,7 @@ class ConvUnit(nn.Module):
             and all(type(norm) is nn.BatchNorm3d and norm.training for norm in norms)
         )
 
-    def _normalised_at_once(self, volume: Tensor) -> Tensor:
+    def _normalise_at_once(self, volume: Tensor) -> Tensor:
         *inner, outer = self._norms()
         biases = torch.stack([norm.bias for norm in inner])
         output, means, variances, variance = BranchNorm.apply(
@@ -108,18 +112,22 @@ class ConvUnit(nn.Module):
         if isinstance(self.convolution, nn.Conv3d):
             return
         first = self.convolution.branches[0][0]
-        scale, shift = _scale_and_shift(self.norm)
-        weight = torch.zeros_like(first.weight, dtype=torch.float64)
-        bias = shift
-        for conv, norm in self.convolution.branches:
+        scale, bias = _scale_and_shift(self.norm)
+        factors = []
+        for _, norm in self.convolution.branches:
             branch_scale, branch_shift = _scale_and_shift(norm)
-            scaled = conv.weight.double() * (scale * branch_scale)[:, None, None, None, None]
-            margins = [(3 - size) // 2 for size in reversed(conv.kernel_size) for _ in range(2)]
-            weight += functional.pad(scaled, margins)
+            factors.append((scale * branch_scale)[:, None, None, None, None])
             bias = bias + scale * branch_shift
         fused = nn.Conv3d(first.in_channels, first.out_channels, 3, padding=1).to(first.weight)
-        fused.weight.data.copy_(weight)
         fused.bias.data.copy_(bias)
+        # Some kernels at a time: those of the released width have 45 million numbers.
+        for rows in torch.arange(first.out_channels).split(64):
+            total = 0
+            for (conv, _), factor in zip(self.convolution.branches, factors, strict=True):
+                margins = [(3 - size) // 2 for size in reversed(conv.kernel_size) for _ in range(2)]
+                kernels = conv.weight.data[rows].double() * factor[rows]
+                total = total + functional.pad(kernels, margins)
+            fused.weight.data[rows] = total.to(fused.weight)
         self.convolution, self.norm = fused, nn.Identity()
 
 

@@ -16,7 +16,7 @@ launch() {
   shift
   if [ "$nproc" -gt 1 ] && [ "${SLURM_STEP_NUM_TASKS:-1}" -le 1 ]; then
     if [ -z "${OMP_NUM_THREADS:-}" ]; then
-      local threads=$(($(getconf _NPROCESSORS_ONLN) / nproc))
+      local threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / nproc))
       export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
     fi
     "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$nproc" "$@"

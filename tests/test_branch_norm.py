@@ -88,11 +88,11 @@ def test_modules_are_used_where_statistics_are_not_those_of_the_batch_here():
     unit, volume = ConvUnit(2, 8), torch.randn(2, 2, 3, 4, 5)
     frozen = copy.deepcopy(unit).eval()
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(unit))
-    assert unit._normalises_at_once(volume)
-    assert not frozen._normalises_at_once(volume)
-    assert not synchronised._normalises_at_once(volume)
+    assert unit._can_normalise_at_once(volume)
+    assert not frozen._can_normalise_at_once(volume)
+    assert not synchronised._can_normalise_at_once(volume)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not unit._normalises_at_once(volume)
+        assert not unit._can_normalise_at_once(volume)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         ConvUnit(2, 8)(torch.randn(1, 2, 1, 1, 1))
 

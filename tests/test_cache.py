@@ -251,7 +251,7 @@ def test_a_full_disk_and_too_little_memory_are_said_before_anything_is_decoded(
     with pytest.raises(OSError, match=r"kept: 6 decoded scans need .* GiB, .* are free: give anot"):
         open_scans(folder)
     monkeypatch.setattr(cache, "free_memory", lambda device: 2**10)
-    with pytest.raises(ValueError, match=r"6 scans .* on cpu.*--cache disk, or --cache_bits 8"):
+    with pytest.raises(ValueError, match=r"6 scans .* on cpu.*--cache disk, or fewer --cache_bits"):
         open_scans(folder, "device")
     assert not decoded
 
@@ -295,3 +295,30 @@ def test_open_files_stay_few_however_many_scans_are_read(folder):
     for index in range(300):
         disk[index]
     assert len(list(Path("/dev/fd").iterdir())) <= before + 2
+
+
+def test_a_jobs_own_memory_limit_counts(tmp_path):
+    job = tmp_path / "root" / "slurm" / "job_7"
+    job.mkdir(parents=True)
+    (tmp_path / "table").write_text("0::/slurm/job_7\n")
+    assert cache._job_limits(tmp_path / "table", tmp_path / "root") == []
+    (job.parent / "memory.max").write_text("max\n")
+    (job / "memory.max").write_text("1000\n")
+    (job / "memory.current").write_text("600\n")
+    (job / "memory.stat").write_text("anon 400\ninactive_file 150\n")
+    assert cache._job_limits(tmp_path / "table", tmp_path / "root") == [550]
+    assert cache._job_limits(tmp_path / "missing", tmp_path / "root") == []
+
+
+def test_a_kept_scan_that_may_not_be_read_is_made_again(folder, monkeypatch):
+    dataset = open_scans(folder)
+    expected = dataset[0]["image"]
+    opened = Path.open
+
+    def refuse(self, *given, **named):
+        if self.suffix == ".scan" and given[:1] == ("rb",) and not self.name.startswith("."):
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert torch.equal(dataset[0]["image"], expected)

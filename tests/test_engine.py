@@ -26,6 +26,9 @@ from utils.engine import (
     train_one_epoch,
 )
 from utils.labels import read_labels
+from utils.optimisation import Optimisation, build_optimizer
+from utils.options import parse_first_stage
+from utils.setup import check_start
 from utils.volumes import Preparation
 
 ANY = Preparation(any_grid=True)
@@ -244,3 +247,44 @@ def test_a_compiled_network_gives_the_same_ages_and_checkpoint_names(scans):
     assert compile_network(model, CPU)
     np.testing.assert_allclose(ages_of(model, scans, 7), expected, rtol=1e-5)
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_step_does_not_wait_for_the_gpu(scans):
+    gpu = choose_execution("cuda")
+    model = gpu.place(ScaleDense(mean_age=50))
+    optimizer = build_optimizer(model, Optimisation("adamw", 1e-3, 0.01, "constant"))
+    batches = batches_of(scans)
+    batches = [{name: value.pin_memory() for name, value in each.items()} for each in batches]
+
+    def epoch(mode):
+        def after_step(step, terms):
+            if step == 1:  # from here to the last step, which looks at the losses
+                torch.cuda.set_sync_debug_mode(mode)
+            if step == len(batches) - 1:
+                torch.cuda.set_sync_debug_mode("default")
+
+        train_one_epoch(
+            model, AgeLoss(), batches, optimizer, gpu,
+            augment=Augmentation(flip=True, intensity=0.1), after_step=after_step,
+        )  # fmt: skip
+
+    epoch("default")  # what is set up once may wait
+    epoch("error")
+
+
+def test_compiling_what_is_to_be_recomputed_is_refused_at_once(tmp_path):
+    args = parse_first_stage(
+        [*("--train_folder", "a", "--val_folder", "b", "--labels", "c"),
+         *("--output_dir", str(tmp_path / "run"), "--compile", "--recompute_activations")]
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="give one of them"):
+        check_start(args, CPU.world)
+
+
+def test_decoded_scans_and_a_run_do_not_share_a_folder(tmp_path):
+    flags = ["--train_folder", "a", "--val_folder", "b", "--labels", "c"]
+    args = parse_first_stage([*flags, "--output_dir", str(tmp_path / "scan_cache")])
+    with pytest.raises(ValueError, match="scan_cache: decoded scans are kept there"):
+        check_start(args, CPU.world)

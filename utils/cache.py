@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -233,7 +234,7 @@ class DiskCache:
                 levels = np.frombuffer(file.read(12), np.float32)
                 dtype = NUMPY_DTYPES[self.bits]
                 return Encoded(np.memmap(file, dtype, "r", HEADER_BYTES + 12, self.shape), levels)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # not there, or not to be read: `decode` makes it or says why it cannot
             return None
 
     def _header(self, index: int) -> bytes:
@@ -276,7 +277,7 @@ def require_memory(needed: int, scans: int, device: torch.device) -> None:
     if needed > 2 / 3 * free:
         raise ValueError(
             f"{scans} scans need {needed / 2**30:.1f} GiB of memory on {device}, of which "
-            f"{free / 2**30:.1f} are free: give --cache disk, or --cache_bits 8"
+            f"{free / 2**30:.1f} are free: give --cache disk, or fewer --cache_bits"
         )
 
 
@@ -285,7 +286,27 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")  # Linux; counts what the file cache would give back as well
-    if table.is_file():
-        lines = dict(line.split(":") for line in table.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not table.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":") for line in table.read_text().splitlines())
+    return min([int(lines["MemAvailable"].split()[0]) * 1024, *_job_limits()])
+
+
+def _job_limits(
+    table: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """Bytes that the limits of a cluster's job or a container leave (Linux control groups, v2)."""
+    limits = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = table.read_text().splitlines()
+        own = root / next(line[3:] for line in lines if line.startswith("0::")).lstrip("/")
+        for group in (own, *own.parents):
+            if not group.is_relative_to(root) or not (group / "memory.max").is_file():
+                continue
+            limit = (group / "memory.max").read_text().strip()
+            if limit != "max":
+                used = int((group / "memory.current").read_text())
+                fields = dict(line.split() for line in (group / "memory.stat").open())
+                # What was read from files lately counts as used, and is given back on demand.
+                limits.append(int(limit) - used + int(fields["inactive_file"]))
+    return limits

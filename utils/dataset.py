@@ -137,13 +137,13 @@ class ScanDataset(Dataset):
         Copying kept scans takes a CPU less time than passing them between processes; beside a GPU
         it is worth doing while the GPU computes. What lies on the device goes through none.
         """
-        beside_gpu = self.cache.kind == "disk" and torch.cuda.is_available()
+        beside_gpu = self.cache.kind == "disk" and self.cache.device.type == "cuda"
         return num_workers if self.cache.kind == "none" or beside_gpu else 0
 
     def _images(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """(N, 1, D, H, W) as kept, and (N, 3) levels."""
         if self.cache.kind == "device":
-            places = torch.tensor(indices, device=self.cache.device)
+            places = torch.tensor(indices).to(self.cache.device, non_blocking=True)
             return self._image.index_select(0, places), self._levels[indices]
         image = torch.empty((len(indices), 1, *self.shape), dtype=DTYPES[self.cache.bits])
         levels = torch.empty(len(indices), 3)
@@ -192,7 +192,7 @@ def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pinned(dataset: ScanDataset) -> bool:
-    return torch.cuda.is_available() and dataset.cache.kind != "device"
+    return dataset.cache.device.type == "cuda" and dataset.cache.kind != "device"
 
 
 class BatchShares(Sampler[list[int]]):

@@ -246,15 +246,20 @@ def joined(device: str = "auto") -> Iterator[World]:
         world_size=world.size,
         timeout=PATIENCE,
     )
+    errors = distributed.PrefixStore("errors", store)
     try:
         with _quiet(world):
             yield world
     except (ValueError, OSError) as error:
-        if not _tells(error, world, distributed.PrefixStore("errors", store)):
+        if not _tells(error, world, errors):
             raise SystemExit(1) from error
         raise
-    finally:
-        distributed.destroy_process_group()
+    except RuntimeError as error:
+        if _others_ended(errors):  # a collective broke off because another process has told why
+            raise SystemExit(1) from error
+        raise
+    # After an error the group is left to the process's end: nccl would wait for the others' answer.
+    distributed.destroy_process_group()
 
 
 @contextmanager
@@ -266,6 +271,14 @@ def _quiet(world: World) -> Iterator[None]:
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         yield
+
+
+def _others_ended(store: distributed.Store) -> bool:
+    """Whether another process has ended with an error, or the store went with it."""
+    try:
+        return store.add("ended", 0) > 0
+    except RuntimeError:
+        return True
 
 
 def _tells(error: Exception, world: World, store: distributed.Store) -> bool:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -49,9 +50,13 @@ class Execution:
         """Moves a model to the device, convolution weights in the layout its kernels read best."""
         return model.to(self.device).to(memory_format=torch.channels_last_3d)
 
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; the host does not wait for it to arrive."""
+        return tensor.to(self.device, non_blocking=True)
+
     def images(self, batch: dict[str, Tensor]) -> Tensor:
         """The batch's (N, 1, D, H, W) images on the device, decoded there: few bytes travel."""
-        image = batch["image"].to(self.device, non_blocking=True)
+        image = self.take(batch["image"])
         return decode(image, batch.get("levels")).contiguous(memory_format=torch.channels_last_3d)
 
 
@@ -71,9 +76,16 @@ def choose_execution(
         raise ValueError(f"--device {device}: auto, cpu, cuda or cuda:NUMBER expected")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: this torch sees no GPU; give --device cpu")
+    if device.startswith("cuda"):
+        if ":" not in device:
+            device = f"cuda:{torch.cuda.current_device()}"
+        torch.cuda.set_device(device)  # what asks for "the GPU" means this one
     if precision == "auto":
         # On a CPU, bfloat16 training measured slower than float32.
-        bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+        # Of older GPUs torch only emulates it, slowly.
+        bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
     else:
         bfloat16 = precision == "bfloat16"
     return Execution(torch.device(device), bfloat16, world)
@@ -103,6 +115,15 @@ def compile_network(model: nn.Module, execution: Execution) -> bool:
         if isinstance(module, Encoder):
             module.compile()
     return True
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step whose loss has not been looked at: number, places of its scans, terms."""
+
+    number: int
+    index: Tensor
+    terms: dict[str, Tensor]
 
 
 def train_one_epoch(
@@ -142,11 +163,12 @@ def train_one_epoch(
     unseen: list[Step] = []
     batches = tqdm(loader, "training", disable=None, leave=False)
     for step, (batch, scans) in enumerate(zip(batches, sizes, strict=True), start=1):
+        sex, age = execution.take(batch["sex"]), execution.take(batch["age"])
         with world.own_randomness(step, execution.device):
-            image, sex = augment(execution.images(batch)), batch["sex"].to(execution.device)
+            image = augment(execution.images(batch))
             with execution.autocast():
                 predicted_age = model(image, sex)
-        terms = loss(*_whole_batch(predicted_age, batch["age"].to(execution.device), scans, world))
+        terms = loss(*_whole_batch(predicted_age, age, scans, world))
         values = {name: value.detach() for name, value in terms.items()}
         unseen.append(Step(step, batch["index"], values))
         if len(unseen) == execution.steps_unseen or step == len(sizes):
@@ -187,11 +209,9 @@ def parallel(model: nn.Module, execution: Execution) -> nn.Module:
     """What trains `model`: itself, or with several processes a form that averages gradients."""
     if execution.world.size == 1:
         return model
-    for parameter in model.parameters():
-        # Kernels with one channel fit either layout; their gradients come in the plain one, of
-        # which torch would else warn.
-        if parameter.is_contiguous():
-            parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    # Gradients of one-channel kernels, which fit either layout, come in the plain one. Laying the
+    # kernels out like that would silence the warning, and take channels-last off the first unit.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     own = [execution.device] if execution.device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=own)
 
@@ -217,7 +237,7 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
         norm.momentum = None  # the mean over all batches instead of a running one
     for batch in itertools.islice(loader, -(-REFRESH_SCANS // _global_sizes(loader)[0])):
         with execution.autocast():
-            model(execution.images(batch), batch["sex"].to(execution.device))
+            model(execution.images(batch), execution.take(batch["sex"]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     average_statistics(model, execution)
@@ -237,15 +257,6 @@ def _trained_norms(model: nn.Module) -> list[nn.Module]:
     return [
         module for module in model.train().modules() if isinstance(module, kind) and module.training
     ]
-
-
-@dataclass(frozen=True)
-class Step:
-    """A training step whose loss has not been looked at: number, places of its scans, terms."""
-
-    number: int
-    index: Tensor
-    terms: dict[str, Tensor]
 
 
 def _require_finite(steps: list[Step], loader: DataLoader | list, world: World) -> None:
@@ -291,9 +302,11 @@ def predict(
     model.eval()
     collected: dict[str, list[Tensor]] = {}
     for batch in tqdm(loader, title, disable=None, leave=False):
-        image, sex = execution.images(batch), batch["sex"].to(execution.device)
+        sexes = _possible_sexes(batch["sex"])
+        image = execution.images(batch)
         with execution.autocast():
-            ages = _predict_any_sex(model, image, sex)
+            found = [model.predict(image, execution.take(sex)) for sex in sexes]
+        ages = {name: sum(ages[name] for ages in found) / len(found) for name in found[0]}
         for name, value in ages.items():
             collected.setdefault(name, []).append(value[:, 0].float().cpu())
     own = {name: torch.cat(values).numpy() for name, values in collected.items()}
@@ -302,13 +315,12 @@ def predict(
     return {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
 
 
-def _predict_any_sex(model: nn.Module, image: Tensor, sex: Tensor) -> dict[str, Tensor]:
+def _possible_sexes(sex: Tensor) -> list[Tensor]:
+    """(N,) sexes with the unknown ones as female and as male; the sexes alone if all are known."""
     unknown = sex == UNKNOWN_SEX
     if not unknown.any():
-        return model.predict(image, sex)
-    as_female = model.predict(image, sex.masked_fill(unknown, 0))
-    as_male = model.predict(image, sex.masked_fill(unknown, 1))
-    return {name: (as_female[name] + as_male[name]) / 2 for name in as_female}
+        return [sex]
+    return [sex.masked_fill(unknown, value) for value in (0, 1)]
 
 
 def settle_precision(

@@ -22,9 +22,21 @@ from utils.volumes import Preparation
 
 
 def check_start(args: argparse.Namespace, world: World) -> None:
-    """Refuses now what the run could not write into, or share among its processes, later."""
+    """Refuses now what the run could not write into, share among its processes, or do later."""
+    if args.compile and args.recompute_activations:
+        raise ValueError(
+            "--compile and --recompute_activations: give one of them, torch does not compile what "
+            "is to be recomputed"
+        )
+    if scan_cache(args) == Path(args.output_dir).resolve():
+        raise ValueError(f"{args.output_dir}: decoded scans are kept there: give another folder")
     require_shareable(args.batch_size, world)
     world.first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
+
+
+def scan_cache(args: argparse.Namespace) -> Path:
+    """Where `--cache disk` keeps decoded scans: runs beside each other share them."""
+    return Path(args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache").resolve()
 
 
 def say_unused(args: argparse.Namespace, reason: str) -> None:
@@ -44,8 +56,7 @@ def datasets(
         print(f"{name}: {describe(scans)}")
         cohorts.append(scans)
     require_disjoint(*cohorts)
-    folder = args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache"
-    cache = Cache(args.cache, args.cache_bits, Path(folder), execution.device)
+    cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
     if args.cache == "none":  # what is kept is decoded, and so checked, at once
         for scans in cohorts:
             require_readable(scans, preparation, args.cache_bits)
