@@ -121,8 +121,8 @@ class ConvUnit(nn.Module):
         fused = nn.Conv3d(first.in_channels, first.out_channels, 3, padding=1).to(first.weight)
         fused.bias.data.copy_(bias)
         # Some kernels at a time: those of the released width have 45 million numbers.
-        for rows in torch.arange(first.out_channels).split(64):
-            total = 0
+        for start in range(0, first.out_channels, 64):
+            rows, total = slice(start, start + 64), 0
             for (conv, _), factor in zip(self.convolution.branches, factors, strict=True):
                 margins = [(3 - size) // 2 for size in reversed(conv.kernel_size) for _ in range(2)]
                 kernels = conv.weight.data[rows].double() * factor[rows]
