@@ -115,11 +115,11 @@ def decode(image: Tensor, levels: Tensor | None = None) -> Tensor:
     """The z-scores of a batch, where it lies: (N, 1, D, H, W) of any kept type to float32.
 
     Args:
-        image: as kept; float32 is returned as it is.
+        image: as kept; other types are returned as they are.
         levels: (N, 3) from `encode`, in main memory; needed for 8 bits.
     """
     if image.dtype != torch.uint8:
-        return image.float()
+        return image.float() if image.dtype == torch.float16 else image
     decoded = torch.empty(image.shape, device=image.device)
     # Scan by scan, so that on a CPU the four passes stay in its cache: 2 to 3 times faster.
     for codes, (background, zero, step), out in zip(image, levels.tolist(), decoded, strict=True):
