@@ -4,23 +4,30 @@ Run it through `bash script/test_first_stage.sh` or `bash script/test_second_sta
 torchrun is for training.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.entry import run_entry
 from utils.options import parse_test
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.checkpoint import Checkpoint
+    from utils.cohort import Scan
+    from utils.engine import Execution
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Tests with the given flags and returns the figures of metrics.json."""
     args = parse_test(argv)
     # After parsing, so that --help does not wait for torch.
-    from model.layers import fuse_for_inference
     from utils import results
     from utils.checkpoint import load_checkpoint
     from utils.cohort import describe, open_cohort
-    from utils.dataset import evaluation_loader, open_for_one_reading
-    from utils.engine import choose_execution, compile_network, predict, settle_precision
+    from utils.engine import choose_execution
     from utils.labels import parse_sex_codes, read_labels
     from utils.machine import use_machine_well
     from utils.setup import say_unused
@@ -45,6 +52,26 @@ def main(argv: Sequence[str] | None = None) -> dict:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans = open_cohort(args.test_folder, labels, checkpoint.preparation)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
+    ages = predict_ages(args, execution, checkpoint, scans)
+    results.write_predictions(scans, ages, files, overwrite=args.overwrite)
+    mean = checkpoint.summary.get("mean_training_age")
+    report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
+    cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
+    results.write_report(report, scans, ages, files, name=cohort)
+    print(results.format_report(report))
+    written = names if report["scans_with_age"] else names[:3]
+    print(f"results: {', '.join(str(output_dir / name) for name in written)}")
+    return report
+
+
+def predict_ages(
+    args: Namespace, execution: "Execution", checkpoint: "Checkpoint", scans: list["Scan"]
+) -> dict[str, "np.ndarray"]:
+    """The named ages of all scans in file order, (scans,) years each; bad scans are named first."""
+    from model.layers import fuse_for_inference
+    from utils.dataset import evaluation_loader, open_for_one_reading
+    from utils.engine import compile_network, predict, settle_precision
+
     dataset = open_for_one_reading(scans, checkpoint.preparation)
     unknown = sum(scan.sex is None for scan in scans)
     if unknown and checkpoint.uses_sex:
@@ -58,16 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         model, dataset, execution, batch_size=args.batch_size, insist=insist
     )
     loader = evaluation_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
-    ages = predict(model, loader, execution)
-    results.write_predictions(scans, ages, files, overwrite=args.overwrite)
-    mean = checkpoint.summary.get("mean_training_age")
-    report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
-    cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
-    results.write_report(report, scans, ages, files, name=cohort)
-    print(results.format_report(report))
-    written = names if report["scans_with_age"] else names[:3]
-    print(f"results: {', '.join(str(output_dir / name) for name in written)}")
-    return report
+    return predict(model, loader, execution)
 
 
 def find_checkpoint(output_dir: Path, model_name: str) -> Path:

@@ -27,7 +27,8 @@ def keep_freed_memory() -> bool:
     """Makes the allocator reuse large freed blocks instead of handing them back to the system.
 
     By default every tensor of more than some MiB is mapped anew and its pages are filled with zeros
-    as they are touched, which took a third to a half of a training step on a CPU. Peak memory grows somewhat.
+    as they are touched, which took a third to a half of a training step on a CPU. Peak memory grows
+    somewhat.
 
     Returns:
         Whether the C library took the settings: glibc (Linux) does, others are left alone.
