@@ -16,6 +16,8 @@ from torch.nn import functional
 from model.layers import DenseBlock3d, initialise
 
 IMAGE_FEATURES, SEX_FEATURES = 32, 8
+SMALLEST_SIDE = 32  # voxels; five halvings leave nothing of less
+STEM_MARGIN = 10  # voxels that the released stem takes along each axis
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class Backbone(nn.Module):
     def __init__(self, width: Width):
         super().__init__()
         self.stem = nn.Sequential()
-        channels, self.smallest_side = 1, 32
+        channels, self.smallest_side = 1, SMALLEST_SIDE
         if width.stem_channels:
-            channels, self.smallest_side = width.stem_channels, 42
+            channels = width.stem_channels
+            self.smallest_side += STEM_MARGIN
             self.stem = nn.Sequential(
                 nn.Conv3d(1, channels, kernel_size=7, dilation=2, padding=1), nn.ELU()
             )

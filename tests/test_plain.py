@@ -7,6 +7,7 @@ import torch
 from conftest import TINY, brain, write_cohort
 from torch import nn
 
+from benchmark.cases import PUBLISHED
 from benchmark.plain import (
     PlainDataset,
     PlainNetwork,
@@ -23,10 +24,9 @@ from utils.cohort import open_cohort
 from utils.dataset import ScanDataset
 from utils.engine import Execution, predict, train_one_epoch
 from utils.labels import read_labels
-from utils.optimisation import Optimisation, build_optimizer
+from utils.optimisation import build_optimizer
 from utils.volumes import Preparation
 
-PUBLISHED = Optimisation(optimizer="adam", lr=1e-3, weight_decay=5e-4, schedule="constant")
 CPU = Execution(torch.device("cpu"))
 RELEASED_LEAST = (42, 42, 42)  # its stem takes ten voxels off each side
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.scaledense import SMALLEST_SIDE
 from utils.labels import Label, label_of, raise_all
 from utils.volumes import (
     GRID_SHAPE,
-    SMALLEST_SIDE,
     Preparation,
     find_scans,
     image_stem,

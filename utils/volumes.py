@@ -19,7 +19,6 @@ from nibabel.spatialimages import HeaderDataError
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
-SMALLEST_SIDE = 32  # voxels of the network's input; five halvings leave nothing of less
 RESOLUTIONS = (2, 4)
 INTENSITY_RULES = ("brain", "authors")
 # What nibabel raises for files that are truncated, not gzip, or not NIfTI.
