@@ -47,6 +47,7 @@ from utils.engine import Execution, compile_network, predict, train_one_epoch
 from utils.labels import read_labels
 from utils.machine import use_machine_well
 from utils.optimisation import Optimisation, build_optimizer
+from utils.options import PAPER
 from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation
 
 PLAIN = "plain"
@@ -71,7 +72,9 @@ SCAN_COUNTS = (1000, 3000, 6586)  # the last is the paper's cohort
 SHEET_ROWS = 1000
 FEW_SCANS = 16  # trained on by `feeding`, whose epochs are long
 DISTINCT_SCANS = 8  # the others are the same files under other names
-PUBLISHED = Optimisation(optimizer="adam", lr=1e-3, weight_decay=5e-4, schedule="constant")
+PUBLISHED = Optimisation(
+    **{name: PAPER[name] for name in ("optimizer", "lr", "weight_decay")}, schedule="constant"
+)
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,7 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
     kept = Path(settings.cohort) / "kept"
     if form == IN_MEMORY:
         batches = [
-            {name: value for name, value in batch.items() if name != "levels"}
-            | {"image": execution.images(batch)}
+            batch | {"image": execution.images(batch)}
             for batch in our_loader(folder, sheet, "cache none 32", settings, kept)
         ]
     else:
