@@ -37,7 +37,7 @@ N4_ITERATIONS = (50, 50, 50)
 N4_SPACING = 6.0  # mm
 N4_THRESHOLD = 1e-4
 # Below, the registration is tried again with a wider search; good scans reach 0.71 to 0.96.
-SEARCH_BELOW = {"deformable": 0.75, "affine": 0.60}
+SEARCH_BELOW = {"deformable": 0.75, "affine": 0.50}
 AFFINE_SUFFIX, WARP_SUFFIX = "_affine.txt", "_warp.nii.gz"
 
 
@@ -227,6 +227,28 @@ def load_transform(kept: dict[str, Path]) -> Transform:
         return Transform(affine, None)
     vectors = np.asarray(nibabel.load(kept[WARP_SUFFIX]).dataobj, dtype=np.float32)[:, :, :, 0]
     return Transform(affine, vectors * np.diag(registration.LPS)[:3].astype(np.float32))
+
+
+def template_to_scan(points: np.ndarray, kept: dict[str, Path]) -> np.ndarray:
+    """Where points of the template lie in the scan.
+
+    Args:
+        points: (N, 3) RAS mm in MNI152 space, on the grid.
+        kept: files of a transform, as in `Mapped.kept`.
+
+    Returns:
+        (N, 3) RAS mm in the scan.
+    """
+    transform = load_transform(kept)
+    if transform.displacement is not None:
+        to_voxels = np.linalg.inv(GRID_AFFINE)
+        voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+        moved = [
+            ndimage.map_coordinates(transform.displacement[..., axis], voxels.T, order=1)
+            for axis in range(3)
+        ]
+        points = points + np.stack(moved, axis=-1)
+    return points @ transform.affine[:3, :3].T + transform.affine[:3, 3]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ FINE = "-m NCC 2x2x2 -n 100x60x20 -s 1.732vox 0.7071vox -wp 0"
 
 
 def warp_template(fsl_brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """nilearn's template in FSL's space.
+    """The template of nilearn in FSL's space.
 
     Args:
         fsl_brain: (91, 109, 91) on the grid, FSL's MNI152_T1_2mm_brain.

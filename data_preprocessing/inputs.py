@@ -1,0 +1,167 @@
+"""What the user named on the command line, as single scans with names of their own.
+
+Files, folders, BIDS datasets (`sub-*`, with or without `ses-*`) and folders of DICOM files. Names
+are file names without suffix; where two scans share one, the folders that tell them apart are put
+in front, so that no scan takes the place of another.
+"""
+
+import hashlib
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.labels import raise_all
+from utils.volumes import IMAGE_SUFFIXES
+
+SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
+# A folder is one of DICOM files if one of its first files is.
+DICOM_FILES_TRIED = 3
+# Beside raw data in a BIDS dataset: not scans of people, or not raw.
+NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One scan to be preprocessed.
+
+    Attributes:
+        name: of its output, unique among all inputs of a call, without a suffix.
+        path: a file, or the folder of a DICOM series.
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether it is a folder of DICOM files."""
+        return self.path.is_dir()
+
+    def sha256(self) -> str:
+        """Of the file, or of all files of the DICOM folder in the order of their names."""
+        digest = hashlib.sha256()
+        files = sorted(_visible_files(self.path)) if self.is_dicom else [self.path]
+        for file in files:
+            with file.open("rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
+    """All scans of the inputs, each once, sorted by name.
+
+    Raises:
+        ValueError: every input that is missing, unknown, or holds no scan.
+    """
+    paths: dict[Path, None] = {}  # a set that keeps the order
+    problems = []
+    for given in map(Path, inputs):
+        try:
+            paths.update(dict.fromkeys(path.absolute() for path in _scans_of(given)))
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    raise_all(problems)
+    return sorted(_named(list(paths)), key=lambda source: source.name)
+
+
+def _scans_of(given: Path) -> list[Path]:
+    if not given.exists():
+        raise ValueError(f"{given}: no such file or folder")
+    if given.is_file():
+        if given.name.lower().endswith(SCAN_SUFFIXES):
+            return [given]
+        advice = ": give the folder of its series" if _is_dicom(given) else ""
+        raise ValueError(f"{given}: {', '.join(SCAN_SUFFIXES)} expected{advice}")
+    bids = (given / "dataset_description.json").is_file() or next(given.glob("sub-*/"), None)
+    found = sorted(_bids_scans(given) if bids else _all_scans(given))
+    if not found:
+        expected = "sub-*/anat/*_T1w.nii.gz (a BIDS dataset)" if bids else "a scan or DICOM files"
+        raise ValueError(f"{given}: nothing to preprocess in it; {expected} expected")
+    return found
+
+
+def _bids_scans(folder: Path) -> Iterator[Path]:
+    for session in ("", "ses-*/"):
+        for path in folder.glob(f"sub-*/{session}anat/*_T1w.nii*"):
+            if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith("."):
+                yield path
+
+
+def _all_scans(folder: Path) -> Iterator[Path]:
+    """Scan files and DICOM folders at any depth; hidden ones and links to folders are left out."""
+    files = sorted(_visible_files(folder))
+    scans = [path for path in files if path.name.lower().endswith(SCAN_SUFFIXES)]
+    yield from scans
+    if not scans and any(_is_dicom(path) for path in files[:DICOM_FILES_TRIED]):
+        yield folder
+    for inner in sorted(folder.iterdir()):
+        hidden = inner.name[0] == "." or inner.name in NOT_RAW
+        if inner.is_dir() and not inner.is_symlink() and not hidden:
+            yield from _all_scans(inner)
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _named(paths: list[Path]) -> list[Source]:
+    """Puts as many parent folders in front of equal names as tell them apart."""
+    names = {path: _with_parents(path, 0) for path in paths}
+    for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
+        # File systems of macOS and Windows do not tell a.nii from A.nii.
+        times = Counter(name.lower() for name in names.values())
+        if max(times.values()) == 1:
+            return [Source(name, path) for path, name in names.items()]
+        for path, name in names.items():
+            if times[name.lower()] > 1:
+                names[path] = _with_parents(path, depth)
+    twins = sorted(str(path) for path, name in names.items() if times[name.lower()] > 1)
+    raise ValueError(f"{', '.join(twins)}: names that cannot be told apart, rename or leave out")
+
+
+def _with_parents(path: Path, count: int) -> str:
+    suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
+    parents = path.parts[1:-1]
+    stem = path.name[: len(path.name) - len(suffix)]
+    return _plain("_".join((*parents[max(0, len(parents) - count) :], stem)))
+
+
+def _plain(name: str) -> str:
+    """A name that every file system takes."""
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
+def convert_dicom(folder: Path, workspace: Path) -> Path:
+    """One DICOM series as a NIfTI file in `workspace`, by dcm2niix.
+
+    Raises:
+        ValueError: dcm2niix is missing, failed, or made no volume or several.
+    """
+    try:
+        import dcm2niix
+    except ImportError as error:
+        raise ValueError(
+            f"{folder}: DICOM files need dcm2niix: pip install -r requirements-preprocessing.txt"
+        ) from error
+    made = workspace / "dicom"
+    made.mkdir()
+    # %s_%p: series number and protocol, for the message where there are several.
+    command = [dcm2niix.bin, "-b", "n", "-z", "n", "-f", "%s_%p", "-o", str(made), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    volumes = sorted(made.glob("*.nii"))
+    if len(volumes) == 1:
+        return volumes[0]
+    if volumes:
+        names = ", ".join(path.stem for path in volumes)
+        raise ValueError(f"{folder}: one T1-weighted series expected in a folder, found {names}")
+    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+    raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")

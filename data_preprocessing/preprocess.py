@@ -1,0 +1,398 @@
+"""Raw T1-weighted scans onto the network's grid: brains in MNI152 space, 91x109x91 voxels of 2 mm.
+
+One function does one scan, whatever happens: it skips what is done, writes under temporary names,
+and turns an error into a row of failures.tsv. Everything else is a loop over it, in processes of
+one thread each, on this machine or, with --shard, on the nodes of a cluster.
+
+    python -m data_preprocessing.preprocess SCANS... --output_dir OUT
+"""
+
+import argparse
+import csv
+import hashlib
+import importlib
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_preprocessing.inputs import Source, convert_dicom, find_sources
+from data_preprocessing.mosaic import PageRow, draw_mosaic, write_page
+from data_preprocessing.quality import judge
+from data_preprocessing.recipe import (
+    BACKENDS,
+    CONTENTS,
+    MASKS,
+    REGISTRATIONS,
+    Identity,
+    Recipe,
+)
+from data_preprocessing.template import load_template
+from utils.entry import Switch, new_parser, number, run_entry
+from utils.files import replacing
+from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
+from utils.volumes import GRID_AFFINE
+
+DEFAULT_MASK = {"deformable": "template", "affine": "subject"}
+WORKER_MEMORY = 2 << 30  # bytes; a worker of the builtin backend takes 1.4 GiB
+SOME_FAILED = 3  # exit code
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for all scans of a call."""
+
+    recipe: Recipe
+    identity: Identity
+    output_dir: Path
+    keep_transform: bool
+    overwrite: bool
+
+
+def preprocess(source: Source, job: Job) -> PageRow:
+    """Brings one scan onto the grid, or finds that this has been done.
+
+    Writes `NAME.nii.gz`, float32; `NAME.json`, how it was made; `NAME.png`, a picture; and the
+    transform where asked for. The scan comes last: a scan that is there is a finished one.
+
+    Returns:
+        How it went; an error is a row of status `failed` and never raised.
+    """
+    start = time.perf_counter()
+    try:
+        record = finished(source, job)
+        if record is None:
+            with tempfile.TemporaryDirectory(prefix="tsan-") as folder:
+                record = _make(source, job, Path(folder), start)
+        return _row(source, job, record)
+    except Exception as error:  # the engines raise what they like; the other scans go on
+        if os.environ.get("TSAN_DEBUG") == "1":
+            traceback.print_exc()
+        known = isinstance(error, (ValueError, OSError))
+        message = str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
+        return PageRow(source.name, "failed", message=message)
+
+
+def finished(source: Source, job: Job) -> dict | None:
+    """The record of this scan where it has been made as asked, None where it is to be made.
+
+    Raises:
+        FileExistsError: its output exists and is another scan's, or was made in another way.
+        ValueError: its output would take the place of the scan itself.
+    """
+    scan = _scan_path(source, job)
+    if scan.exists() and scan.samefile(source.path):
+        raise ValueError(f"{scan}: would replace the scan itself; give another --output_dir")
+    if not scan.exists():
+        return None
+    record = read_sidecar(scan)
+    differing = ["there is no record of it"] if record is None else _differing(source, job, record)
+    if not differing:
+        complete = not job.keep_transform or all(
+            _beside(scan, suffix).is_file() for suffix in record["transform_files"]
+        )
+        return record if complete else None
+    if job.overwrite:
+        return None
+    raise FileExistsError(
+        f"{scan} exists and is not what would be made ({'; '.join(differing)}): give another "
+        "--output_dir, or --overwrite to replace it"
+    )
+
+
+def _differing(source: Source, job: Job, record: dict) -> list[str]:
+    """In what the scan that is there differs from the one that would be made."""
+    wanted = _wanted(source, job)
+    found = [
+        f"{name} {record.get(name)} now {value}"
+        for name, value in wanted.items()
+        if record.get(name) != value
+    ]
+    if _sha256(_scan_path(source, job)) != record.get("output_sha256"):
+        found.append("it was changed or damaged since")
+    return found
+
+
+def _wanted(source: Source, job: Job) -> dict:
+    """What the record of a finished scan must say."""
+    return {"source_sha256": source.sha256(), "recipe": asdict(job.recipe)} | asdict(job.identity)
+
+
+def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
+    backend = load_backend(job.recipe)
+    image = convert_dicom(source.path, workspace) if source.is_dicom else source.path
+    mapped = backend.map_scan(image, job.recipe, workspace=workspace)
+    qc = judge(mapped, job.recipe.registration)
+    scan = _scan_path(source, job)
+    made = workspace / "grid.nii.gz"
+    save_scan(mapped.volume, made)
+    record = {
+        "source": str(source.path),
+        **_wanted(source, job),
+        "contents": mapped.contents,
+        "transform": mapped.transform,
+        "transform_files": sorted(mapped.kept),
+        "qc": asdict(qc),
+        "notes": mapped.notes,
+        "output_sha256": _sha256(made),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    title = (
+        f"{source.name}   {job.recipe.registration}   correlation {qc.correlation:.2f}"
+        + (f"   overlap {qc.overlap:.2f}" if qc.overlap is not None else "")
+        + "".join(f"\n{flag}" for flag in qc.flags)
+    )
+    mask = load_template().mask
+    picture = _beside(scan, ".png")
+    draw_mosaic(
+        mapped.volume, mask, picture, title=title, flagged=bool(qc.flags), overwrite=True
+    )
+    if job.keep_transform:
+        for suffix, path in mapped.kept.items():
+            _copy(path, _beside(scan, suffix))
+    write_sidecar(scan, record, overwrite=True)
+    _copy(made, scan)
+    return record
+
+
+def save_scan(volume: np.ndarray, path: Path) -> None:
+    """Writes a (91, 109, 91) volume as float32 NIfTI on the MNI152 2 mm grid."""
+    image = nibabel.Nifti1Image(volume.astype(np.float32), GRID_AFFINE)
+    image.set_sform(GRID_AFFINE, code="mni")
+    image.set_qform(GRID_AFFINE, code="mni")
+    image.header.set_xyzt_units("mm")
+    image.to_filename(path)
+
+
+def load_backend(recipe: Recipe):
+    """The backend's module, see recipe.py; its packages are loaded when they are needed."""
+    return importlib.import_module(f"data_preprocessing.{recipe.backend}")
+
+
+def _scan_path(source: Source, job: Job) -> Path:
+    return job.output_dir / f"{source.name}.nii.gz"
+
+
+def _beside(scan: Path, suffix: str) -> Path:
+    return scan.with_name(scan.name.removesuffix(".nii.gz") + suffix)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _copy(made: Path, target: Path) -> None:
+    with replacing(target, overwrite=True) as temporary:
+        temporary.write_bytes(made.read_bytes())
+
+
+def _row(source: Source, job: Job, record: dict) -> PageRow:
+    qc = record["qc"]
+    picture = _beside(_scan_path(source, job), ".png")
+    return PageRow(
+        source.name,
+        "flagged" if qc["flags"] else "done",
+        correlation=qc["correlation"],
+        overlap=qc["overlap"],
+        flags=qc["flags"],
+        message=" ".join(record["notes"]),
+        picture=picture if picture.is_file() else None,
+        seconds=record["seconds"],
+    )
+
+
+def preprocess_all(sources: Sequence[Source], job: Job, *, jobs: int) -> list[PageRow]:
+    """Rows of all scans, in the order of `sources`; a bar shows the progress.
+
+    With joblib's parallel_config(backend="dask") the scans go to a Dask cluster.
+
+    Args:
+        sources: of this shard.
+        job: the same for all.
+        jobs: processes at a time.
+    """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    from tqdm import tqdm
+
+    rows: dict[str, PageRow] = {}
+    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
+    done = pool(delayed(preprocess)(source, job) for source in sources)
+    with tqdm(total=len(sources), unit="scan", disable=None) as bar:
+        try:
+            for row in done:
+                rows[row.name] = row
+                bar.update()
+        except TerminatedWorkerError:
+            bar.write("a worker process was killed, out of memory perhaps", file=sys.stderr)
+    lost = "not done: a worker process was killed; run again, with fewer --jobs"
+    return [
+        rows.get(source.name) or PageRow(source.name, "failed", message=f"{source.path}: {lost}")
+        for source in sources
+    ]
+
+
+def write_reports(rows: Sequence[PageRow], folder: Path, *, shard: tuple[int, int]) -> list[Path]:
+    """Writes failures.tsv and the page of all pictures; a shard's have its number in the name."""
+    mark = "" if shard[1] == 1 else f"_{shard[0]}_of_{shard[1]}"
+    failures, page = folder / f"failures{mark}.tsv", folder / f"preprocessing{mark}.html"
+    with (
+        replacing(failures, overwrite=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(("name", "message"))
+        # A message of several lines stays one row.
+        table.writerows(
+            (row.name, " ".join(row.message.split())) for row in rows if row.status == "failed"
+        )
+    write_page(rows, page, title="Preprocessed scans", overwrite=True)
+    return [failures, page]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """An argparse type: (i, n) from `i/n`, 1 to n."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    index, count = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise argparse.ArgumentTypeError(f"i/n expected, i from 1 to n, such as 3/16; got {text!r}")
+    return index, count
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe of the flags, or of the checkpoint that the scans are for.
+
+    Raises:
+        ValueError: flags that contradict the checkpoint or leave the recipe open.
+    """
+    registration, mask = args.registration, args.mask
+    if args.like:
+        registration, mask = _as_trained(args)
+    if registration is None and args.backend == "resample":
+        raise ValueError(
+            "--backend resample: say how these scans were registered to MNI152 space, "
+            "--registration deformable (fMRIPrep, CAT12 ...) or affine"
+        )
+    registration = registration or "deformable"
+    return Recipe(args.backend, registration, mask or DEFAULT_MASK[registration], args.contents)
+
+
+def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
+    from utils.checkpoint import load_checkpoint  # loads torch
+    from utils.sidecars import Preprocessing
+
+    trained = load_checkpoint(args.like).preprocessing
+    asked = Preprocessing(args.registration, args.mask, args.backend)
+    if trained.registration is None:
+        raise ValueError(f"{args.like}: does not say how its training scans were registered")
+    if differences := asked.differences(trained):
+        raise ValueError(f"{args.like}: trained on scans made otherwise: {'; '.join(differences)}")
+    return trained.registration, trained.mask
+
+
+def jobs_that_fit(asked: int, scans: int) -> int:
+    """Processes at a time: as asked, or 0: one a core as far as free memory goes."""
+    import torch
+    from joblib import cpu_count
+
+    from utils.cache import free_memory
+
+    fitting = free_memory(torch.device("cpu")) // WORKER_MEMORY
+    return asked or max(1, min(cpu_count(), fitting, scans))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this program."""
+    parser = new_parser("Bring raw T1-weighted scans onto the network's grid.")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="NIfTI or MGH files, folders of them, a BIDS dataset, folders of a DICOM series",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="for scans and reports")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="builtin",
+        help="builtin: pip packages; fsl: fsl_anat, as published; resample: scans in MNI152 space "
+        "on another grid",
+    )
+    parser.add_argument(
+        "--registration",
+        choices=REGISTRATIONS,
+        help="unset: deformable; affine has 12 degrees of freedom. With --backend resample: how "
+        "the scans were registered",
+    )
+    parser.add_argument(
+        "--mask",
+        choices=MASKS,
+        help="what is left of the head; unset: the template's brain after deformable, the "
+        "subject's after affine registration",
+    )
+    parser.add_argument(
+        "--contents",
+        choices=CONTENTS,
+        default="auto",
+        help="heads, or brains that are extracted already; auto: seen from each image",
+    )
+    parser.add_argument(
+        "--like",
+        metavar="CHECKPOINT",
+        help="registration and mask of the scans that this network was trained on",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=number(int, low=0),
+        default=0,
+        help="scans at a time, one process and 1.4 GiB each; 0: as many as cores and memory allow",
+    )
+    parser.add_argument(
+        "--shard", type=shard_of, default=(1, 1), metavar="I/N", help="do the I-th of N parts"
+    )
+    parser.add_argument(
+        "--keep_transform", action=Switch, default=False, help="write the transforms as well"
+    )
+    parser.add_argument(
+        "--overwrite", action=Switch, default=False, help="replace scans that exist"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Preprocesses what is named and returns the exit code: 0, or 3 where some scans failed."""
+    args = build_parser().parse_args(argv)
+    recipe = recipe_of(args)
+    backend = load_backend(recipe)
+    backend.check(recipe)
+    job = Job(
+        recipe, backend.identity(recipe), args.output_dir, args.keep_transform, args.overwrite
+    )
+    index, count = args.shard
+    sources = find_sources(args.inputs)[index - 1 :: count]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    rows = preprocess_all(sources, job, jobs=jobs_that_fit(args.jobs, len(sources)))
+    reports = write_reports(rows, args.output_dir, shard=args.shard)
+    counts = {status: 0 for status in ("done", "flagged", "failed")}
+    for row in rows:
+        counts[row.status] += 1
+        if row.status == "failed":
+            print(f"failed: {row.message}", file=sys.stderr)
+    said = ", ".join(f"{number} {status}" for status, number in counts.items())
+    print(f"{len(rows)} scans: {said}; look at {', '.join(map(str, reversed(reports)))}")
+    return SOME_FAILED if counts["failed"] else 0
+
+
+if __name__ == "__main__":
+    run_entry(lambda: sys.exit(main()))
