@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from utils.sidecars import write_sidecar
+from utils.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
 
 # Networks this small lose time to a second thread, the more so on a busy machine.
 torch.set_num_threads(1)
@@ -45,6 +46,23 @@ def write_cohort(folder: Path, sizes: dict[str, int], shape=TINY, seed: int = 0)
     sheet = folder / "labels.csv"
     sheet.write_text("\n".join(rows) + "\n")
     return sheet
+
+
+def record(folder: Path, registration: str, mask: str = "template", backend: str = "builtin"):
+    """Puts a sidecar beside every scan of `folder`."""
+    for scan in find_scans(folder):
+        recipe = {"registration": registration, "mask": mask, "backend": backend}
+        write_sidecar(scan, {"recipe": recipe}, overwrite=True)
+
+
+def linked_cohort(cohort: Path, folder: Path) -> Path:
+    """A cohort of links to the scans of another, to put sidecars beside; returns `folder`."""
+    for name in ("train", "val", "test"):
+        (folder / name).mkdir(parents=True)
+        for scan in find_scans(cohort / name):
+            (folder / name / scan.name).symlink_to(scan)
+    (folder / "labels.csv").symlink_to(cohort / "labels.csv")
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -182,6 +182,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         help="scans that choose the best epoch",
     )
     add_label_flags(group, required=True)
+    add_preprocessing_flags(group)
     add_cache_flags(group)
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty folder")
@@ -227,6 +228,20 @@ def add_cache_flags(group: argparse._ArgumentGroup) -> None:
         "--cache_dir",
         metavar="DIR",
         help="of --cache disk; unset: scan_cache beside --output_dir, shared by the runs there",
+    )
+
+
+def add_preprocessing_flags(group: argparse._ArgumentGroup) -> None:
+    """How the scans were made, which the checkpoint says of them; see utils/sidecars.py."""
+    group.add_argument(
+        "--registration",
+        choices=("deformable", "affine"),
+        help="how the scans were registered, for the checkpoint; unset: what their sidecars say",
+    )
+    group.add_argument(
+        "--mask",
+        choices=("template", "subject"),
+        help="whose brain was left of the head, for the checkpoint; unset: what their sidecars say",
     )
 
 

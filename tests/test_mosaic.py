@@ -1,0 +1,287 @@
+"""The mosaic of a scan and the page of all scans."""
+
+import base64
+import io
+import tracemalloc
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_preprocessing import mosaic
+from data_preprocessing.mosaic import PageRow, draw_mosaic, mosaic_figure, write_page
+from tests.conftest import brain
+from utils.volumes import GRID_AFFINE, GRID_SHAPE
+
+VOLUME = brain(GRID_SHAPE, 40)
+MASK = VOLUME > 0
+
+
+def place(x: float, y: float, z: float) -> tuple[int, ...]:
+    """The voxel of a place in RAS mm."""
+    return tuple(np.linalg.solve(GRID_AFFINE, (x, y, z, 1))[:3].round().astype(int))
+
+
+def marked(x: float, y: float, z: float) -> np.ndarray:
+    """A grey brain with a bright spot at a place in RAS mm."""
+    volume = np.where(MASK, 50, 0).astype(np.float32)
+    at = place(x, y, z)
+    volume[tuple(slice(voxel - 3, voxel + 4) for voxel in at)] = 1000
+    return volume
+
+
+def letters(volume: np.ndarray) -> tuple[np.ndarray, list]:
+    """The image of a mosaic and its labels as (text, column, row)."""
+    axes = mosaic_figure(volume, MASK, title="").axes[0]
+    return axes.images[0].get_array(), [(t.get_text(), *t.get_position()) for t in axes.texts]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "z", "near"),
+    [
+        pytest.param(-40, 0, 10, "L", id="left, axial"),
+        pytest.param(40, 0, 10, "R", id="right, axial"),
+        pytest.param(-40, -8, 0, "L", id="left, coronal"),
+        pytest.param(40, -8, 0, "R", id="right, coronal"),
+        pytest.param(24, 50, 0, "A", id="front, sagittal"),
+        pytest.param(24, -70, 0, "P", id="back, sagittal"),
+    ],
+)
+def test_a_bright_spot_is_next_to_the_letter_of_its_side(x, y, z, near):
+    image, labels = letters(marked(x, y, z))
+    plane = {"L": "z +10", "R": "z +10", "A": "x +24 R", "P": "x +24 R"}[near]
+    if z == 0 and near in "LR":
+        plane = "y -8"
+    ((_, middle, bottom),) = [label for label in labels if label[0] == plane]
+    nearest = sorted(
+        (abs(column - middle), text, column)
+        for text, column, row in labels
+        if text in ("L", "R", "A", "P") and 0 < row - bottom < 60
+    )[:2]
+    half = nearest[0][0]
+    rows, columns = np.nonzero(image > 500)
+    here = (abs(columns - middle) < half) & (rows > bottom) & (rows < bottom + 100)
+    spot = columns[here].mean()
+    assert here.any()
+    assert min((abs(column - spot), text) for _, text, column in nearest)[1] == near
+
+
+def test_a_sagittal_plane_is_named_for_the_hemisphere_that_it_shows():
+    image, labels = letters(marked(-46, 0, 0))
+    (left,) = [column for text, column, _ in labels if text == "x -46 L"]
+    (right,) = [column for text, column, _ in labels if text == "x +46 R"]
+    bottom = next(row for text, _, row in labels if text == "x -46 L")
+    sagittal = image[int(bottom) : int(bottom) + 70]
+    assert (sagittal[:, int(left) - 40 : int(left) + 40] > 500).any()
+    assert not (sagittal[:, int(right) - 40 : int(right) + 40] > 500).any()
+
+
+def test_the_convention_is_said_in_the_picture():
+    _, labels = letters(VOLUME)
+    assert any("radiological: the person's right is on the left" in text for text, *_ in labels)
+
+
+def test_the_outline_is_where_the_mask_is(tmp_path):
+    draw_mosaic(VOLUME, MASK, tmp_path / "with.png", title="")
+    draw_mosaic(VOLUME, np.zeros_like(MASK), tmp_path / "without.png", title="")
+    colours = []
+    for name in ("with", "without"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        colours.append(int((pixels[..., 2] - pixels[..., 0] > 60).sum()))
+    assert colours[0] > 1000
+    assert colours[1] == 0
+
+
+def test_a_picture_is_small_and_its_bytes_do_not_change(tmp_path):
+    for name in ("one", "two"):
+        draw_mosaic(VOLUME, MASK, tmp_path / f"{name}.png", title="sub-1\ncorrelation 0.83")
+    content = (tmp_path / "one.png").read_bytes()
+    assert content == (tmp_path / "two.png").read_bytes()
+    assert len(content) < 150_000
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.width < 1000
+
+
+def test_a_flagged_scan_is_marked_with_a_word():
+    title = mosaic_figure(VOLUME, MASK, title="sub-1", flagged=True).axes[0].texts[-2]
+    assert title.get_text() == "▲ FLAGGED  sub-1"
+
+
+@pytest.mark.parametrize("name", ["$x^", "a" * 500, "sub-\udce9", "", r"\alpha_$_{"])
+def test_any_name_can_be_drawn(name, tmp_path):
+    draw_mosaic(VOLUME, MASK, tmp_path / "scan.png", title=f"{name}\ncorrelation 0.83")
+    assert (tmp_path / "scan.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("value", [0, 1], ids=["empty", "without spread"])
+def test_a_scan_with_nothing_to_see_is_drawn_too(value, tmp_path):
+    volume = np.full(GRID_SHAPE, value, np.float32)
+    draw_mosaic(volume, MASK, tmp_path / "scan.png", title="nothing")
+    assert (tmp_path / "scan.png").stat().st_size > 0
+
+
+def test_another_grid_and_an_existing_picture_are_refused(tmp_path):
+    path = tmp_path / "scan.png"
+    with pytest.raises(ValueError, match=r"scan.png: volume of shape \(91, 109, 91\) expected"):
+        draw_mosaic(VOLUME[:-1], MASK, path, title="")
+    draw_mosaic(VOLUME, MASK, path, title="")
+    with pytest.raises(FileExistsError, match="overwritten"):
+        draw_mosaic(VOLUME, MASK, path, title="")
+    draw_mosaic(VOLUME, MASK, path, title="", overwrite=True)
+
+
+class Page(HTMLParser):
+    """What a browser would find: names in order, status, pictures, and every element."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.names, self.statuses, self.pictures, self.tags = [], [], [], []
+        self.links, self.anchors, self.open, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.tags.append(tag)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag == "article":
+            self.statuses.append(attributes["class"])
+        if tag == "img":
+            assert attributes["loading"] == "lazy"
+            self.pictures.append(attributes)
+        self.links += [attributes[key] for key in ("href", "src") if key in attributes]
+        self.anchors += [attributes["id"]] if "id" in attributes else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if self.open and self.open[-1] == "h2":
+            self.names.append(data)
+
+
+def read(path) -> Page:
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def picture(path, *, seed: int = 0, size=(120, 80)):
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def decoded(element: dict) -> Image.Image:
+    kind, content = element["src"].split(";base64,")
+    assert kind in ("data:image/png", "data:image/jpeg")
+    image = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
+    image.load()
+    assert (str(image.width), str(image.height)) == (element["width"], element["height"])
+    return image
+
+
+def test_the_page_shows_the_worst_first(tmp_path):
+    rows = [
+        PageRow("good", "done", 0.91),
+        PageRow("worse", "flagged", 0.65, flags=["correlation below 0.7"]),
+        PageRow("unknown", "done"),
+        PageRow("broken", "failed", message="not a readable NIfTI file"),
+        PageRow("poor", "done", 0.72),
+        PageRow("worst", "flagged", 0.61, flags=["correlation below 0.7"]),
+        PageRow("not a number", "flagged", float("nan")),
+    ]
+    write_page(rows, tmp_path / "page.html")
+    page = read(tmp_path / "page.html")
+    assert page.names == [
+        "broken", "not a number", "worst", "worse", "unknown", "poor", "good",
+    ]  # fmt: skip
+    assert page.statuses == ["failed"] + ["flagged"] * 3 + ["done"] * 3
+    assert page.anchors == ["failed", "flagged", "done"]
+
+
+def test_the_page_says_everything_about_a_scan_in_words(tmp_path):
+    row = PageRow("sub-1", "flagged", 0.6543, 0.9121, ["dim", "tilted"], "retried", None, 14.2)
+    write_page([row, PageRow("sub-2", "done", 0.9)], tmp_path / "page.html")
+    text = read(tmp_path / "page.html").text
+    for words in ("0.654", "0.912", "14 s", "dim", "tilted", "retried", "sub-1",
+                  "▲ flagged", "0 failed", "1 flagged", "1 done"):  # fmt: skip
+        assert words in text
+
+
+def test_every_picture_of_the_page_is_inside_and_decodes(tmp_path):
+    rows = [
+        PageRow(f"sub-{i}", "done", i / 10, picture=picture(tmp_path / f"{i}.png", seed=i))
+        for i in range(3)
+    ]
+    write_page(rows, tmp_path / "page.html")
+    page = read(tmp_path / "page.html")
+    for number, element in enumerate(page.pictures):
+        with Image.open(tmp_path / f"{number}.png") as original:
+            np.testing.assert_array_equal(np.asarray(decoded(element)), np.asarray(original))
+    assert len(page.pictures) == 3
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
+    assert not set(page.tags) & {"script", "link", "iframe"}
+    assert "url(" not in (tmp_path / "page.html").read_text()
+
+
+def test_a_name_that_looks_like_a_script_stays_text(tmp_path):
+    name = "<script>alert('1')</script>\"&amp;"
+    row = PageRow(name, "flagged", 0.5, flags=["<b>x</b>"], message="<i>",
+                  picture=picture(tmp_path / "1.png"))  # fmt: skip
+    write_page([row], tmp_path / "page.html", title="<script>")
+    page = read(tmp_path / "page.html")
+    assert "".join(page.names) == name
+    assert name in page.pictures[0]["alt"]
+    assert not set(page.tags) & {"script", "i"}
+    assert "<b>x</b>" in page.text
+
+
+def test_a_missing_or_broken_picture_is_said_and_the_page_is_whole(tmp_path):
+    cut = picture(tmp_path / "cut.png")
+    cut.write_bytes(cut.read_bytes()[:2000])
+    (tmp_path / "text.png").write_text("no picture")
+    rows = [
+        PageRow(name, "done", 0.9, picture=tmp_path / f"{name}.png")
+        for name in ("cut", "text", "missing")
+    ]
+    write_page(rows, tmp_path / "page.html")
+    page = read(tmp_path / "page.html")
+    assert page.names == ["cut", "missing", "text"]
+    assert page.text.count("Its picture cannot be shown") == 3
+    assert page.pictures == []
+
+
+def test_a_name_that_is_no_text_and_an_empty_list_make_a_page(tmp_path):
+    write_page([PageRow("sub-\udce9", "done")], tmp_path / "page.html")
+    assert read(tmp_path / "page.html").names == [r"sub-\udce9"]
+    write_page([], tmp_path / "page.html", overwrite=True)
+    assert read(tmp_path / "page.html").names == []
+
+
+def test_an_unknown_status_and_an_existing_page_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="sub-1: status 'ok', one of failed, flagged, done"):
+        PageRow("sub-1", "ok")
+    write_page([], tmp_path / "page.html")
+    with pytest.raises(FileExistsError, match="overwritten"):
+        write_page([], tmp_path / "page.html")
+
+
+def test_a_thousand_scans_take_little_memory_and_the_worst_keep_their_detail(tmp_path):
+    shown = picture(tmp_path / "1.png", size=(200, 120))
+    rows = [PageRow(f"sub-{i:04}", "done", i / 1000, picture=shown) for i in range(1000)]
+    write_page([], tmp_path / "empty.html")  # what is imported once is not counted
+    tracemalloc.start()
+    write_page(rows, tmp_path / "page.html")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = (tmp_path / "page.html").stat().st_size
+    assert peak < 3 * 2**20 < size / 4
+    page = read(tmp_path / "page.html")
+    sizes = [decoded(element).size for element in page.pictures]
+    assert sizes == [(200, 120)] * mosaic.FULL_PICTURES + [(100, 60)] * 800
