@@ -41,7 +41,7 @@ from data_preprocessing.recipe import (
 from data_preprocessing.template import load_template
 from utils.entry import Switch, new_parser, number, run_entry
 from utils.files import replacing
-from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
+from utils.sidecars import read_sidecar, write_sidecar
 from utils.volumes import GRID_AFFINE
 
 DEFAULT_MASK = {"deformable": "template", "affine": "subject"}
@@ -63,8 +63,8 @@ class Job:
 def preprocess(source: Source, job: Job) -> PageRow:
     """Brings one scan onto the grid, or finds that this has been done.
 
-    Writes `NAME.nii.gz`, float32; `NAME.json`, how it was made; `NAME.png`, a picture; and the
-    transform where asked for. The scan comes last: a scan that is there is a finished one.
+    Writes `NAME.nii.gz`, float32; `NAME.json`, how it was made; `NAME.png`, a picture; and in
+    `transforms/` the transform where asked for. The scan comes last: if it is there, all is.
 
     Returns:
         How it went; an error is a row of status `failed` and never raised.
@@ -99,10 +99,8 @@ def finished(source: Source, job: Job) -> dict | None:
     record = read_sidecar(scan)
     differing = ["there is no record of it"] if record is None else _differing(source, job, record)
     if not differing:
-        complete = not job.keep_transform or all(
-            _beside(scan, suffix).is_file() for suffix in record["transform_files"]
-        )
-        return record if complete else None
+        kept = (_transform_path(source, job, suffix) for suffix in record["transform_files"])
+        return record if not job.keep_transform or all(map(Path.is_file, kept)) else None
     if job.overwrite:
         return None
     raise FileExistsError(
@@ -154,13 +152,11 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
         + "".join(f"\n{flag}" for flag in qc.flags)
     )
     mask = load_template().mask
-    picture = _beside(scan, ".png")
-    draw_mosaic(
-        mapped.volume, mask, picture, title=title, flagged=bool(qc.flags), overwrite=True
-    )
+    picture = _picture_path(source, job)
+    draw_mosaic(mapped.volume, mask, picture, title=title, flagged=bool(qc.flags), overwrite=True)
     if job.keep_transform:
         for suffix, path in mapped.kept.items():
-            _copy(path, _beside(scan, suffix))
+            _copy(path, _transform_path(source, job, suffix))
     write_sidecar(scan, record, overwrite=True)
     _copy(made, scan)
     return record
@@ -184,8 +180,13 @@ def _scan_path(source: Source, job: Job) -> Path:
     return job.output_dir / f"{source.name}.nii.gz"
 
 
-def _beside(scan: Path, suffix: str) -> Path:
-    return scan.with_name(scan.name.removesuffix(".nii.gz") + suffix)
+def _picture_path(source: Source, job: Job) -> Path:
+    return job.output_dir / f"{source.name}.png"
+
+
+def _transform_path(source: Source, job: Job, suffix: str) -> Path:
+    # In a folder of their own: a displacement is a NIfTI file too, and not a scan.
+    return job.output_dir / "transforms" / f"{source.name}{suffix}"
 
 
 def _sha256(path: Path) -> str:
@@ -199,7 +200,7 @@ def _copy(made: Path, target: Path) -> None:
 
 def _row(source: Source, job: Job, record: dict) -> PageRow:
     qc = record["qc"]
-    picture = _beside(_scan_path(source, job), ".png")
+    picture = _picture_path(source, job)
     return PageRow(
         source.name,
         "flagged" if qc["flags"] else "done",
@@ -384,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rows = preprocess_all(sources, job, jobs=jobs_that_fit(args.jobs, len(sources)))
     reports = write_reports(rows, args.output_dir, shard=args.shard)
-    counts = {status: 0 for status in ("done", "flagged", "failed")}
+    counts = dict.fromkeys(("done", "flagged", "failed"), 0)
     for row in rows:
         counts[row.status] += 1
         if row.status == "failed":
