@@ -29,6 +29,7 @@ from data_preprocessing.template import load_template
 from utils.volumes import GRID_AFFINE
 
 ENGINES = {"deepbet": "deepbet", "SimpleITK": "SimpleITK", "picsl_greedy": "picsl-greedy"}
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-preprocessing.txt"
 # Share of the signal outside the brain mask: 0.001 to 0.006 in brains, 0.47 to 0.55 in heads.
 HEAD_FROM = 0.05
 MARGIN = 12.0  # mm kept around the brain
@@ -47,7 +48,7 @@ def check(recipe: Recipe) -> None:
     if missing:
         raise ValueError(
             f"--backend builtin needs {', '.join(missing)}: "
-            f"{sys.executable} -m pip install -r requirements-preprocessing.txt"
+            f"{sys.executable} -m pip install -r {REQUIREMENTS}"
         )
 
 

@@ -294,11 +294,15 @@ def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
     from utils.sidecars import Preprocessing
 
     trained = load_checkpoint(args.like).preprocessing
-    asked = Preprocessing(args.registration, args.mask, args.backend)
     if trained.registration is None:
         raise ValueError(f"{args.like}: does not say how its training scans were registered")
-    if differences := asked.differences(trained):
-        raise ValueError(f"{args.like}: trained on scans made otherwise: {'; '.join(differences)}")
+    if differences := Preprocessing(args.registration, args.mask).differences(trained):
+        raise ValueError(
+            f"{args.like} was trained on scans made in another way than asked: "
+            f"{'; '.join(differences)}"
+        )
+    if trained.backend not in (None, args.backend):
+        print(f"note: {args.like} was trained on scans of --backend {trained.backend}")
     return trained.registration, trained.mask
 
 
