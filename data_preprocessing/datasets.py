@@ -146,8 +146,10 @@ RELEASES = {
     "openbhb": Release(
         "participants.tsv",
         tables.read_openbhb,
-        r"/sub-(?P<key>\d+)(?:_ses-\w+?)?(?:_run-\d+)?(?:_preproc-quasiraw_T1w\.npy$|_T1w\.nii(?:\.gz)?$)",
+        r"/sub-(?P<key>\d+)(?:_ses-\w+?)?(?:_run-\d+)?"
+        rf"(?:_preproc-quasiraw_T1w\.npy$|_T1w{NIFTI})",
         "sub-100053248969_preproc-quasiraw_T1w.npy",
+        lambda scan: image_stem(scan.path.name).removesuffix(".npy"),
         by_suffix=((".npy", read_quasiraw),),
     ),
     "bids": Release(

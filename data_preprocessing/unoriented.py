@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.wrapstruct import WrapStructError
 
 from utils.volumes import READ_ERRORS
 
@@ -93,7 +94,7 @@ def _read_analyze(path: Path) -> tuple[np.ndarray, np.ndarray]:
         # As Analyze whatever the header pretends: nibabel.load would take its origin as given.
         image = nibabel.AnalyzeImage.from_filename(path)
         voxels = np.asarray(image.dataobj)
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, WrapStructError) as error:
         raise ValueError(f"{path}: not a readable Analyze image ({error})") from error
     if voxels.ndim < 3 or any(size != 1 for size in voxels.shape[3:]):
         raise ValueError(f"{path}: shape {voxels.shape}, expected one 3-D volume")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From OASIS-1 as released to the folders that training, testing and brain-PAD figures read:
-#   bash script/prepare_oasis1.sh DISCS TABLE OUT
+#   bash script/prepare_oasis1.sh DISCS TABLE OUT   [further flags of preprocess.sh]
 # DISCS holds disc1/, disc2/ ... unpacked; TABLE is oasis_cross-sectional.csv or .xlsx. OUT gets
 #   train/ val/ test/   healthy people, one scan each, split by person and balanced in age
 #   retest/ dementia/   second scans within 90 days; people with a CDR above 0: never for training
@@ -10,12 +10,15 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-DISCS="${1:-$ROOT/data/oasis1/discs}"
-TABLE="${2:-$ROOT/data/oasis1/oasis_cross-sectional.csv}"
-OUT="${3:-$ROOT/data/oasis1/prepared}"
-JOBS="${JOBS:-2}"            # scans at a time, one core each
-FRACTIONS="0.7 0.15 0.15"    # of the healthy people: train, val, test
-SEED=0                       # of the split
+if [ $# -lt 3 ]; then
+  echo "usage: bash script/prepare_oasis1.sh DISCS TABLE OUT" >&2
+  exit 2
+fi
+DISCS="$1" TABLE="$2" OUT="$3"
+shift 3
+JOBS="${JOBS:-2}"         # scans at a time, one core each
+FRACTIONS=(0.7 0.15 0.15) # of the healthy people: train, val, test
+SEED=0                    # of the split
 # The T88_111 images are brains already; affine, so that atrophy is not warped away.
 RECIPE=(--registration affine --mask subject --contents brain)
 
@@ -32,14 +35,15 @@ for group in healthy retest dementia; do
     continue
   fi
   bash "$ROOT/script/preprocess.sh" "$OUT/raw/$group" --output_dir "$OUT/$group" \
-    --jobs "$JOBS" "${RECIPE[@]}"
+    --jobs "$JOBS" "${RECIPE[@]}" "$@"
 done
 echo "3/3 split of the healthy people"
 if [ ! -f "$OUT/folds/split.tsv" ]; then
-  # shellcheck disable=SC2086  # three words
   "$PYTHON" "$ROOT/data_preprocessing/split_dataset.py" --scan_folder "$OUT/healthy" \
-    --labels "$OUT/raw/Dataset.xls" --output_dir "$OUT/folds" --fractions $FRACTIONS --seed "$SEED"
+    --labels "$OUT/raw/Dataset.xls" --output_dir "$OUT/folds" \
+    --fractions "${FRACTIONS[@]}" --seed "$SEED"
 fi
+mkdir -p "$OUT"
 for made in folds/train folds/val folds/test raw/Dataset.xls raw/participants.tsv; do
   ln -sfn "$made" "$OUT/${made##*/}"
 done
