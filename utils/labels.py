@@ -57,7 +57,7 @@ def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) ->
         ValueError: all problems of the sheet, each with its row.
     """
     path = Path(path)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     columns, first = _find_columns(path, rows)
     labels: dict[str, Label] = {}
     problems: list[str] = []
@@ -102,8 +102,13 @@ def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
     return labels.get(participant[1]) if participant else None
 
 
-def _read_rows(path: Path) -> list[list[str]]:
-    """All cells as stripped text, row 1 first."""
+def read_rows(path: Path) -> list[list[str]]:
+    """All cells of a .xls, .xlsx, .csv or .tsv as stripped text, row 1 first.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format, not UTF-8 text, or not a readable workbook.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such label sheet")
     suffix = path.suffix.lower()

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# From OASIS-1 as released to the folders that training, testing and brain-PAD figures read:
+#   bash script/prepare_oasis1.sh DISCS TABLE OUT   [further flags of preprocess.sh]
+# DISCS holds disc1/, disc2/ ... unpacked; TABLE is oasis_cross-sectional.csv or .xlsx. OUT gets
+#   train/ val/ test/   healthy people, one scan each, split by person and balanced in age
+#   retest/ dementia/   second scans within 90 days; people with a CDR above 0: never for training
+#   Dataset.xls participants.tsv   one row a scan of every folder
+#   raw/ healthy/ folds/           what these are made from; raw/left_out.tsv says what is missing
+# Run again, it goes on where it was.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+if [ $# -lt 3 ]; then
+  echo "usage: bash script/prepare_oasis1.sh DISCS TABLE OUT" >&2
+  exit 2
+fi
+DISCS="$1" TABLE="$2" OUT="$3"
+shift 3
+JOBS="${JOBS:-2}"         # scans at a time, one core each
+FRACTIONS=(0.7 0.15 0.15) # of the healthy people: train, val, test
+SEED=0                    # of the split
+# The T88_111 images are brains already; affine, so that atrophy is not warped away.
+RECIPE=(--registration affine --mask subject --contents brain)
+
+echo "1/3 names, ages and groups: $OUT/raw"
+if [ ! -f "$OUT/raw/participants.tsv" ]; then
+  "$PYTHON" "$ROOT/data_preprocessing/datasets.py" oasis1 \
+    --tables "$TABLE" --scan_folder "$DISCS" --output_dir "$OUT/raw"
+fi
+echo "2/3 onto the MNI152 2 mm grid"
+for group in healthy retest dementia; do
+  # A part of the discs may have none of a group.
+  if [ -d "$OUT/raw/$group" ] && [ -z "$(ls "$OUT/raw/$group")" ]; then
+    mkdir -p "$OUT/$group"
+    continue
+  fi
+  bash "$ROOT/script/preprocess.sh" "$OUT/raw/$group" --output_dir "$OUT/$group" \
+    --jobs "$JOBS" "${RECIPE[@]}" "$@"
+done
+echo "3/3 split of the healthy people"
+if [ ! -f "$OUT/folds/split.tsv" ]; then
+  "$PYTHON" "$ROOT/data_preprocessing/split_dataset.py" --scan_folder "$OUT/healthy" \
+    --labels "$OUT/raw/Dataset.xls" --output_dir "$OUT/folds" \
+    --fractions "${FRACTIONS[@]}" --seed "$SEED"
+fi
+mkdir -p "$OUT"
+for made in folds/train folds/val folds/test raw/Dataset.xls raw/participants.tsv; do
+  ln -sfn "$made" "$OUT/${made##*/}"
+done
