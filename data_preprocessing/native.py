@@ -37,11 +37,15 @@ class Native:
         return np.linalg.norm(self.affine[:3, :3], axis=0)
 
 
-def read_native(path: Path) -> Native:
+def read_native(path: Path, *, rescale: bool = True) -> Native:
     """Reads a T1-weighted scan.
 
-    Intensities are shifted to be at least 0 (where 0 is not the background already), NaN and
-    infinite voxels become 0, and the 99.5th percentile of the rest becomes 1000.
+    Intensities are shifted to be at least 0 (where 0 is not the background already), and NaN and
+    infinite voxels become 0.
+
+    Args:
+        path: any NIfTI or MGH file.
+        rescale: whether the 99.5th percentile of what is above 0 becomes 1000.
 
     Raises:
         ValueError: unreadable, not one 3-D volume of scalars, no usable affine, an implausible
@@ -62,7 +66,12 @@ def read_native(path: Path) -> Native:
     if np.abs(np.triu(axes.T @ axes, 1)).max() > LARGEST_SHEAR:
         notes.append("its axes are not at right angles: resampled once before registration")
         image = resample_to_output(image, voxel_sizes=image.header.get_zooms()[:3], order=1)
-    return Native(_scaled(path, np.asarray(image.dataobj)), image.affine, notes)
+    voxels = _non_negative(path, np.asarray(image.dataobj))
+    if rescale:
+        voxels = (voxels * (FULL_SCALE / np.percentile(voxels[voxels > 0], 99.5))).astype(
+            np.float32
+        )
+    return Native(voxels, image.affine, notes)
 
 
 def _require_one_volume(path: Path, image) -> None:
@@ -106,20 +115,19 @@ def _notes_on_orientation(image: nibabel.Nifti1Image) -> list[str]:
     return []
 
 
-def _scaled(path: Path, voxels: np.ndarray) -> np.ndarray:
+def _non_negative(path: Path, voxels: np.ndarray) -> np.ndarray:
     voxels = np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
     lowest = voxels.min()
     if lowest < 0:
         zeros = np.count_nonzero(voxels == 0) / voxels.size
         voxels = np.maximum(voxels, 0) if zeros > ZERO_BACKGROUND else voxels - lowest
     positive = voxels[voxels > 0]
-    top = np.percentile(positive, 99.5) if positive.size else 0.0
-    if not top > 0 or not positive.std() > 0:
+    if not positive.size or not positive.std() > 0:
         raise ValueError(
             f"{path}: no image: intensities that differ expected, found {positive.size} "
             f"voxels above 0"
         )
-    return (voxels * (FULL_SCALE / top)).astype(np.float32)
+    return voxels
 
 
 def _by(values: np.ndarray) -> str:

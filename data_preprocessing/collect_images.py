@@ -1,0 +1,252 @@
+r"""Gathers one image out of each fsl_anat folder into one flat folder, ready to be split.
+
+fsl_anat writes `*.anat` folders whose files have the same names for everybody. Scans are named here
+after what tells the folders apart, so no two share a name. Each gets a record beside it that says
+how it was made, and collected.tsv says where each came from. Originals are only read.
+
+    python -m data_preprocessing.collect_images --folders processed --output_dir scans
+"""
+
+import argparse
+import csv
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_preprocessing.recipe import Recipe
+from utils.entry import new_parser, run_entry
+from utils.files import replacing, require_empty
+from utils.labels import raise_all
+from utils.sidecars import write_sidecar
+from utils.volumes import IMAGE_SUFFIXES, Preparation, image_stem, read_volume
+
+ANAT_SUFFIX = ".anat"
+BRAIN = "T1_to_MNI_nonlin_brain"
+# What is in the folder and how it was registered; FSL's brain is what lies in MNI152's mask.
+IMAGES = {
+    "linear": ("T1_to_MNI_lin", "affine", "none"),
+    "nonlinear": ("T1_to_MNI_nonlin", "deformable", "none"),
+    "nonlinear_brain": (BRAIN, "deformable", "template"),
+}
+# Names that say what was scanned, not who.
+ANYBODYS = re.compile(r"(t1w?|anat|structural|struct|mprage|spgr|image|in)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One fsl_anat folder.
+
+    Attributes:
+        folder: its path, ending in .anat.
+        below: which of --folders it was found in.
+    """
+
+    folder: Path
+    below: Path
+
+
+def find_anat_folders(folders: Sequence[Path]) -> list[Found]:
+    """The .anat folders in `folders` at any depth, and those of `folders` that are one, each once.
+
+    Links to .anat folders are taken, links to other folders are not followed.
+
+    Raises:
+        ValueError: folders that are missing or have none.
+    """
+    found: dict[Path, Found] = {}
+    problems = []
+    for given in folders:
+        below = Path(given).absolute()
+        anat = list(_walk(below))
+        for folder in anat:
+            found.setdefault(folder.resolve(), Found(folder, below))
+        if not below.is_dir():
+            problems.append(f"{given}: no such folder")
+        elif not anat:
+            problems.append(f"{given}: no {ANAT_SUFFIX} folder in it (links are not followed)")
+    raise_all(problems)
+    return sorted(found.values(), key=lambda one: one.folder)
+
+
+def _walk(below: Path) -> Iterator[Path]:
+    if below.name.endswith(ANAT_SUFFIX) and below.is_dir():
+        yield below
+        return
+    for place, names, _ in os.walk(below):
+        yield from (Path(place, name) for name in names if name.endswith(ANAT_SUFFIX))
+        names[:] = [name for name in names if not name.endswith(ANAT_SUFFIX)]
+
+
+def name_scans(found: Sequence[Found]) -> dict[str, Found]:
+    """A name for every folder, no two alike, from as little of their paths as tells people apart.
+
+    Tried in this order, the same for all: the folder's own name (sub-01.anat); the folders on the
+    way to it (sub-01/ses-1/T1.anat is sub-01_ses-1); the same after the name of the folder it was
+    found in. Names such as T1 or anat are left out of these. Then all of that, and the whole path.
+
+    Raises:
+        ValueError: folders that share a name even then.
+    """
+    paths = [_path_parts(one) for one in found]
+    ways = [
+        [_joined(path[-1:], telling=True) for path in paths],
+        [_joined(path[1:], telling=True) for path in paths],
+        [_joined(path, telling=True) for path in paths],
+        [_joined(path) for path in paths],
+        [_joined(one.folder.with_suffix("").parts[1:]) for one in found],
+    ]
+    for names in ways:
+        if _tell_apart(names):
+            return dict(zip(names, found, strict=True))
+    raise ValueError(
+        f"the names of these folders do not tell them apart: {ways[-1]}; collect them one by one"
+    )
+
+
+def _path_parts(one: Found) -> list[str]:
+    """The given folder's name, those of the folders below it, and the .anat folder's own."""
+    # Of a given .anat folder the two above it: a person's, and perhaps a session's.
+    below = one.folder.parent.parent if one.folder == one.below else one.below
+    inner = one.folder.relative_to(below).parts[:-1]
+    return [below.name, *inner, one.folder.name.removesuffix(ANAT_SUFFIX)]
+
+
+def _joined(parts: Sequence[str], *, telling: bool = False) -> str:
+    return "_".join(part for part in parts if part and not (telling and ANYBODYS.fullmatch(part)))
+
+
+def _tell_apart(names: list[str]) -> bool:
+    # A session alone says nothing of the person.
+    if any(name == "" or name.startswith("ses-") for name in names):
+        return False
+    # File systems of macOS and Windows do not tell a.nii from A.nii.
+    return len({name.lower() for name in names}) == len(names)
+
+
+def find_images(named: dict[str, Found], image: str) -> dict[str, Path]:
+    """The chosen image of every folder, by scan name.
+
+    Raises:
+        ValueError: every image that is missing, unreadable, off the MNI152 2 mm grid or empty.
+    """
+    images, problems = {}, []
+    stem = IMAGES[image][0]
+    for name, one in named.items():
+        path = _image_file(one.folder, stem)
+        if path is None:
+            problems.append(f"{one.folder}: no {stem}.nii.gz; {_remedy(one.folder, stem)}")
+            continue
+        try:
+            read_volume(path, Preparation())
+        except ValueError as error:
+            problems.append(str(error))
+        images[name] = path
+    raise_all(problems)
+    return images
+
+
+def _image_file(folder: Path, stem: str) -> Path | None:
+    paths = (folder / f"{stem}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _remedy(folder: Path, stem: str) -> str:
+    """How a missing image is made."""
+    brain, warp = "T1_biascorr_brain", "T1_to_MNI_nonlin_coeff"
+    if stem != BRAIN:
+        return "fsl_anat failed, or was run without this registration: see its log.txt"
+    if not (_image_file(folder, brain) and _image_file(folder, warp)):
+        return f"nor can it be made without {brain} and {warp}: preprocess the scan again"
+    remedy = (
+        "make it with: applywarp --ref=$FSLDIR/data/standard/MNI152_T1_2mm "
+        + f"--in={shlex.quote(str(folder / brain))} --warp={shlex.quote(str(folder / warp))} "
+        + f"--out={shlex.quote(str(folder / BRAIN))}"
+    )
+    if _image_file(folder, "T1_fast_pve_0"):
+        remedy += " (fsl_anat segmented it: intensities will differ from the published ones a bit)"
+    return remedy
+
+
+def collect(images: dict[str, Path], *, image: str, write: str, output_dir: Path) -> None:
+    """Writes scans, as links or copies, the record beside each, and the table collected.tsv.
+
+    Args:
+        images: file by scan name.
+        image: which of `IMAGES` they are.
+        write: `links` or `copies`.
+        output_dir: empty or new.
+    """
+    _, registration, mask = IMAGES[image]
+    recipe = asdict(Recipe(backend="fsl", registration=registration)) | {"mask": mask}
+    output_dir.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name, path in images.items():
+        scan = output_dir / f"{name}{path.name[len(image_stem(path.name)) :]}"
+        if write == "links":
+            scan.symlink_to(path.absolute())
+        else:
+            with replacing(scan) as temporary:
+                shutil.copyfile(path, temporary)
+        write_sidecar(scan, {"source": str(path.absolute()), "recipe": recipe})
+        rows.append((scan.name, image, path.absolute()))
+    # Last: a folder with collected.tsv is a finished one.
+    table = output_dir / "collected.tsv"
+    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(("scan", "image", "source"))
+        writer.writerows(rows)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this program."""
+    parser = new_parser("Gather images out of fsl_anat folders into one flat folder.")
+    parser.add_argument(
+        "--folders",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help=f"searched for {ANAT_SUFFIX} folders",
+    )
+    parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
+    parser.add_argument(
+        "--image",
+        choices=IMAGES,
+        default="nonlinear_brain",
+        help="nonlinear_brain: the brain, as published and as networks here are trained on; linear "
+        "and nonlinear: fsl_anat's WHOLE HEADS, for other uses",
+    )
+    parser.add_argument(
+        "--write",
+        choices=("links", "copies"),
+        default="links",
+        help="symbolic links to the originals, or copies of them",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Finds folders, names and checks their images, and gathers them."""
+    args = build_parser().parse_args(argv)
+    require_empty(args.output_dir)
+    images = find_images(name_scans(find_anat_folders(args.folders)), args.image)
+    collect(images, image=args.image, write=args.write, output_dir=args.output_dir)
+    table = args.output_dir / "collected.tsv"
+    print(f"{len(images)} scans in {args.output_dir}; {table} says where each came from")
+    if args.image != "nonlinear_brain":
+        print(
+            f"note: {IMAGES[args.image][0]} is a whole head, not a brain: a network trained on "
+            "brains must not be given it (the records say mask: none)"
+        )
+
+
+if __name__ == "__main__":
+    run_entry(main)

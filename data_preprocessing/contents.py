@@ -1,0 +1,19 @@
+"""Whether a scan holds a head or an extracted brain, seen from how much of it is not background."""
+
+import numpy as np
+
+from data_preprocessing.native import Native
+
+# Measured: 15 extracted brains fill 1.2 to 1.9 litres, whole heads 4.1 to 6.8. Scans in MNI152
+# space are as large as its brain and its head, 1.8 and 6.8.
+LARGEST_BRAIN = 2.6  # litres
+# Share of the bright tissue's intensity; below lie noise and what an interpolation leaves.
+FAINT = 0.01
+
+
+def seen_contents(native: Native) -> str:
+    """`brain` if what is not background is no larger than a brain, else `head`."""
+    bright = np.percentile(native.voxels[native.voxels > 0], 99.5)
+    litres_per_voxel = abs(np.linalg.det(native.affine[:3, :3])) * 1e-6
+    litres = np.count_nonzero(native.voxels > FAINT * bright) * litres_per_voxel
+    return "brain" if litres < LARGEST_BRAIN else "head"
