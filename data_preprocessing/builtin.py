@@ -21,6 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_preprocessing import registration
+from data_preprocessing.contents import seen_contents
 from data_preprocessing.native import Native, read_native
 from data_preprocessing.quality import correlation
 from data_preprocessing.recipe import Identity, Mapped, Recipe
@@ -30,8 +31,6 @@ from utils.volumes import GRID_AFFINE
 
 ENGINES = {"deepbet": "deepbet", "SimpleITK": "SimpleITK", "picsl_greedy": "picsl-greedy"}
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-preprocessing.txt"
-# Share of the signal outside the brain mask: 0.001 to 0.006 in brains, 0.47 to 0.55 in heads.
-HEAD_FROM = 0.05
 MARGIN = 12.0  # mm kept around the brain
 # Four levels over-correct weak fields; at 6 mm a third of the time of 4 mm, as good.
 N4_ITERATIONS = (50, 50, 50)
@@ -79,8 +78,9 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         RuntimeError: an engine failed.
     """
     native = read_native(image)
+    contents = seen_contents(native) if recipe.contents == "auto" else recipe.contents
     with single_threaded(), engine_output_to(workspace / "engines.log"):
-        mask, contents = find_brain(image, native, recipe.contents)
+        mask = find_brain(image, native, contents)
         native, mask = crop(native, mask)
         native.voxels = correct_bias(native, mask)
         transform, searched = align(native, mask, recipe.registration)
@@ -101,18 +101,21 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     )
 
 
-def find_brain(image: Path, native: Native, contents: str) -> tuple[np.ndarray, str]:
-    """The brain's mask, bool on the scan's voxels, and whether it was a `head` or a `brain`."""
+def find_brain(image: Path, native: Native, contents: str) -> np.ndarray:
+    """The brain's mask, bool on the scan's voxels.
+
+    Args:
+        image: the file, for the message.
+        native: the scan.
+        contents: `brain` where it is extracted already, else `head`.
+    """
     if contents == "brain":
-        return ndimage.binary_fill_holes(native.voxels > 0), contents
+        return ndimage.binary_fill_holes(native.voxels > 0)
     found = _deepbet().run(nibabel.Nifti1Image(native.voxels, native.affine))[1]
     mask = np.asarray(found.dataobj) > 0
     if not mask.any():
         raise ValueError(f"{image}: no brain found in it; a T1-weighted head expected")
-    outside = 1 - native.voxels[mask].sum(dtype=float) / native.voxels.sum(dtype=float)
-    if contents == "auto" and outside < HEAD_FROM:
-        return ndimage.binary_fill_holes(native.voxels > 0), "brain"
-    return mask, "head"
+    return mask
 
 
 @cache

@@ -44,7 +44,6 @@ from utils.files import replacing
 from utils.sidecars import read_sidecar, write_sidecar
 from utils.volumes import GRID_AFFINE
 
-DEFAULT_MASK = {"deformable": "template", "affine": "subject"}
 WORKER_MEMORY = 2 << 30  # bytes; a worker of the builtin backend takes 1.4 GiB
 SOME_FAILED = 3  # exit code
 
@@ -286,7 +285,10 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             "--registration deformable (fMRIPrep, CAT12 ...) or affine"
         )
     registration = registration or "deformable"
-    return Recipe(args.backend, registration, mask or DEFAULT_MASK[registration], args.contents)
+    # An affine leaves the brain's own outline, which the template's mask would cut.
+    subject = registration == "affine" and args.backend != "fsl"  # FSL knows the template's alone
+    mask = mask or ("subject" if subject else "template")
+    return Recipe(args.backend, registration, mask, args.contents)
 
 
 def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
@@ -344,7 +346,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--mask",
         choices=MASKS,
         help="what is left of the head; unset: the template's brain after deformable, the "
-        "subject's after affine registration",
+        "subject's after affine registration (fsl: always the template's)",
     )
     parser.add_argument(
         "--contents",

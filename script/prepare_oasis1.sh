@@ -35,7 +35,7 @@ for group in healthy retest dementia; do
     continue
   fi
   bash "$ROOT/script/preprocess.sh" "$OUT/raw/$group" --output_dir "$OUT/$group" \
-    --jobs "$JOBS" "${RECIPE[@]}" "$@"
+    --jobs "$JOBS" "${RECIPE[@]}" "$@" || [ $? -eq 3 ] # 3: some scans failed, and are listed
 done
 echo "3/3 split of the healthy people"
 if [ ! -f "$OUT/folds/split.tsv" ]; then

@@ -12,7 +12,14 @@ import pytest
 import test
 import train_sorter
 from benchmark import __main__ as benchmark
-from data_preprocessing import make_demo_cohort, split_dataset
+from data_preprocessing import (
+    collect_images,
+    datasets,
+    make_demo_cohort,
+    make_template,
+    preprocess,
+    split_dataset,
+)
 from utils import baseline, export, options
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +43,14 @@ PARSERS = {
     "utils/export.py": lambda argv: export.build_parser().parse_args(argv),
     "utils/baseline.py": lambda argv: baseline.build_parser().parse_args(argv),
     "benchmark/__main__.py": lambda argv: benchmark.build_parser().parse_args(argv),
+    "data_preprocessing/preprocess.py": lambda argv: preprocess.build_parser().parse_args(argv),
+    "data_preprocessing/collect_images.py": (
+        lambda argv: collect_images.build_parser().parse_args(argv)
+    ),
+    "data_preprocessing/datasets.py": lambda argv: datasets.build_parser().parse_args(argv),
+    "data_preprocessing/make_template.py": (
+        lambda argv: make_template.build_parser().parse_args(argv)
+    ),
     "data_preprocessing/split_dataset.py": (
         lambda argv: split_dataset.build_parser().parse_args(argv)
     ),
@@ -80,8 +95,16 @@ def test_help_is_answered_without_loading_torch(name, tmp_path):
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
-NO_PARSER = {ROOT / "script" / name for name in ("environment.sh", "run_tests.sh")}
-TAKES_A_FOLDER = {ROOT / "script" / "quickstart.sh"}
+NO_PARSER = {
+    ROOT / "script" / name for name in ("environment.sh", "run_tests.sh", "preprocess_array.sh")
+}
+QUICK_START = ROOT / "script" / "quickstart.sh"
+# What scripts with arguments of their own are called with.
+ARGUMENTS = {
+    QUICK_START: ["out"],
+    ROOT / "script" / "preprocess.sh": ["scan.nii.gz", "--output_dir", "out"],
+    ROOT / "script" / "prepare_oasis1.sh": ["discs", "table.csv", "out"],
+}
 SCRIPTS = sorted(
     path
     for path in (ROOT / "script").glob("*.sh")
@@ -127,7 +150,7 @@ def parse_call(call: list[str]):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
-    for call in recorded_calls(script, tmp_path, *(["out"] if script in TAKES_A_FOLDER else [])):
+    for call in recorded_calls(script, tmp_path, *ARGUMENTS.get(script, [])):
         parse_call(call)
 
 
@@ -187,6 +210,24 @@ def test_slurm_job_runs_each_stage_as_the_tasks_of_a_step_and_may_be_requeued(st
     }
 
 
+ARRAYS = {
+    "SLURM": {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_ARRAY_TASK_ID": "3"},
+    "PBS": {"PBS_O_WORKDIR": str(ROOT), "PBS_ARRAY_INDEX": "3"},
+    "SGE": {"SGE_O_WORKDIR": str(ROOT), "SGE_TASK_ID": "3"},
+    "LSF": {"LS_SUBCWD": str(ROOT), "LSB_JOBINDEX": "3"},
+}
+
+
+@pytest.mark.parametrize("scheduler", ARRAYS)
+def test_array_job_does_the_share_that_its_scheduler_gives_it(scheduler, tmp_path):
+    script = ROOT / "script" / "preprocess_array.sh"
+    (call,) = recorded_calls(script, tmp_path, "--registration", "affine", **ARRAYS[scheduler])
+    parsed = parse_call(call)
+    assert (parsed.shard, parsed.jobs, parsed.registration) == ((3, 16), 1, "affine")
+    # All schedulers' arrays have as many jobs as there are shares.
+    assert set(re.findall(r"1-(\d+)", script.read_text())) == {"16"}
+
+
 def test_published_script_names_are_links_to_ours():
     for name in ("train_first_stage", "train_second_stage", "test_first_stage",
                  "test_second_stage"):  # fmt: skip
@@ -213,7 +254,7 @@ def test_every_command_in_the_documents_is_understood(document, tmp_path):
                 PARSERS[word](words[at + 1 :])
             elif word.startswith("script/"):
                 assert (ROOT / word).is_file(), line
-                if ROOT / word in set(SCRIPTS) - TAKES_A_FOLDER:
+                if ROOT / word in set(SCRIPTS) - {QUICK_START}:
                     for call in recorded_calls(ROOT / word, tmp_path, *words[at + 1 :]):
                         parse_call(call)
 
