@@ -86,9 +86,14 @@ def _require_one_volume(path: Path, image) -> None:
 
 def _require_plausible_place(path: Path, image) -> None:
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise ValueError(f"{path}: its affine is not invertible: {affine[:3].tolist()}")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    # The volume between unit axes: 1 at right angles, 0 where they lie in one plane.
+    if not (
+        np.isfinite(affine).all()
+        and sizes.min() > 0
+        and abs(np.linalg.det(affine[:3, :3] / sizes)) > 1e-3
+    ):
+        raise ValueError(f"{path}: its affine is not invertible: {affine[:3].tolist()}")
     extent = sizes * image.shape[:3]
     if not (
         sizes.max() <= LARGEST_VOXEL

@@ -1,0 +1,127 @@
+import nibabel
+import numpy as np
+import pytest
+
+from data_preprocessing.native import read_native
+
+
+def ramp(shape=(50, 40, 45)):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape) % 977
+
+
+def affine(voxel=(2.0, 2.5, 3.0)):
+    matrix = np.diag([*voxel, 1.0])
+    matrix[:3, 3] = -50, -60, -70
+    return matrix
+
+
+def saved(folder, voxels, matrix=None, name="scan.nii.gz", **header):
+    image = nibabel.Nifti1Image(voxels, affine() if matrix is None else matrix)
+    for key, value in header.items():
+        image.header[key] = value
+    image.to_filename(folder / name)
+    return folder / name
+
+
+def value_at(native, point):
+    """The voxel nearest to a point of the world, RAS mm."""
+    voxel = np.linalg.inv(native.affine) @ [*point, 1]
+    return native.voxels[tuple(np.round(voxel[:3]).astype(int))]
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "ASR", "LPI", "RAS", "PIR", "LAS"])
+def test_voxels_keep_their_place_in_the_world_whatever_the_axis_order(tmp_path, orientation):
+    image = nibabel.Nifti1Image(ramp(), affine())
+    codes = nibabel.orientations.axcodes2ornt(orientation)
+    turned = image.as_reoriented(
+        nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), codes)
+    )
+    turned.to_filename(tmp_path / "scan.nii")
+    plain = read_native(saved(tmp_path, ramp()))
+    native = read_native(tmp_path / "scan.nii")
+    assert nibabel.aff2axcodes(native.affine) == ("R", "A", "S")
+    for point in ((-50, -60, -70), (0, 0, 0), (30, 20, 50)):
+        assert value_at(native, point) == value_at(plain, point)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 1e6])
+def test_scale_of_the_file_does_not_matter(tmp_path, factor):
+    native = read_native(saved(tmp_path, ramp() * np.float32(factor)))
+    assert np.percentile(native.voxels[native.voxels > 0], 99.5) == pytest.approx(1000, rel=1e-3)
+
+
+def test_nan_becomes_background_and_a_negative_range_is_shifted(tmp_path):
+    voxels = ramp() - 500
+    voxels[0, 0, 0] = np.nan
+    native = read_native(saved(tmp_path, voxels))
+    assert np.isfinite(native.voxels).all()
+    assert native.voxels.min() == 0
+    assert native.voxels[1, 0, 0] > 0
+
+
+def test_overshoot_below_a_background_of_zero_is_cut_not_shifted(tmp_path):
+    voxels = ramp()
+    voxels[:25] = 0
+    voxels[30, 5, 5] = -7
+    native = read_native(saved(tmp_path, voxels))
+    assert (native.voxels[:25] == 0).all()
+    assert native.voxels[30, 5, 5] == 0
+
+
+def test_one_volume_in_four_dimensions_is_read_and_several_are_refused(tmp_path):
+    one = read_native(saved(tmp_path, ramp()[..., None], name="one.nii"))
+    assert one.voxels.shape == (50, 40, 45)
+    with pytest.raises(ValueError, match=r"two\.nii.*one 3-D volume expected.*\(50, 40, 45, 2\)"):
+        read_native(saved(tmp_path, np.stack([ramp()] * 2, -1), name="two.nii"))
+
+
+def test_colours_are_refused(tmp_path):
+    voxels = np.zeros((50, 40, 45), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(ValueError, match="colours"):
+        read_native(saved(tmp_path, voxels))
+
+
+@pytest.mark.parametrize("factor", [0.001, 100.0])
+def test_wrong_unit_in_the_header_is_named(tmp_path, factor):
+    with pytest.raises(ValueError, match="cannot be a head"):
+        read_native(saved(tmp_path, ramp(), np.diag([factor, factor, factor, 1]) @ affine()))
+
+
+@pytest.mark.parametrize("voxels", [np.zeros((50, 40, 45)), np.full((50, 40, 45), 3)])
+def test_empty_scans_are_refused(tmp_path, voxels):
+    with pytest.raises(ValueError, match=r"scan\.nii\.gz: no image"):
+        read_native(saved(tmp_path, voxels.astype(np.float32)))
+
+
+def test_damaged_file_is_named(tmp_path):
+    path = saved(tmp_path, ramp())
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"scan\.nii\.gz: not a readable scan"):
+        read_native(path)
+
+
+def test_header_without_orientation_is_noted(tmp_path):
+    assert read_native(saved(tmp_path, ramp())).notes == []
+    path = saved(tmp_path, ramp(), name="bare.nii")
+    image = nibabel.load(path)
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    nibabel.Nifti1Image(ramp(), None, image.header).to_filename(tmp_path / "none.nii")
+    assert "left and right are a guess" in read_native(tmp_path / "none.nii").notes[0]
+
+
+def test_disagreement_of_sform_and_qform_is_noted(tmp_path):
+    image = nibabel.Nifti1Image(ramp(), affine())
+    image.set_sform(affine(), code=1)
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ affine(), code=1)
+    image.to_filename(tmp_path / "scan.nii")
+    assert "sform was used" in read_native(tmp_path / "scan.nii").notes[0]
+
+
+def test_sheared_axes_are_made_straight(tmp_path):
+    matrix = affine()
+    matrix[0, 1] = 0.4
+    native = read_native(saved(tmp_path, ramp(), matrix))
+    axes = native.affine[:3, :3] / native.voxel_size
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
+    assert "right angles" in native.notes[0]

@@ -1,0 +1,274 @@
+"""One scan and thousands, through the fastest backend: scans in MNI152 space of other voxels."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from joblib.externals.loky import get_reusable_executor
+
+from data_preprocessing import preprocess, resample
+from data_preprocessing.template import load_template
+from model.scaledense import ScaleDense
+from utils.checkpoint import save_checkpoint
+from utils.sidecars import Preprocessing, read_sidecar
+from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans, read_volume
+
+
+def brain(seed=0):
+    """The template with a face of its own, in RAS order, as TemplateFlow stores it."""
+    rng = np.random.default_rng(seed)
+    template = load_template()
+    noisy = np.where(template.mask, template.brain + rng.normal(20, 5, GRID_SHAPE), 0)
+    image = nibabel.Nifti1Image(noisy.clip(0).astype(np.float32), GRID_AFFINE)
+    return nibabel.as_closest_canonical(image)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """Three scans in a folder, the third of them no scan."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for seed, name in enumerate(("anna", "bob")):
+        brain(seed).to_filename(folder / f"{name}.nii.gz")
+    (folder / "carl.nii.gz").write_bytes(b"not a scan")
+    return folder
+
+
+def run(raw, *flags):
+    """Exit code of the program on `raw`, into `grid` beside it."""
+    known = ("--output_dir", str(raw.parent / "grid"), "--jobs", "1")
+    recipe = ("--backend", "resample", "--registration", "affine")
+    return preprocess.main([str(raw), *known, *recipe, *flags])
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def state(folder):
+    return {
+        path.name: (path.stat().st_mtime_ns, path.stat().st_ino)
+        for path in folder.iterdir()
+        if path.name.endswith((".nii.gz", ".json", ".png"))
+    }
+
+
+def test_each_scan_gets_grid_record_and_picture_and_an_error_is_a_row(raw, capsys):
+    assert run(raw) == preprocess.SOME_FAILED
+    grid = raw.parent / "grid"
+    assert [path.name for path in find_scans(grid)] == ["anna.nii.gz", "bob.nii.gz"]
+    volume = read_volume(grid / "anna.nii.gz", Preparation())
+    expected = brain(0).get_fdata()[::-1]
+    np.testing.assert_allclose(volume, expected, rtol=1e-5)
+    assert nibabel.load(grid / "anna.nii.gz").get_data_dtype() == np.float32
+    record = read_sidecar(grid / "anna.nii.gz")
+    assert record["source"] == str(raw / "anna.nii.gz")
+    assert record["recipe"]["registration"] == "affine"
+    assert record["template_sha256"] == load_template().sha256
+    assert record["qc"]["correlation"] > 0.9
+    assert record["seconds"] > 0
+    assert (grid / "bob.png").read_bytes().startswith(b"\x89PNG")
+    (failure,) = table(grid / "failures.tsv")
+    assert failure["name"] == "carl"
+    assert str(raw / "carl.nii.gz") in failure["message"]
+    page = (grid / "preprocessing.html").read_text()
+    assert all(name in page for name in ("anna", "bob", "carl"))
+    assert "2 done, 0 flagged, 1 failed" in capsys.readouterr().out
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_tried_again(raw):
+    run(raw)
+    grid = raw.parent / "grid"
+    before = state(grid)
+    brain(2).to_filename(raw / "carl.nii.gz")
+    assert run(raw) == 0
+    after = state(grid)
+    assert {name: after[name] for name in before} == before
+    assert "carl.nii.gz" in after
+    assert table(grid / "failures.tsv") == []
+
+
+def test_several_processes_make_what_one_makes(raw):
+    run(raw)
+    one = {path.name: path.read_bytes() for path in find_scans(raw.parent / "grid")}
+    run(raw, "--jobs", "2", "--output_dir", str(raw.parent / "two"))
+    assert {path.name: path.read_bytes() for path in find_scans(raw.parent / "two")} == one
+
+
+def test_shards_together_do_every_scan_once(raw):
+    assert run(raw, "--shard", "1/2") == preprocess.SOME_FAILED  # anna, carl
+    grid = raw.parent / "grid"
+    assert [path.name for path in find_scans(grid)] == ["anna.nii.gz"]
+    assert run(raw, "--shard", "2/2") == 0  # bob
+    assert len(find_scans(grid)) == 2
+    assert len(table(grid / "failures_1_of_2.tsv")) == 1
+    assert table(grid / "failures_2_of_2.tsv") == []
+    assert (grid / "preprocessing_1_of_2.html").is_file()
+
+
+def test_share_without_a_scan_is_no_error(raw):
+    assert run(raw, "--shard", "9/9") == 0
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/2"])
+def test_shard_beyond_its_count_is_refused(raw, text):
+    with pytest.raises(SystemExit):
+        run(raw, f"--shard={text}")
+
+
+def messages(raw):
+    return {row["name"]: row["message"] for row in table(raw.parent / "grid" / "failures.tsv")}
+
+
+def test_output_of_another_recipe_is_neither_mixed_in_nor_replaced_unasked(raw):
+    run(raw)
+    before = state(raw.parent / "grid")
+    run(raw, "--mask", "template")
+    assert "is not what would be made (recipe" in messages(raw)["anna"]
+    assert state(raw.parent / "grid") == before
+    run(raw, "--mask", "template", "--overwrite")
+    assert set(messages(raw)) == {"carl"}
+    assert read_sidecar(raw.parent / "grid" / "anna.nii.gz")["recipe"]["mask"] == "template"
+
+
+def test_changed_source_changed_output_and_stranger_are_told_apart(raw):
+    run(raw)
+    grid = raw.parent / "grid"
+    brain(7).to_filename(raw / "anna.nii.gz")
+    damaged = grid / "bob.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    brain(3).to_filename(grid / "carl.nii.gz")
+    run(raw)
+    said = messages(raw)
+    assert "source_sha256" in said["anna"]
+    assert "changed or damaged" in said["bob"]
+    assert "there is no record of it" in said["carl"]
+
+
+def test_scan_is_never_replaced_by_its_own_output(raw):
+    before = (raw / "anna.nii.gz").read_bytes()
+    run(raw, "--output_dir", str(raw), "--overwrite")
+    assert (raw / "anna.nii.gz").read_bytes() == before
+    (failure, *_) = table(raw / "failures.tsv")
+    assert "would replace the scan itself" in failure["message"]
+
+
+def test_what_a_kill_leaves_behind_is_done_again(raw):
+    run(raw)
+    grid = raw.parent / "grid"
+    whole = (grid / "anna.nii.gz").read_bytes()
+    (grid / "anna.nii.gz").unlink()  # the scan is written last
+    run(raw)
+    assert (grid / "anna.nii.gz").read_bytes() == whole
+
+
+@pytest.fixture
+def fresh_workers():
+    """Worker processes of this test's own, in the environment that it sets."""
+    get_reusable_executor().shutdown(wait=True)
+    yield
+    get_reusable_executor().shutdown(wait=True)
+
+
+# Loaded by a worker as it starts: the scan of bob kills it, as a lack of memory would.
+DEADLY = """
+import os
+from data_preprocessing import resample
+known = resample.map_scan
+def deadly(image, recipe, *, workspace):
+    if image.name == "bob.nii.gz":
+        os._exit(9)
+    return known(image, recipe, workspace=workspace)
+resample.map_scan = deadly
+"""
+
+
+@pytest.mark.slow
+def test_killed_worker_loses_no_row(raw, monkeypatch, fresh_workers):
+    (raw.parent / "sitecustomize.py").write_text(DEADLY)
+    root = Path(preprocess.__file__).parent.parent
+    monkeypatch.setenv("PYTHONPATH", f"{raw.parent}{os.pathsep}{root}")
+    assert run(raw, "--jobs", "2") == preprocess.SOME_FAILED
+    assert "a worker process was killed" in messages(raw)["bob"]
+    monkeypatch.delenv("PYTHONPATH")
+    get_reusable_executor().shutdown(wait=True)
+    run(raw, "--jobs", "2")
+    assert set(messages(raw)) == {"carl"}
+
+
+def test_transforms_do_not_look_like_scans(raw, monkeypatch):
+    mapped = resample.map_scan
+
+    def with_transform(image, recipe, *, workspace):
+        made = mapped(image, recipe, workspace=workspace)
+        made.kept["_warp.nii.gz"] = workspace / "warp.nii.gz"
+        made.kept["_warp.nii.gz"].write_bytes(b"a warp")
+        return made
+
+    monkeypatch.setattr(resample, "map_scan", with_transform)
+    run(raw)
+    grid = raw.parent / "grid"
+    assert not (grid / "transforms").exists()
+    run(raw, "--keep_transform")  # made without it before, so made again
+    assert (grid / "transforms" / "anna_warp.nii.gz").read_bytes() == b"a warp"
+    assert len(find_scans(grid)) == 2
+
+
+def test_resample_asks_how_the_scans_were_registered(raw):
+    with pytest.raises(ValueError, match="say how these scans were registered"):
+        preprocess.main([str(raw), "--output_dir", "x", "--backend", "resample"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ("builtin", "deformable", "template")),
+        (["--registration", "affine"], ("builtin", "affine", "subject")),
+        (["--registration", "affine", "--mask", "template"], ("builtin", "affine", "template")),
+        (["--registration", "affine", "--backend", "fsl"], ("fsl", "affine", "template")),
+    ],
+)
+def test_mask_follows_the_registration_unless_given(flags, expected):
+    args = preprocess.build_parser().parse_args(["a.nii", "--output_dir", "b", *flags])
+    recipe = preprocess.recipe_of(args)
+    assert (recipe.backend, recipe.registration, recipe.mask) == expected
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "net.pth.tar"
+    save_checkpoint(
+        path,
+        ScaleDense(),
+        preparation=Preparation(),
+        preprocessing=Preprocessing("affine", "subject", "builtin"),
+        summary={},
+    )
+    return path
+
+
+def parse_like(checkpoint, *flags):
+    given = ["a.nii", "--output_dir", "b", "--like", str(checkpoint), *flags]
+    return preprocess.recipe_of(preprocess.build_parser().parse_args(given))
+
+
+def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(checkpoint, capsys):
+    recipe = parse_like(checkpoint)
+    assert (recipe.registration, recipe.mask) == ("affine", "subject")
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="registration deformable, not affine"):
+        parse_like(checkpoint, "--registration", "deformable")
+    parse_like(checkpoint, "--backend", "resample")
+    assert "trained on scans of --backend builtin" in capsys.readouterr().out
+
+
+def test_page_and_records_are_plain_json_and_html(raw):
+    run(raw)
+    grid = raw.parent / "grid"
+    assert json.loads((grid / "anna.json").read_text())["format"] == "tsan-preprocessing-1"
+    assert (grid / "preprocessing.html").read_text().startswith("<!DOCTYPE html>")
