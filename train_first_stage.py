@@ -41,10 +41,10 @@ def train(args: Namespace, world: "World") -> Path:
     loss = setup.age_loss(args)
     execution = setup.seeded_execution(args, world)
     preparation = Preparation(args.resolution, args.intensity, any_grid=args.any_grid)
-    sets = world.everyone(lambda: setup.datasets(args, preparation, execution))
+    sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution))
     mean_age = float(np.mean([scan.age for scan in sets[0].scans]))
     model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age)
-    return setup.start(args, model, loss, sets, execution)
+    return setup.start(args, model, loss, sets, execution, made)
 
 
 if __name__ == "__main__":

@@ -44,13 +44,13 @@ def train(args: Namespace, world: "World") -> Path:
     second_stage = SecondStage(width, use_sex=args.use_sex)
     if args.warm_start:
         second_stage.start_from(first.model)
-    sets = world.everyone(lambda: setup.datasets(args, first.preparation, execution))
+    sets, made = world.everyone(lambda: setup.datasets(args, first.preparation, execution, first))
     noise = args.rough_age_noise
     if noise == "auto":
         noise = unseen_error_spread(first.model, *sets, execution)
         print(f"noise on the rough age in training: SD {noise:.2f} years")
     model = TSAN(first.model, second_stage, age_step=args.age_step, rough_age_noise=noise)
-    return setup.start(args, model, loss, sets, execution)
+    return setup.start(args, model, loss, sets, execution, made)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 DATA="${TSAN_DATA:-$ROOT/data}" # holds train/, val/, test/ and the label sheet
 LABELS="$DATA/Dataset.xls"      # file name, age in years, sex (0 female, 1 male)
 OUTPUT="$ROOT/runs/first_stage" # new or empty; --resume continues the run in it
+REGISTRATION=                   # of the scans: affine or deformable; empty: as their sidecars say
+MASK=                           # of the scans: template or subject; empty: as their sidecars say
 WIDTH=compact                   # compact: the paper's figure; released: the authors' code (GPU)
 RESOLUTION=2                    # mm; 4: eight times faster, for laptops
 EPOCHS=40
@@ -27,4 +29,5 @@ esac
 
 launch "$NPROC" "$ROOT/train_first_stage.py" \
   --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
-  --output_dir "$OUTPUT" --resolution "$RESOLUTION" --seed "$SEED" "${VALUES[@]}" "$@"
+  --output_dir "$OUTPUT" --resolution "$RESOLUTION" --seed "$SEED" "${VALUES[@]}" \
+  ${REGISTRATION:+--registration "$REGISTRATION"} ${MASK:+--mask "$MASK"} "$@"

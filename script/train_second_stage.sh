@@ -8,6 +8,8 @@ DATA="${TSAN_DATA:-$ROOT/data}" # holds train/, val/, test/ and the label sheet
 LABELS="$DATA/Dataset.xls"
 FIRST_STAGE="$ROOT/runs/first_stage/ScaleDense_best_model.pth.tar" # ours or the authors'
 OUTPUT="$ROOT/runs/second_stage" # new or empty; --resume continues the run in it
+REGISTRATION=                    # of the scans: affine or deformable; empty: as their sidecars say
+MASK=                            # of the scans: template or subject; empty: as their sidecars say
 WIDTH=                           # empty: that of the first stage; another needs --no-warm_start
 AGE_STEP=5                       # years between rounded ages, as published
 EPOCHS=10
@@ -28,4 +30,5 @@ esac
 launch "$NPROC" "$ROOT/train_second_stage.py" \
   --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
   --first_stage_net "$FIRST_STAGE" --output_dir "$OUTPUT" --age_step "$AGE_STEP" \
-  --seed "$SEED" "${VALUES[@]}" "$@"
+  --seed "$SEED" "${VALUES[@]}" \
+  ${REGISTRATION:+--registration "$REGISTRATION"} ${MASK:+--mask "$MASK"} "$@"

@@ -8,11 +8,13 @@ from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.checkpoint import (
     AUTHORS_PREPARATION,
+    AUTHORS_PREPROCESSING,
     export_to_authors,
     load_checkpoint,
     load_first_stage,
     save_checkpoint,
 )
+from utils.sidecars import UNKNOWN, Preprocessing
 from utils.volumes import Preparation
 
 FOUR_MM = Preparation(resolution=4, any_grid=True)
@@ -36,6 +38,17 @@ def test_first_stage_comes_back_exactly_with_its_preparation(tmp_path, use_sex):
     assert loaded.preparation == FOUR_MM
     assert loaded.summary == {"epoch": 3}
     assert torch.equal(loaded.model(*batch_of_seed()), model(*batch_of_seed()))
+
+
+def test_how_the_training_scans_were_made_comes_back_and_is_unknown_of_older_files(tmp_path):
+    affine = Preprocessing("affine", "subject", "builtin")
+    path, model = tmp_path / "a.pt", ScaleDense()
+    save_checkpoint(path, model, preparation=FOUR_MM, preprocessing=affine, summary={})
+    assert load_checkpoint(path).preprocessing == affine
+    content = torch.load(path, weights_only=True)
+    del content["preprocessing"]
+    torch.save(content, path)
+    assert load_checkpoint(path).preprocessing == UNKNOWN
 
 
 def batch_of_seed():
@@ -71,12 +84,14 @@ def test_authors_files_are_recognised_with_their_conventions(authors_files):
     assert (first.stage, first.uses_sex) == (1, False)
     assert first.model.final_relu
     assert first.preparation == AUTHORS_PREPARATION
+    assert first.preprocessing == AUTHORS_PREPROCESSING
     assert AUTHORS_PREPARATION.intensity == "authors"
     second = load_checkpoint(
         authors_files["second_stage"], first_stage_net=authors_files["first_stage"], age_step=2
     )
     assert (second.stage, second.uses_sex, second.model.age_step) == (2, True, 2)
     assert second.model.first_stage.final_relu
+    assert second.preprocessing == Preprocessing("deformable", "template", "fsl")
 
 
 @pytest.mark.slow
@@ -85,6 +100,12 @@ def test_authors_second_stage_asks_for_the_right_first_stage(authors_files, tmp_
         load_checkpoint(authors_files["second_stage"])
     ours = saved(tmp_path / "ours.pt", ScaleDense())
     with pytest.raises(ValueError, match="use the authors' first stage with it"):
+        load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
+    affine = Preprocessing("affine", "template")
+    save_checkpoint(
+        ours, ScaleDense(), preparation=AUTHORS_PREPARATION, preprocessing=affine, summary={}
+    )
+    with pytest.raises(ValueError, match=r"registration deformable, not affine as .*ours\.pt"):
         load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
     with pytest.raises(ValueError, match="expects a first-stage checkpoint"):
         load_first_stage(authors_files["second_stage"])
@@ -96,7 +117,7 @@ def test_export_is_read_back_with_the_same_weights(authors_files, tmp_path, stag
     original = load_checkpoint(authors_files[stage], first_stage_net=authors_files["first_stage"])
     export_to_authors(original, tmp_path / "out.pth.tar")
     content = torch.load(tmp_path / "out.pth.tar", weights_only=True)
-    assert set(content) == {"epoch", "arch", "state_dict", "optimizer"}
+    assert set(content) == {"epoch", "arch", "state_dict", "optimizer", "preprocessing"}
     shapes = {k.removeprefix("module."): list(v.shape) for k, v in content["state_dict"].items()}
     assert shapes == STATE_DICT_KEYS[stage]
     again = load_checkpoint(tmp_path / "out.pth.tar", first_stage_net=authors_files["first_stage"])
@@ -104,6 +125,15 @@ def test_export_is_read_back_with_the_same_weights(authors_files, tmp_path, stag
     assert all(torch.equal(v, weights[k]) for k, v in original.model.state_dict().items())
     with pytest.raises(FileExistsError, match="would be overwritten"):
         export_to_authors(original, tmp_path / "out.pth.tar")
+
+
+@pytest.mark.slow
+def test_exported_files_say_how_their_own_scans_were_made(tmp_path):
+    affine = Preprocessing("affine", "template", "builtin")
+    path, model = tmp_path / "a.pt", ScaleDense("released")
+    save_checkpoint(path, model, preparation=AUTHORS_PREPARATION, preprocessing=affine, summary={})
+    export_to_authors(load_checkpoint(path), tmp_path / "out.pth.tar")
+    assert load_checkpoint(tmp_path / "out.pth.tar").preprocessing == affine
 
 
 def test_networks_of_another_intensity_rule_are_not_exported(tmp_path):

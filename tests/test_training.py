@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import training_flags, write_cohort
+from conftest import linked_cohort, record, training_flags, write_cohort
 
 import test
 import train_first_stage
@@ -14,13 +14,14 @@ from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.cache import Cache
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cohort import open_cohort
 from utils.dataset import ScanDataset
 from utils.engine import choose_execution
 from utils.labels import read_labels
 from utils.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
 from utils.setup import training
+from utils.sidecars import UNKNOWN, Preprocessing
 from utils.trainer import BEST_NAME, LAST_NAME, Trainer
 from utils.volumes import Preparation
 
@@ -249,6 +250,79 @@ def test_bad_input_stops_training_before_anything_is_written(cohort, tmp_path):
     with pytest.raises(ValueError, match=r"not on the FSL MNI152 2 mm grid.*--any_grid"):
         train_first_stage.main(training_flags(cohort, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_say_how_the_scans_were_made_by_sidecars_or_flags(
+    cohort, trained, tmp_path, capsys
+):
+    assert load_checkpoint(trained["first"]).preprocessing == UNKNOWN
+    folder = linked_cohort(cohort, tmp_path / "cohort")
+    flags = [*training_flags(folder, tmp_path / "a"), "--any_grid", "--epochs", "1"]
+    stated = train_first_stage.main([*flags, "--registration", "affine"])
+    assert load_checkpoint(stated).preprocessing == Preprocessing("affine")
+    assert "preprocessing: registration affine, mask unknown" in capsys.readouterr().out
+
+    for name in ("train", "val"):
+        record(folder / name, "affine")
+    flags = [*training_flags(folder, tmp_path / "b"), "--any_grid", "--epochs", "1"]
+    first = train_first_stage.main(flags)
+    affine = Preprocessing("affine", "template", "builtin")
+    assert load_checkpoint(first).preprocessing == affine
+
+    # Scans without sidecars are those of the first stage.
+    flags = [*training_flags(cohort, tmp_path / "c"), "--epochs", "1"]
+    second = train_second_stage.main([*flags, "--first_stage_net", str(first)])
+    assert load_checkpoint(second).preprocessing == affine
+
+
+def test_nothing_known_of_the_scans_is_noted_once(cohort, tmp_path, capsys):
+    train_first_stage.main([*training_flags(cohort, tmp_path), "--any_grid", "--epochs", "1"])
+    note = "note: the checkpoint will not say how its scans were preprocessed"
+    assert capsys.readouterr().out.count(note) == 1
+
+
+def test_sidecars_that_contradict_flags_or_each_other_stop_training_at_once(cohort, tmp_path):
+    folder = linked_cohort(cohort, tmp_path / "cohort")
+    flags = [*training_flags(folder, tmp_path / "out"), "--any_grid"]
+    record(folder / "train", "affine")
+    with pytest.raises(ValueError, match=r"val-1\.nii\.gz has no sidecar"):
+        train_first_stage.main(flags)
+    record(folder / "val", "affine", backend="fsl")
+    with pytest.raises(ValueError, match=r"train-1\.nii\.gz .*val-1\.nii\.gz .*backend fsl"):
+        train_first_stage.main(flags)
+    record(folder / "val", "affine")
+    with pytest.raises(ValueError, match="--registration deformable, not affine as the sidecar"):
+        train_first_stage.main([*flags, "--registration", "deformable"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_second_stage_refuses_scans_made_in_another_way_than_the_first_stages(cohort, tmp_path):
+    flags = training_flags(cohort, tmp_path / "out")
+    checkpoint = tmp_path / "first.pt"
+    save_checkpoint(
+        checkpoint,
+        ScaleDense(),
+        preparation=Preparation(any_grid=True),
+        preprocessing=Preprocessing("deformable", "template", "fsl"),
+        summary={},
+    )
+    flags += ["--first_stage_net", str(checkpoint)]
+    message = r"train: registration affine, not deformable as .* first stage .*first\.pt"
+    with pytest.raises(ValueError, match=message):
+        train_second_stage.main([*flags, "--registration", "affine"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_resuming_on_scans_made_in_another_way_is_refused(cohort, tmp_path):
+    folder = linked_cohort(cohort, tmp_path / "cohort")
+    flags = [*training_flags(folder, tmp_path / "out"), "--any_grid", "--epochs", "1"]
+    for name in ("train", "val"):
+        record(folder / name, "affine")
+    train_first_stage.main(flags)
+    for name in ("train", "val"):
+        record(folder / name, "deformable")
+    with pytest.raises(ValueError, match=r"to resume .registration deformable, not affine"):
+        train_first_stage.main([*flags, "--resume"])
 
 
 def test_a_scan_in_both_folders_is_refused(cohort, tmp_path):

@@ -1,8 +1,9 @@
 """Checkpoints: ours, and the authors' published files, read and written without running their code.
 
 Ours are one dict of plain values and tensors, read with `weights_only=True`:
-format, stage, options (rebuild the network), preparation (of its scans), summary (how it was
-trained), state_dict, and in the last checkpoint of a run `resume` (optimiser and progress).
+format, stage, options (rebuild the network), preparation (how its scans are read), preprocessing
+(how they were made), summary (how it was trained), state_dict, and in the last checkpoint of a run
+`resume` (optimiser and progress).
 A second-stage checkpoint holds its first stage as well, so one file is enough to predict.
 """
 
@@ -17,10 +18,12 @@ from model.authors import from_authors, stage_of, to_authors
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.files import replacing
+from utils.sidecars import UNKNOWN, Preprocessing
 from utils.volumes import Preparation
 
 FORMAT = "tsan-brain-age-1"
 AUTHORS_PREPARATION = Preparation(resolution=2, intensity="authors")
+AUTHORS_PREPROCESSING = Preprocessing("deformable", "template", "fsl")  # as published
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Checkpoint:
     Attributes:
         model: ScaleDense (stage 1) or TSAN (stage 2), in evaluation mode.
         preparation: how its scans are read.
+        preprocessing: how its training scans were made.
         summary: how it was trained; empty for the authors' files.
         resume: state of the interrupted run, in last checkpoints only.
         source: the file.
@@ -37,6 +41,7 @@ class Checkpoint:
 
     model: ScaleDense | TSAN
     preparation: Preparation
+    preprocessing: Preprocessing
     summary: dict
     resume: dict | None
     source: Path
@@ -60,6 +65,7 @@ def save_checkpoint(
     model: ScaleDense | TSAN,
     *,
     preparation: Preparation,
+    preprocessing: Preprocessing = UNKNOWN,
     summary: dict,
     resume: dict | None = None,
 ) -> None:
@@ -69,6 +75,7 @@ def save_checkpoint(
         "stage": 2 if isinstance(model, TSAN) else 1,
         "options": model.options(),
         "preparation": asdict(preparation),
+        "preprocessing": asdict(preprocessing),
         "summary": summary,
         "state_dict": OrderedDict(
             (name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items()
@@ -112,14 +119,17 @@ def load_checkpoint(
         )
     try:
         network = from_authors(weights, use_sex=use_sex is not False)
-    except ValueError as error:
+        # Exported files say how their scans were made, the authors' own do not.
+        made = Preprocessing(**content.get("preprocessing", asdict(AUTHORS_PREPROCESSING)))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(network, ScaleDense):
-        return Checkpoint(network, AUTHORS_PREPARATION, {}, None, path)
+        return Checkpoint(network, AUTHORS_PREPARATION, made, {}, None, path)
     first = _first_stage_for(path, first_stage_net, use_sex)
-    return Checkpoint(
-        TSAN(first.model, network, age_step=age_step).eval(), first.preparation, {}, None, path
-    )
+    require_alike(path, made, first)
+    made = made.filled_from(first.preprocessing)
+    network = TSAN(first.model, network, age_step=age_step).eval()
+    return Checkpoint(network, first.preparation, made, {}, None, path)
 
 
 def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
@@ -134,6 +144,16 @@ def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkp
         if checkpoint.stage == 1:
             return checkpoint
     raise ValueError(f"{path}: a second stage; --first_stage_net expects a first-stage checkpoint")
+
+
+def require_alike(source: object, made: Preprocessing, first_stage: Checkpoint) -> None:
+    """Raises ValueError where scans of `source` were made in another way than the first stage's."""
+    differences = made.differences(first_stage.preprocessing)
+    if differences:
+        raise ValueError(
+            f"{source}: {'; '.join(differences)} as the training scans of its first stage "
+            f"{first_stage.source}: both stages need scans made in one way"
+        )
 
 
 def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bool = False) -> None:
@@ -155,6 +175,7 @@ def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bo
     weights = {f"module.{key}": value.cpu() for key, value in to_authors(stage).items()}
     epoch = int(checkpoint.summary.get("epoch", 0))
     content = {"epoch": epoch, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
+    content["preprocessing"] = asdict(checkpoint.preprocessing)  # theirs ignores it
     with replacing(path, overwrite=overwrite) as temporary:
         torch.save(content, temporary)
 
@@ -183,13 +204,15 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
         model = build(content["options"])
         model.load_state_dict(content["state_dict"])
         preparation = Preparation(**content["preparation"])
+        preprocessing = Preprocessing(**content.get("preprocessing", {}))  # older files lack it
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path}: its network cannot be rebuilt ({error})") from error
     stored = (model.second_stage if isinstance(model, TSAN) else model).encoder.use_sex
     if use_sex is not None and use_sex != stored:
         raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
     resume = content.get("resume")
-    return Checkpoint(model.eval(), preparation, content.get("summary", {}), resume, path)
+    summary = content.get("summary", {})
+    return Checkpoint(model.eval(), preparation, preprocessing, summary, resume, path)
 
 
 def build(options: dict) -> ScaleDense | TSAN:

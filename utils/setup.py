@@ -10,6 +10,7 @@ from model.losses import AgeLoss
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
 from utils.cache import Cache
+from utils.checkpoint import Checkpoint, require_alike
 from utils.cohort import describe, open_cohort
 from utils.dataset import ScanDataset, require_readable, require_shareable
 from utils.distributed import World
@@ -17,6 +18,7 @@ from utils.engine import Execution, choose_execution, compile_network
 from utils.labels import parse_sex_codes, read_labels
 from utils.machine import use_machine_well
 from utils.optimisation import Optimisation
+from utils.sidecars import UNKNOWN, Preprocessing, preprocessing_of
 from utils.trainer import LAST_NAME, Trainer, Training, require_fresh_folder
 from utils.volumes import Preparation
 
@@ -46,9 +48,12 @@ def say_unused(args: argparse.Namespace, reason: str) -> None:
 
 
 def datasets(
-    args: argparse.Namespace, preparation: Preparation, execution: Execution
-) -> tuple[ScanDataset, ScanDataset]:
-    """Training and validation scans, checked before the first is read."""
+    args: argparse.Namespace,
+    preparation: Preparation,
+    execution: Execution,
+    first_stage: Checkpoint | None = None,
+) -> tuple[tuple[ScanDataset, ScanDataset], Preprocessing]:
+    """Training and validation scans, checked before the first is read, and how they were made."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     cohorts = []
     for name, folder in (("training", args.train_folder), ("validation", args.val_folder)):
@@ -56,12 +61,36 @@ def datasets(
         print(f"{name}: {describe(scans)}")
         cohorts.append(scans)
     require_disjoint(*cohorts)
+    paths = [scan.path for scans in cohorts for scan in scans]
+    made = scans_preprocessing(args, paths, first_stage)
     cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
     if args.cache == "none":  # what is kept is decoded, and so checked, at once
         for scans in cohorts:
             require_readable(scans, preparation, args.cache_bits)
     train_set, val_set = (ScanDataset(scans, preparation, cache) for scans in cohorts)
-    return train_set, val_set
+    return (train_set, val_set), made
+
+
+def scans_preprocessing(
+    args: argparse.Namespace, scans: list[Path], first_stage: Checkpoint | None
+) -> Preprocessing:
+    """How all scans of the run were made, as sidecars, flags and first stage say; prints it.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    made = preprocessing_of(scans, Preprocessing(args.registration, args.mask))
+    if first_stage is not None:
+        require_alike(f"scans of {args.train_folder}", made, first_stage)
+        made = made.filled_from(first_stage.preprocessing)
+    if made == UNKNOWN:
+        print(
+            "note: the checkpoint will not say how its scans were preprocessed: they have no "
+            "sidecars, and --registration and --mask are not given"
+        )
+    else:
+        print(f"preprocessing: {made}")
+    return made
 
 
 def require_disjoint(train: list, validation: list) -> None:
@@ -120,7 +149,14 @@ def training(args: argparse.Namespace) -> Training:
     )
 
 
-def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution) -> Path:
+def start(
+    args: argparse.Namespace,
+    model,
+    loss: AgeLoss,
+    sets: tuple,
+    execution,
+    preprocessing: Preprocessing,
+) -> Path:
     """Trains, or continues training, and returns the best checkpoint's path."""
     if args.recompute_activations:
         recompute_activations(model)
@@ -134,7 +170,8 @@ def start(args: argparse.Namespace, model, loss: AgeLoss, sets: tuple, execution
         execution=execution,
         output_dir=Path(args.output_dir),
     )
-    trainer.describe(flags={key: value for key, value in vars(args).items() if key != "unused"})
+    flags = {key: value for key, value in vars(args).items() if key != "unused"}
+    trainer.describe(preprocessing, flags=flags)
     world = execution.world
     if world.first(lambda: args.resume and (trainer.output_dir / LAST_NAME).is_file()):
         world.everyone(trainer.resume)

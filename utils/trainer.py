@@ -42,6 +42,7 @@ from utils.optimisation import (
 )
 from utils.plots import age_scatter
 from utils.runlog import RunLog
+from utils.sidecars import UNKNOWN, Preprocessing
 
 BEST_NAME = "ScaleDense_best_model.pth.tar"  # the published name
 LAST_NAME = "ScaleDense_last_model.pth.tar"
@@ -114,6 +115,7 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, training.optimisation, training.epochs)
         self.epoch, self.best_mae, self.best_epoch = 0, math.inf, 0
         self.description: dict = {}
+        self.preprocessing = UNKNOWN
         self.log: RunLog | None = None  # of the first process
 
     def run(self) -> Path:
@@ -166,7 +168,8 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is of other flags than this run's, but for FREE_TO_CHANGE.
+            ValueError: it is of other flags than this run's, but for FREE_TO_CHANGE, or of scans
+                made in another way.
         """
         checkpoint = load_checkpoint(self.output_dir / LAST_NAME)
         state = checkpoint.resume
@@ -189,14 +192,16 @@ class Trainer:
             for name in before
             if name not in FREE_TO_CHANGE and before[name] != now.get(name)
         ]
+        changed += self.preprocessing.differences(checkpoint.preprocessing)
         if changed or checkpoint.model.options() != self.model.options():
             raise ValueError(
                 f"{checkpoint.source}: another run than the flags describe: use the same flags to "
                 f"resume ({'; '.join(changed) or 'another network'})"
             )
 
-    def describe(self, **entries: object) -> None:
-        """Adds plain values to what every checkpoint says of its training."""
+    def describe(self, preprocessing: Preprocessing, **entries: object) -> None:
+        """Says how the scans were made; adds plain values to what checkpoints say of training."""
+        self.preprocessing = preprocessing
         self.description |= entries
 
     def _training_loader(self) -> DataLoader:
@@ -321,6 +326,7 @@ class Trainer:
             self.output_dir / name,
             self._evaluated(),
             preparation=self.train_set.preparation,
+            preprocessing=self.preprocessing,
             summary=summary,
             resume=resume,
         )
