@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.labels import parse_sex_codes, read_labels
     from utils.machine import use_machine_well
     from utils.setup import say_unused
+    from utils.sidecars import compare_preprocessing, format_comparison
 
     say_unused(args, "a checkpoint says how it was trained")
     output_dir = Path(args.output_dir)
@@ -51,11 +52,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.labels:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans = open_cohort(args.test_folder, labels, checkpoint.preparation)
+    comparison = compare_preprocessing([scan.path for scan in scans], checkpoint.preprocessing)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
+    print(format_comparison(comparison))
     ages = predict_ages(args, execution, checkpoint, scans)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
+    report["preprocessing"] = comparison
     cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
     results.write_report(report, scans, ages, files, name=cohort)
     print(results.format_report(report))

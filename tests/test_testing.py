@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import brain, write_scan
+from conftest import brain, linked_cohort, record, write_scan
 from golden_networks import authors_state_dict
 
 import test
 from model.authors import from_authors
 from model.tsan import TSAN
+from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.sidecars import Preprocessing
 from utils.volumes import GRID_SHAPE, normalise
 
 RESULTS = {"predictions.csv", "metrics.json", "predictions.npz", "scatter.png"}
@@ -104,13 +106,48 @@ def test_fused_and_plain_networks_and_any_batch_size_give_one_table(
 
 def test_without_labels_ages_are_predicted_all_the_same(cohort, trained, tmp_path, capsys):
     report = run(cohort, trained["first"], tmp_path, labels=False)
-    assert report == {"scans": 7, "scans_with_age": 0}
+    assert (report["scans"], report["scans_with_age"]) == (7, 0)
+    assert "predicted_age" not in report
     assert {path.name for path in tmp_path.iterdir()} == RESULTS - {"scatter.png"}
     for row in rows(tmp_path):
         assert row["age"] == row["sex"] == row["brain_pad"] == "n/a"
         assert float(row["predicted_age"]) == float(row["stage_one_age"])
     assert np.isnan(np.load(tmp_path / "predictions.npz")["target"]).all()
     assert "7 scans of unknown sex get the mean" in capsys.readouterr().out
+
+
+def test_scans_made_in_another_way_than_the_training_scans_are_warned_of_once(
+    cohort, trained, tmp_path, capsys
+):
+    loaded = load_checkpoint(trained["first"])
+    save_checkpoint(
+        tmp_path / "affine.pt",
+        loaded.model,
+        preparation=loaded.preparation,
+        preprocessing=Preprocessing("affine", "template", "builtin"),
+        summary={},
+    )
+    folder = linked_cohort(cohort, tmp_path / "cohort")
+    report = run(folder, tmp_path / "affine.pt", tmp_path / "a")
+    out = capsys.readouterr().out
+    assert "training scans: registration affine, mask template, backend builtin" in out
+    assert "note: 7 scans have no sidecar" in out
+    assert "warning" not in out
+    assert report["preprocessing"]["scans_without_sidecar"] == 7
+
+    record(folder / "test", "deformable")
+    run(folder, tmp_path / "affine.pt", tmp_path / "b")
+    out = capsys.readouterr().out
+    assert out.count("warning") == 1
+    assert f"warning: 7 scans, the first {folder}/test/test-1.nii.gz, were" in out
+    assert "(registration deformable, not affine)" in out
+    written = json.loads((tmp_path / "b" / "metrics.json").read_text())["preprocessing"]
+    assert written["checkpoint"]["registration"] == "affine"
+    assert (written["scans_that_differ"], written["differences"]) == (
+        7, ["registration deformable, not affine"])  # fmt: skip
+
+    run(folder, trained["first"], tmp_path / "c")
+    assert "training scans: the checkpoint does not say" in capsys.readouterr().out
 
 
 def test_unknown_ages_are_left_out_of_the_figures_alone(cohort, trained, tmp_path):
@@ -234,7 +271,7 @@ def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(tmp_
 
     weights = authors_state_dict("first_stage", seed=1)
     torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")
-    monkeypatch.setattr(setup, "datasets", lambda *given: (None, None))
+    monkeypatch.setattr(setup, "datasets", lambda *given: ((None, None), None))
     monkeypatch.setattr(setup, "start", lambda args, model, *rest: model)
     model = train_second_stage.main(
         [
