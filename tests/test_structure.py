@@ -12,7 +12,7 @@ import pytest
 import test
 import train_sorter
 from benchmark import __main__ as benchmark
-from data_preprocessing import make_demo_cohort, split_dataset
+from data_preprocessing import check_dataset, make_demo_cohort, split_dataset
 from utils import baseline, export, options
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +36,9 @@ PARSERS = {
     "utils/export.py": lambda argv: export.build_parser().parse_args(argv),
     "utils/baseline.py": lambda argv: baseline.build_parser().parse_args(argv),
     "benchmark/__main__.py": lambda argv: benchmark.build_parser().parse_args(argv),
+    "data_preprocessing/check_dataset.py": (
+        lambda argv: check_dataset.build_parser().parse_args(argv)
+    ),
     "data_preprocessing/split_dataset.py": (
         lambda argv: split_dataset.build_parser().parse_args(argv)
     ),
