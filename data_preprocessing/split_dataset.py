@@ -236,6 +236,16 @@ def _regular_expression(text: str) -> re.Pattern:
         raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
 
 
+def add_subject_pattern(parser: argparse.ArgumentParser) -> None:
+    """How the person is found in a scan's name, see `person_of_scan`."""
+    parser.add_argument(
+        "--subject_pattern",
+        type=_regular_expression,
+        help="regular expression for the person in a scan's name (its first group, or the whole "
+        "match); without it sub-XXX of BIDS and OAS1_XXXX of OASIS names, else the whole name",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Split scans into train, val and test: by person, balanced in age.")
@@ -257,12 +267,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="links",
         help="lists: train.txt, val.txt, test.txt with paths; links: folders of symbolic links",
     )
-    parser.add_argument(
-        "--subject_pattern",
-        type=_regular_expression,
-        help="regular expression for the person in a scan's name (its first group, or the whole "
-        "match); without it sub-XXX of BIDS and OAS1_XXXX of OASIS names, else the whole name",
-    )
+    add_subject_pattern(parser)
     parser.add_argument(
         "--sex_codes", nargs="+", metavar="CODE=SEX", help="what the sheet's sex codes mean"
     )

@@ -270,7 +270,7 @@ def test_runs_side_by_side_share_one_cache_and_read_alike_whichever_it_is(
     tmp_path, decoded, monkeypatch
 ):
     write_cohort(tmp_path / "cohort", {"train": 3, "val": 2})
-    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, execution: sets)
+    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, *rest: sets)
     images, counts = [], []
     for name, kind in (("a", "disk"), ("b", "disk"), ("c", "device"), ("d", "none")):
         flags = [*training_flags(tmp_path / "cohort", tmp_path / "runs" / name), "--any_grid"]

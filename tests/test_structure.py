@@ -13,6 +13,7 @@ import test
 import train_sorter
 from benchmark import __main__ as benchmark
 from data_preprocessing import (
+    check_dataset,
     collect_images,
     datasets,
     make_demo_cohort,
@@ -50,6 +51,9 @@ PARSERS = {
     "data_preprocessing/datasets.py": lambda argv: datasets.build_parser().parse_args(argv),
     "data_preprocessing/make_template.py": (
         lambda argv: make_template.build_parser().parse_args(argv)
+    ),
+    "data_preprocessing/check_dataset.py": (
+        lambda argv: check_dataset.build_parser().parse_args(argv)
     ),
     "data_preprocessing/split_dataset.py": (
         lambda argv: split_dataset.build_parser().parse_args(argv)

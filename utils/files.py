@@ -42,7 +42,7 @@ def require_absent(*paths: Path) -> None:
     existing = [str(path) for path in paths if path.exists()]
     if existing:
         raise FileExistsError(
-            f"{', '.join(existing)} would be overwritten: give another --output_dir, "
+            f"{', '.join(existing)} would be overwritten: choose another output, "
             "or --overwrite to replace"
         )
 

@@ -56,6 +56,20 @@ def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) ->
         FileNotFoundError: no such file.
         ValueError: all problems of the sheet, each with its row.
     """
+    labels, problems = examine_labels(path, sex_codes=sex_codes)
+    raise_all(problems)
+    return labels
+
+
+def examine_labels(
+    path: str | Path, *, sex_codes: dict[str, int] | None = None
+) -> tuple[dict[str, Label], list[str]]:
+    """As `read_labels`, with all problems of the rows returned beside what could be read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no sheet, or one without the columns.
+    """
     path = Path(path)
     rows = read_rows(path)
     columns, first = _find_columns(path, rows)
@@ -75,8 +89,7 @@ def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) ->
             )
     if not labels:
         problems.append(f"{path}: no subject in it")
-    raise_all(problems)
-    return labels
+    return labels, problems
 
 
 def raise_all(problems: list[str]) -> None:

@@ -76,6 +76,17 @@ def find_scans(folder: str | Path) -> list[Path]:
         FileNotFoundError: no such folder, or no scan in it.
         ValueError: two files with one name (`a.nii` beside `a.nii.gz`).
     """
+    scans = list_scans(folder)
+    seen: dict[str, Path] = {}
+    for path in scans:
+        twin = seen.setdefault(image_stem(path.name), path)
+        if twin is not path:
+            raise ValueError(f"{twin} and {path.name}: two scans of one name, remove one")
+    return scans
+
+
+def list_scans(folder: str | Path) -> list[Path]:
+    """As `find_scans`, two files of one name let through."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of scans")
@@ -86,11 +97,6 @@ def find_scans(folder: str | Path) -> list[Path]:
     )
     if not scans:
         raise FileNotFoundError(f"{folder}: no .nii.gz or .nii file in it")
-    seen: dict[str, Path] = {}
-    for path in scans:
-        twin = seen.setdefault(image_stem(path.name), path)
-        if twin is not path:
-            raise ValueError(f"{twin} and {path.name}: two scans of one name, remove one")
     return scans
 
 
