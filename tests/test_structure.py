@@ -12,6 +12,7 @@ import pytest
 import test
 import train_sorter
 from benchmark import __main__ as benchmark
+from benchmark import heads
 from data_preprocessing import make_demo_cohort, split_dataset
 from utils import baseline, export, options
 
@@ -23,7 +24,7 @@ ALLOWED = {
     "utils": {"utils", "model"},
     "analysis": {"analysis", "utils", "model"},
     "data_preprocessing": {"data_preprocessing", "utils", "model"},
-    "benchmark": {"benchmark", "utils", "model"},
+    "benchmark": {"benchmark", "data_preprocessing", "utils", "model"},
 }
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
@@ -36,6 +37,7 @@ PARSERS = {
     "utils/export.py": lambda argv: export.build_parser().parse_args(argv),
     "utils/baseline.py": lambda argv: baseline.build_parser().parse_args(argv),
     "benchmark/__main__.py": lambda argv: benchmark.build_parser().parse_args(argv),
+    "benchmark/heads.py": lambda argv: heads.build_parser().parse_args(argv),
     "data_preprocessing/split_dataset.py": (
         lambda argv: split_dataset.build_parser().parse_args(argv)
     ),
@@ -207,6 +209,7 @@ def commands(document: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_in_the_documents_is_understood(document, tmp_path):
     for line in commands(document):
+        line = line.replace("-m benchmark.heads", "benchmark/heads.py")
         words = shlex.split(line.replace("-m benchmark", "benchmark/__main__.py"), comments=True)
         for at, word in enumerate(words):
             if word in PARSERS:
