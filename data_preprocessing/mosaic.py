@@ -29,7 +29,7 @@ MARGIN, BESIDE, BELOW = 2, 8, 7  # voxels around what is shown, for letters, for
 WINDOW = (2, 99.5)  # percentiles of the brain drawn black and white
 COLOURS = 64  # of the stored picture; more are not seen, and true colour doubles the file
 INCHES, DOTS = 8.6, 110  # width, and dots an inch
-LINE = 120  # characters of the title that fit in the width
+LINE = 100  # characters of the title that fit in the width
 # Okabe and Ito's sky blue and orange, told apart by colour-blind readers.
 OUTLINE, WARNING = "#56B4E9", "#E69F00"
 
