@@ -7,10 +7,11 @@ import numpy as np
 from data_preprocessing.recipe import Mapped
 from data_preprocessing.template import Template, load_template
 
-# Set from the scans of README.md beside this file: good ones lie well above.
+# Affine: of 165 scans of OASIS-1 one in a hundred lies below either limit; turned by 20 degrees 19
+# in 20 lie below the first, upside down all. Deformable: 27 good scans have at least 0.74 and 0.91.
 LIMITS = {
     "deformable": {"correlation": 0.70, "overlap": 0.90},
-    "affine": {"correlation": 0.50, "overlap": 0.85},
+    "affine": {"correlation": 0.40, "overlap": 0.85},
 }
 
 
