@@ -1,5 +1,6 @@
-"""The real engines on a small synthetic head; where they are not installed, nothing to test."""
+"""The real engines on a small synthetic head, where they are installed."""
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from data_preprocessing.registration import Transform, grid_points, resample
 from data_preprocessing.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
+engines = pytest.mark.skipif(
+    any(importlib.util.find_spec(module) is None for module in builtin.ENGINES),
+    reason="requirements-preprocessing.txt is not installed",
+)
 AFFINE = Recipe(registration="affine", mask="subject")
 DEFORMABLE = Recipe()
 
@@ -102,6 +107,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     assert builtin.REQUIREMENTS.is_file()
 
 
+@engines
 @pytest.mark.slow
 def test_head_lands_on_the_template(affine_head):
     mapped, template = affine_head.mapped, load_template()
@@ -115,6 +121,7 @@ def test_head_lands_on_the_template(affine_head):
     assert mapped.volume.max() < 1.5 * scalp
 
 
+@engines
 @pytest.mark.slow
 def test_turned_head_maps_to_the_same_place(affine_head, tmp_path):
     placed = rotation(20, 0) @ rotation(-15, 2)
@@ -127,6 +134,7 @@ def test_turned_head_maps_to_the_same_place(affine_head, tmp_path):
     assert np.linalg.norm(there - carried, axis=1).mean() < 0.5  # mm
 
 
+@engines
 @pytest.mark.slow
 def test_bent_head_maps_to_the_same_place_twice_to_the_bit(affine_head, tmp_path):
     head = make_head()
@@ -161,6 +169,7 @@ def test_bent_head_maps_to_the_same_place_twice_to_the_bit(affine_head, tmp_path
     assert np.linalg.norm(field, axis=-1).mean() > 2.0
 
 
+@engines
 @pytest.mark.slow
 def test_extracted_brain_is_recognised_and_kept_whole(affine_head, tmp_path):
     brain = make(make_head(stripped=True), AFFINE, tmp_path).mapped
@@ -170,6 +179,7 @@ def test_extracted_brain_is_recognised_and_kept_whole(affine_head, tmp_path):
     assert again > 0.95
 
 
+@engines
 @pytest.mark.slow
 def test_noise_is_refused_or_flagged(tmp_path):
     noise = np.random.default_rng(0).normal(100, 20, (100, 110, 100)).astype(np.float32)

@@ -1,9 +1,16 @@
+import importlib.util
+
 import nibabel
 import numpy as np
 import pytest
 from dicom_series import write_series
 
 from data_preprocessing.inputs import convert_dicom, find_sources
+
+converter = pytest.mark.skipif(
+    importlib.util.find_spec("dcm2niix") is None,
+    reason="requirements-preprocessing.txt is not installed",
+)
 
 
 def touch(*paths):
@@ -81,6 +88,7 @@ def test_a_source_is_known_by_its_content(tmp_path):
     assert first.sha256() != second.sha256()
 
 
+@converter
 def test_dicom_series_comes_out_where_it_was(tmp_path):
     image = block()
     write_series(image, tmp_path / "study" / "person")
@@ -94,6 +102,7 @@ def test_dicom_series_comes_out_where_it_was(tmp_path):
     np.testing.assert_allclose(converted.get_fdata(), 4 * np.asarray(image.dataobj), atol=0.6)
 
 
+@converter
 def test_folder_of_two_series_is_refused_with_their_names(tmp_path):
     write_series(block(), tmp_path / "both", series=3)
     write_series(block(seed=1), tmp_path / "both", series=5, name="other")
@@ -110,6 +119,7 @@ def test_dicom_file_alone_points_to_its_folder(tmp_path):
         find_sources([file])
 
 
+@converter
 def test_folder_of_broken_dicom_files_says_so(tmp_path):
     folder = tmp_path / "series"
     folder.mkdir()
