@@ -10,6 +10,7 @@ the mask that are written are nilearn's.
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,12 @@ from scipy import ndimage
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_preprocessing.registration import register, resample, to_itk
+from data_preprocessing.registration import (
+    register_affine,
+    register_deformable,
+    resample,
+    to_itk,
+)
 from data_preprocessing.template import BRAIN_FILE, MASK_FILE
 from utils.entry import new_parser, run_entry
 from utils.files import replacing
@@ -46,7 +52,10 @@ def warp_template(fsl_brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mask = datasets.load_mni152_brain_mask(resolution=1)
     brain = ndimage.gaussian_filter(image.get_fdata(dtype=np.float32), SMOOTHING)
     fixed, moving = to_itk(fsl_brain, GRID_AFFINE), to_itk(1000 * brain, image.affine)
-    transform = register(fixed, moving, registration="deformable", deformable=FINE)
+    with tempfile.TemporaryDirectory() as folder:
+        transform = register_deformable(
+            fixed, moving, register_affine(fixed, moving), workspace=Path(folder), parameters=FINE
+        )
     inside = resample(mask.get_fdata(dtype=np.float32), mask.affine, transform) > 0.5
     warped = resample(brain, image.affine, transform)
     scaled = np.clip(np.round(warped * (255 / warped[inside].max())), 0, 255)

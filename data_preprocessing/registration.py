@@ -7,6 +7,7 @@ and affines in RAS mm.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
@@ -18,8 +19,9 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Without a seed two runs differ by 1 mm, with two threads by 0.2 mm.
 REPRODUCIBLE = "-seed 1234 -threads 1 -V 0"
 AFFINE = "-a -dof 12 -m NCC 2x2x2 -n 100x50x0 -ia-image-centers"
-# Tried where the first affine ends badly, such as after a header that is off by 90 degrees.
-WIDE_SEARCH = "-search 1000 any 20 -det 1"
+# Tried one after the other where the affine ends badly: 1,000 first guesses that are turned by 45
+# degrees and moved by 20 mm (SD), for heads that lie askew; then any turn, for wrong headers.
+SEARCHES = ("-search 1000 45 20 -det 1", "-search 1000 any 20 -det 1")
 # -wp 0: by default warps are rounded to a tenth of a voxel.
 DEFORMABLE = "-m NCC 2x2x2 -n 60x30x10 -s 2vox 1vox -wp 0"
 
@@ -51,40 +53,44 @@ def to_itk(volume: np.ndarray, affine: np.ndarray):
     return image
 
 
-def register(
-    fixed,
-    moving,
-    *,
-    registration: str,
-    wide_search: bool = False,
-    deformable: str = DEFORMABLE,
-) -> Transform:
-    """Registers a brain to the template's.
+def register_affine(fixed, moving, *, search: str = "") -> Transform:
+    """Registers a brain to the template's with 12 degrees of freedom.
 
     Args:
         fixed: SimpleITK float32 image, the template.
         moving: SimpleITK float32 image, a brain, cropped to it: its centre is the first guess.
-        registration: `affine`, 12 degrees of freedom, or `deformable` after that.
-        wide_search: whether 1,000 random first guesses are tried as well.
-        deformable: greedy's flags of the second step.
+        search: greedy's flags for other first guesses, one of SEARCHES.
+    """
+    from picsl_greedy import Greedy3D
+
+    greedy = Greedy3D()  # holds what its commands make, by name
+    command = f"-i fixed moving {AFFINE} {search} {REPRODUCIBLE} -o affine"
+    greedy.execute(command, fixed=fixed, moving=moving, affine=None)
+    return Transform(np.array(greedy["affine"], dtype=float), None)
+
+
+def register_deformable(
+    fixed, moving, start: Transform, *, workspace: Path, parameters: str = DEFORMABLE
+) -> Transform:
+    """Adds the displacement that is left after `start`, the affine registration of these images.
+
+    Args:
+        fixed: as in `register_affine`.
+        moving: the same.
+        start: from `register_affine`.
+        workspace: a folder for the matrix, which greedy takes from a file only.
+        parameters: greedy's flags.
     """
     import SimpleITK
     from picsl_greedy import Greedy3D
 
-    greedy = Greedy3D()  # holds what its commands make, by name
-    images = {"fixed": fixed, "moving": moving}
-    search = WIDE_SEARCH if wide_search else ""
-    greedy.execute(
-        f"-i fixed moving {AFFINE} {search} {REPRODUCIBLE} -o affine", **images, affine=None
-    )
-    affine = np.array(greedy["affine"], dtype=float)
-    if registration == "affine":
-        return Transform(affine, None)
-    greedy.execute(
-        f"-i fixed moving -it affine {deformable} {REPRODUCIBLE} -o warp", **images, warp=None
-    )
+    matrix = workspace / "start.mat"
+    np.savetxt(matrix, start.affine, fmt="%.17g")
+    greedy = Greedy3D()
+    command = f"-i fixed moving -it '{matrix}' {parameters} {REPRODUCIBLE} -o warp"
+    greedy.execute(command, fixed=fixed, moving=moving, warp=None)
     warp = SimpleITK.GetArrayFromImage(greedy["warp"]).transpose(2, 1, 0, 3)
-    return Transform(affine, (warp * np.diag(LPS)[:3]).astype(np.float32))
+    return Transform(start.affine, (warp * np.diag(LPS)[:3]).astype(np.float32))
 
 
 def resample(
