@@ -6,6 +6,7 @@ in front, so that no scan takes the place of another.
 """
 
 import hashlib
+import os
 import re
 import subprocess
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_preprocessing.recipe import INSTALL
 from utils.labels import raise_all
 from utils.volumes import IMAGE_SUFFIXES
 
@@ -51,36 +53,49 @@ class Source:
         return digest.hexdigest()
 
 
-def find_sources(inputs: Sequence[str | Path]) -> list[Source]:
+def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Source]:
     """All scans of the inputs, each once, sorted by name.
 
+    What lies in `output_dir` is left out: those are results, not scans.
+
     Raises:
-        ValueError: every input that is missing, unknown, or holds no scan.
+        ValueError: every input that is missing, unknown, or holds no scan; scans beside which the
+            results would be written.
     """
     paths: dict[Path, None] = {}  # a set that keeps the order
     problems = []
     for given in map(Path, inputs):
         try:
-            paths.update(dict.fromkeys(path.absolute() for path in _scans_of(given)))
+            found = _scans_of(given, beyond=output_dir.resolve())
+            # Not resolved: a scan that is a link (as in DataLad) keeps its name.
+            plain = (Path(os.path.abspath(path)) for path in found)  # noqa: PTH100
+            paths.update(dict.fromkeys(plain))
         except (ValueError, OSError) as error:
             problems.append(str(error))
+    beside = [path for path in paths if path.parent.resolve() == output_dir.resolve()]
+    if beside:
+        problems.append(
+            f"{beside[0]}: lies in --output_dir itself, where results would mix with scans and "
+            "could replace files beside them; give another folder"
+        )
     raise_all(problems)
     return sorted(_named(list(paths)), key=lambda source: source.name)
 
 
-def _scans_of(given: Path) -> list[Path]:
-    if not given.exists():
+def _scans_of(given: Path, *, beyond: Path) -> list[Path]:
+    if not (given.exists() or given.is_symlink()):
         raise ValueError(f"{given}: no such file or folder")
-    if given.is_file():
+    if not given.is_dir():
         if given.name.lower().endswith(SCAN_SUFFIXES):
             return [given]
         advice = ": give the folder of its series" if _is_dicom(given) else ""
         raise ValueError(f"{given}: {', '.join(SCAN_SUFFIXES)} expected{advice}")
-    bids = (given / "dataset_description.json").is_file() or next(given.glob("sub-*/"), None)
-    found = sorted(_bids_scans(given) if bids else _all_scans(given))
+    bids = sorted(_bids_scans(given))
+    if not bids and (given / "dataset_description.json").is_file():
+        raise ValueError(f"{given}: a BIDS dataset without a sub-*/[ses-*/]anat/*_T1w.nii.gz")
+    found = bids or sorted(_all_scans(given, beyond=beyond))
     if not found:
-        expected = "sub-*/anat/*_T1w.nii.gz (a BIDS dataset)" if bids else "a scan or DICOM files"
-        raise ValueError(f"{given}: nothing to preprocess in it; {expected} expected")
+        raise ValueError(f"{given}: nothing to preprocess in it; scans or DICOM files expected")
     return found
 
 
@@ -91,7 +106,7 @@ def _bids_scans(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _all_scans(folder: Path) -> Iterator[Path]:
+def _all_scans(folder: Path, *, beyond: Path) -> Iterator[Path]:
     """Scan files and DICOM folders at any depth; hidden ones and links to folders are left out."""
     files = sorted(_visible_files(folder))
     scans = [path for path in files if path.name.lower().endswith(SCAN_SUFFIXES)]
@@ -100,15 +115,19 @@ def _all_scans(folder: Path) -> Iterator[Path]:
         yield folder
     for inner in sorted(folder.iterdir()):
         hidden = inner.name[0] == "." or inner.name in NOT_RAW
-        if inner.is_dir() and not inner.is_symlink() and not hidden:
-            yield from _all_scans(inner)
+        ours = inner.resolve() == beyond
+        if inner.is_dir() and not inner.is_symlink() and not hidden and not ours:
+            yield from _all_scans(inner, beyond=beyond)
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    """Files, and links that lead nowhere, of which a scan's failure will tell."""
+    return (path for path in folder.iterdir() if not path.is_dir() and path.name[0] != ".")
 
 
 def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -149,9 +168,7 @@ def convert_dicom(folder: Path, workspace: Path) -> Path:
     try:
         import dcm2niix
     except ImportError as error:
-        raise ValueError(
-            f"{folder}: DICOM files need dcm2niix: pip install -r requirements-preprocessing.txt"
-        ) from error
+        raise ValueError(f"{folder}: DICOM files need dcm2niix: {INSTALL}") from error
     made = workspace / "dicom"
     made.mkdir()
     # %s_%p: series number and protocol, for the message where there are several.

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,9 +41,9 @@ from data_preprocessing.recipe import (
 )
 from data_preprocessing.template import load_template
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing
-from utils.sidecars import read_sidecar, write_sidecar
-from utils.volumes import GRID_AFFINE
+from utils.files import replacing, require_absent
+from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
+from utils.volumes import GRID_AFFINE, image_stem
 
 WORKER_MEMORY = 2 << 30  # bytes; a worker of the builtin backend takes 1.4 GiB
 SOME_FAILED = 3  # exit code
@@ -74,7 +75,7 @@ def preprocess(source: Source, job: Job) -> PageRow:
         if record is None:
             with tempfile.TemporaryDirectory(prefix="tsan-") as folder:
                 record = _make(source, job, Path(folder), start)
-        return _row(source, job, record)
+        return _row(source.name, job.output_dir, record)
     except Exception as error:  # the engines raise what they like; the other scans go on
         if os.environ.get("TSAN_DEBUG") == "1":
             traceback.print_exc()
@@ -87,16 +88,20 @@ def finished(source: Source, job: Job) -> dict | None:
     """The record of this scan where it has been made as asked, None where it is to be made.
 
     Raises:
-        FileExistsError: its output exists and is another scan's, or was made in another way.
-        ValueError: its output would take the place of the scan itself.
+        FileExistsError: its output exists and is another scan's, or was made in another way; or
+            files that are not ours bear its name.
     """
     scan = _scan_path(source, job)
-    if scan.exists() and scan.samefile(source.path):
-        raise ValueError(f"{scan}: would replace the scan itself; give another --output_dir")
+    try:
+        record = read_sidecar(scan)
+        differing = ["there is no record of it"] if record is None else []
+    except ValueError as error:
+        record, differing = None, [str(error)]
+    if record is None and not job.overwrite:
+        require_absent(sidecar_path(scan), _picture_path(source, job))
     if not scan.exists():
         return None
-    record = read_sidecar(scan)
-    differing = ["there is no record of it"] if record is None else _differing(source, job, record)
+    differing = differing or _differing(source, job, record)
     if not differing:
         kept = (_transform_path(source, job, suffix) for suffix in record["transform_files"])
         return record if not job.keep_transform or all(map(Path.is_file, kept)) else None
@@ -110,10 +115,9 @@ def finished(source: Source, job: Job) -> dict | None:
 
 def _differing(source: Source, job: Job, record: dict) -> list[str]:
     """In what the scan that is there differs from the one that would be made."""
-    wanted = _wanted(source, job)
     found = [
         f"{name} {record.get(name)} now {value}"
-        for name, value in wanted.items()
+        for name, value in _wanted(source, job).items()
         if record.get(name) != value
     ]
     if _sha256(_scan_path(source, job)) != record.get("output_sha256"):
@@ -130,6 +134,9 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
     backend = load_backend(job.recipe)
     image = convert_dicom(source.path, workspace) if source.is_dicom else source.path
     mapped = backend.map_scan(image, job.recipe, workspace=workspace)
+    # Another call may have been faster, with this recipe or with another one.
+    if record := finished(source, job):
+        return record
     qc = judge(mapped, job.recipe.registration)
     scan = _scan_path(source, job)
     made = workspace / "grid.nii.gz"
@@ -197,11 +204,11 @@ def _copy(made: Path, target: Path) -> None:
         temporary.write_bytes(made.read_bytes())
 
 
-def _row(source: Source, job: Job, record: dict) -> PageRow:
+def _row(name: str, folder: Path, record: dict) -> PageRow:
     qc = record["qc"]
-    picture = _picture_path(source, job)
+    picture = folder / f"{name}.png"
     return PageRow(
-        source.name,
+        name,
         "flagged" if qc["flags"] else "done",
         correlation=qc["correlation"],
         overlap=qc["overlap"],
@@ -243,13 +250,39 @@ def preprocess_all(sources: Sequence[Source], job: Job, *, jobs: int) -> list[Pa
     ]
 
 
+def add_earlier(rows: Sequence[PageRow], folder: Path) -> tuple[list[PageRow], list[str]]:
+    """Rows of this call and of what earlier ones left in `folder`; and scans that are there twice.
+
+    A scan is there twice where it was given under another name before, alone or from elsewhere.
+    """
+    everything, same = {row.name: row for row in rows}, defaultdict(list)
+    for scan in sorted(folder.glob("*.nii.gz")):
+        name = image_stem(scan.name)
+        ours = everything.get(name)
+        if scan.name.startswith(".") or (ours and ours.status == "failed"):
+            continue
+        try:
+            record = read_sidecar(scan)
+        except ValueError:
+            continue
+        if record and "source_sha256" in record:
+            everything.setdefault(name, _row(name, folder, record))
+            same[record["source_sha256"]].append(scan.name)
+    return list(everything.values()), [
+        f"{' and '.join(names)} in {folder} are the same scan: remove one"
+        for names in same.values()
+        if len(names) > 1
+    ]
+
+
 def write_reports(rows: Sequence[PageRow], folder: Path, *, shard: tuple[int, int]) -> list[Path]:
     """Writes failures.tsv and the page of all pictures; a shard's have its number in the name."""
     mark = "" if shard[1] == 1 else f"_{shard[0]}_of_{shard[1]}"
     failures, page = folder / f"failures{mark}.tsv", folder / f"preprocessing{mark}.html"
     with (
         replacing(failures, overwrite=True) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        # A file's name may be no text.
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(("name", "message"))
@@ -277,13 +310,13 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         ValueError: flags that contradict the checkpoint or leave the recipe open.
     """
     registration, mask = args.registration, args.mask
-    if args.like:
-        registration, mask = _as_trained(args)
     if registration is None and args.backend == "resample":
         raise ValueError(
-            "--backend resample: say how these scans were registered to MNI152 space, "
-            "--registration deformable (fMRIPrep, CAT12 ...) or affine"
+            "--backend resample: say how these scans were registered to MNI152 space: "
+            "--registration deformable or affine"
         )
+    if args.like:
+        registration, mask = _as_trained(args)
     registration = registration or "deformable"
     # An affine leaves the brain's own outline, which the template's mask would cut.
     subject = registration == "affine" and args.backend != "fsl"  # FSL knows the template's alone
@@ -363,7 +396,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--jobs",
         type=number(int, low=0),
         default=0,
-        help="scans at a time, one process and 1.4 GiB each; 0: as many as cores and memory allow",
+        help="scans at a time, one process each, of 1.4 GiB (2.4 for voxels of 0.5 mm); 0: as many "
+        "as cores and memory allow",
     )
     parser.add_argument(
         "--shard", type=shard_of, default=(1, 1), metavar="I/N", help="do the I-th of N parts"
@@ -387,18 +421,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe, backend.identity(recipe), args.output_dir, args.keep_transform, args.overwrite
     )
     index, count = args.shard
-    sources = find_sources(args.inputs)[index - 1 :: count]
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    sources = find_sources(args.inputs, output_dir=args.output_dir)[index - 1 :: count]
+    require_writable(args.output_dir)
     rows = preprocess_all(sources, job, jobs=jobs_that_fit(args.jobs, len(sources)))
-    reports = write_reports(rows, args.output_dir, shard=args.shard)
-    counts = dict.fromkeys(("done", "flagged", "failed"), 0)
+    counts = Counter(row.status for row in rows)
     for row in rows:
-        counts[row.status] += 1
         if row.status == "failed":
             print(f"failed: {row.message}", file=sys.stderr)
-    said = ", ".join(f"{number} {status}" for status, number in counts.items())
-    print(f"{len(rows)} scans: {said}; look at {', '.join(map(str, reversed(reports)))}")
+    if count == 1:
+        rows, twins = add_earlier(rows, args.output_dir)
+        for twin in twins:
+            print(f"warning: {twin}", file=sys.stderr)
+    failures, page = write_reports(rows, args.output_dir, shard=args.shard)
+    said = ", ".join(f"{counts[status]} {status}" for status in ("done", "flagged", "failed"))
+    print(f"{said}; look at {page}" + (f" and {failures}" if counts["failed"] else ""))
     return SOME_FAILED if counts["failed"] else 0
+
+
+def require_writable(folder: Path) -> None:
+    """Makes `folder`; raises OSError with advice if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written to ({error}); give another --output_dir"
+        ) from None
 
 
 if __name__ == "__main__":

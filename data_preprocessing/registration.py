@@ -22,8 +22,8 @@ AFFINE = "-a -dof 12 -m NCC 2x2x2 -n 100x50x0 -ia-image-centers"
 # Tried one after the other where the affine ends badly: 1,000 first guesses that are turned by 45
 # degrees and moved by 20 mm (SD), for heads that lie askew; then any turn, for wrong headers.
 SEARCHES = ("-search 1000 45 20 -det 1", "-search 1000 any 20 -det 1")
-# Smoothing of 2.5 voxels a step, not 2: one head bent by 12 mm lands 0.92 mm apart in place of 1.21,
-# another 1.74 in place of 1.97, at no cost. -wp 0: else warps are rounded to a tenth of a voxel.
+# Smoothing of 2.5 voxels a step, not 2: one head bent by 12 mm lands 0.92 mm apart in place of
+# 1.21, another 1.74 in place of 1.97, at no cost. -wp 0: else warps are rounded to 0.1 voxels.
 DEFORMABLE = "-m NCC 2x2x2 -n 60x30x10 -s 2.5vox 1vox -wp 0"
 
 

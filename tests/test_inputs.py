@@ -1,4 +1,6 @@
 import importlib.util
+import os
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -19,8 +21,12 @@ def touch(*paths):
         path.write_bytes(b"a scan")
 
 
+def sources_of(*inputs):
+    return find_sources(inputs, output_dir=Path("results"))
+
+
 def names(*inputs):
-    return [source.name for source in find_sources(inputs)]
+    return [source.name for source in sources_of(*inputs)]
 
 
 def block(shape=(40, 30, 20), voxel=(2.0, 3.0, 4.0), seed=0):
@@ -77,12 +83,12 @@ def test_every_unusable_input_is_named_at_once(tmp_path):
     touch(tmp_path / "notes.txt")
     given = [tmp_path / "empty", tmp_path / "notes.txt", tmp_path / "missing.nii"]
     with pytest.raises(ValueError, match=r"(?s)empty: nothing.*notes\.txt: .*missing\.nii: no"):
-        find_sources(given)
+        sources_of(*given)
 
 
 def test_a_source_is_known_by_its_content(tmp_path):
     touch(tmp_path / "a.nii", tmp_path / "b.nii")
-    first, second = find_sources([tmp_path])
+    first, second = sources_of(tmp_path)
     assert first.sha256() == second.sha256()
     second.path.write_bytes(b"another")
     assert first.sha256() != second.sha256()
@@ -92,7 +98,7 @@ def test_a_source_is_known_by_its_content(tmp_path):
 def test_dicom_series_comes_out_where_it_was(tmp_path):
     image = block()
     write_series(image, tmp_path / "study" / "person")
-    (source,) = find_sources([tmp_path / "study"])
+    (source,) = sources_of(tmp_path / "study")
     assert source.name == "person"
     assert source.is_dicom
     workspace = tmp_path / "work"
@@ -116,7 +122,7 @@ def test_dicom_file_alone_points_to_its_folder(tmp_path):
     write_series(block(), tmp_path / "series")
     file = next((tmp_path / "series").iterdir())
     with pytest.raises(ValueError, match="give the folder of its series"):
-        find_sources([file])
+        sources_of(file)
 
 
 @converter
@@ -124,8 +130,47 @@ def test_folder_of_broken_dicom_files_says_so(tmp_path):
     folder = tmp_path / "series"
     folder.mkdir()
     (folder / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"rubbish")
-    (source,) = find_sources([folder])
+    (source,) = sources_of(folder)
     workspace = tmp_path / "work"
     workspace.mkdir()
     with pytest.raises(ValueError, match="dcm2niix made no volume"):
         convert_dicom(source.path, workspace)
+
+
+def test_results_inside_the_inputs_are_not_taken_for_scans(tmp_path):
+    touch(tmp_path / "a.nii", tmp_path / "out" / "a.nii.gz", tmp_path / "out" / "x" / "warp.nii")
+    found = find_sources([tmp_path], output_dir=tmp_path / "out")
+    assert [source.path for source in found] == [tmp_path / "a.nii"]
+
+
+def test_folder_of_the_scans_is_refused_for_the_results(tmp_path):
+    touch(tmp_path / "a.nii")
+    for given in (tmp_path, tmp_path / "a.nii"):
+        with pytest.raises(ValueError, match=r"a\.nii: lies in --output_dir itself"):
+            find_sources([given], output_dir=tmp_path)
+
+
+def test_one_file_in_two_spellings_is_one_scan(tmp_path, monkeypatch):
+    touch(tmp_path / "x" / "a.nii")
+    monkeypatch.chdir(tmp_path / "x")
+    assert names("a.nii", "../x/a.nii", tmp_path / "x" / "a.nii") == ["a"]
+
+
+def test_link_that_leads_nowhere_is_a_scan_that_will_fail(tmp_path):
+    (tmp_path / "a.nii.gz").symlink_to(tmp_path / "annex")
+    assert names(tmp_path) == names(tmp_path / "a.nii.gz") == ["a"]
+
+
+def test_folders_named_for_subjects_need_not_be_bids(tmp_path):
+    touch(tmp_path / "sub-1" / "T1.nii.gz", tmp_path / "sub-2" / "T1.nii.gz")
+    assert names(tmp_path) == ["sub-1_T1", "sub-2_T1"]
+    (tmp_path / "dataset_description.json").write_text("{}")
+    with pytest.raises(ValueError, match="BIDS dataset without"):
+        names(tmp_path)
+
+
+def test_names_that_are_no_text_are_kept_apart(tmp_path):
+    for name in (b"\xe9.nii", b"\xe8.nii"):
+        touch(tmp_path / os.fsdecode(name))
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        names(tmp_path)

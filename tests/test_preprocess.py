@@ -150,12 +150,81 @@ def test_changed_source_changed_output_and_stranger_are_told_apart(raw):
     assert "there is no record of it" in said["carl"]
 
 
-def test_scan_is_never_replaced_by_its_own_output(raw):
-    before = (raw / "anna.nii.gz").read_bytes()
-    run(raw, "--output_dir", str(raw), "--overwrite")
-    assert (raw / "anna.nii.gz").read_bytes() == before
-    (failure, *_) = table(raw / "failures.tsv")
-    assert "would replace the scan itself" in failure["message"]
+def test_files_of_others_beside_the_results_stay_as_they_are(raw):
+    grid = raw.parent / "grid"
+    grid.mkdir()
+    (grid / "anna.json").write_text('{"EchoTime": 3}')
+    (grid / "bob.png").write_bytes(b"a holiday")
+    run(raw)
+    said = messages(raw)
+    assert "anna.json would be overwritten" in said["anna"]
+    assert "bob.png would be overwritten" in said["bob"]
+    assert (grid / "anna.json").read_text() == '{"EchoTime": 3}'
+    assert not list(grid.glob("*.nii.gz"))
+
+
+def test_folder_of_the_scans_is_not_written_to(raw):
+    before = sorted(path.name for path in raw.iterdir())
+    with pytest.raises(ValueError, match="lies in --output_dir itself"):
+        run(raw, "--output_dir", str(raw), "--overwrite")
+    assert sorted(path.name for path in raw.iterdir()) == before
+
+
+def test_damaged_record_is_named_and_replaced_when_asked(raw):
+    run(raw)
+    record = raw.parent / "grid" / "anna.json"
+    record.write_text(record.read_text()[:50])
+    run(raw)
+    assert "anna.json" in messages(raw)["anna"]
+    run(raw, "--overwrite")
+    assert set(messages(raw)) == {"carl"}
+    assert json.loads(record.read_text())["qc"]
+
+
+def test_other_call_that_was_faster_is_not_replaced(raw, monkeypatch):
+    mapped = resample.map_scan
+
+    def slow(image, recipe, *, workspace):
+        """While a scan is mapped, another call with another recipe does the same scan."""
+        made = mapped(image, recipe, workspace=workspace)
+        monkeypatch.setattr(resample, "map_scan", mapped)
+        run(raw, "--mask", "template")
+        return made
+
+    monkeypatch.setattr(resample, "map_scan", slow)
+    run(raw)
+    assert "is not what would be made (recipe" in messages(raw)["anna"]
+    assert read_sidecar(raw.parent / "grid" / "anna.nii.gz")["recipe"]["mask"] == "template"
+
+
+def test_scan_that_was_done_under_another_name_is_pointed_out(raw, capsys):
+    run(raw)
+    (raw / "siteA").mkdir()
+    (raw / "siteB").mkdir()
+    (raw / "anna.nii.gz").rename(raw / "siteA" / "anna.nii.gz")
+    brain(5).to_filename(raw / "siteB" / "anna.nii.gz")
+    run(raw)
+    assert "anna.nii.gz and siteA_anna.nii.gz" in capsys.readouterr().err
+
+
+def test_page_shows_what_earlier_calls_did(raw):
+    run(raw)
+    run(raw / "bob.nii.gz", "--output_dir", str(raw.parent / "grid"))
+    page = (raw.parent / "grid" / "preprocessing.html").read_text()
+    assert page.count("<article") == 2
+
+
+def test_name_that_is_no_text_costs_nobody_the_reports(raw):
+    bad = raw / os.fsdecode(b"bad-\xe9.nii.gz")
+    bad.write_bytes(b"not a scan")
+    assert run(raw) == preprocess.SOME_FAILED
+    assert len(table(raw.parent / "grid" / "failures.tsv")) == 2
+
+
+def test_unwritable_output_is_found_before_the_work(raw):
+    (raw.parent / "grid").write_text("a file")
+    with pytest.raises(OSError, match="grid: cannot be written to"):
+        run(raw)
 
 
 def test_what_a_kill_leaves_behind_is_done_again(raw):
@@ -263,7 +332,7 @@ def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(checkpoint, 
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="registration deformable, not affine"):
         parse_like(checkpoint, "--registration", "deformable")
-    parse_like(checkpoint, "--backend", "resample")
+    parse_like(checkpoint, "--backend", "resample", "--registration", "affine")
     assert "trained on scans of --backend builtin" in capsys.readouterr().out
 
 
