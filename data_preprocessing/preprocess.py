@@ -37,6 +37,7 @@ from data_preprocessing.recipe import (
     MASKS,
     REGISTRATIONS,
     Identity,
+    Mapped,
     Recipe,
 )
 from data_preprocessing.template import load_template
@@ -137,8 +138,6 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
     # Another call may have been faster, with this recipe or with another one.
     if record := finished(source, job):
         return record
-    qc = judge(mapped, job.recipe.registration)
-    scan = _scan_path(source, job)
     made = workspace / "grid.nii.gz"
     save_scan(mapped.volume, made)
     record = {
@@ -147,25 +146,34 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
         "contents": mapped.contents,
         "transform": mapped.transform,
         "transform_files": sorted(mapped.kept),
-        "qc": asdict(qc),
+        "qc": asdict(judge(mapped, job.recipe.registration)),
         "notes": mapped.notes,
         "output_sha256": _sha256(made),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    title = (
-        f"{source.name}   {job.recipe.registration}   correlation {qc.correlation:.2f}"
-        + (f"   overlap {qc.overlap:.2f}" if qc.overlap is not None else "")
-        + "".join(f"\n{flag}" for flag in qc.flags)
+    _write(source, job, mapped, record)
+    _copy(made, _scan_path(source, job))
+    return record
+
+
+def _write(source: Source, job: Job, mapped: Mapped, record: dict) -> None:
+    """Everything but the scan; the record first, so that what a kill leaves is known for ours."""
+    write_sidecar(_scan_path(source, job), record, overwrite=True)
+    qc = record["qc"]
+    title = f"{source.name}   {job.recipe.registration}   correlation {qc['correlation']:.2f}"
+    if qc["overlap"] is not None:
+        title += f"   overlap {qc['overlap']:.2f}"
+    draw_mosaic(
+        mapped.volume,
+        load_template().mask,
+        _picture_path(source, job),
+        title="\n".join((title, *qc["flags"])),
+        flagged=bool(qc["flags"]),
+        overwrite=True,
     )
-    mask = load_template().mask
-    picture = _picture_path(source, job)
-    draw_mosaic(mapped.volume, mask, picture, title=title, flagged=bool(qc.flags), overwrite=True)
     if job.keep_transform:
         for suffix, path in mapped.kept.items():
             _copy(path, _transform_path(source, job, suffix))
-    write_sidecar(scan, record, overwrite=True)
-    _copy(made, scan)
-    return record
 
 
 def save_scan(volume: np.ndarray, path: Path) -> None:

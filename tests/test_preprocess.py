@@ -227,13 +227,17 @@ def test_unwritable_output_is_found_before_the_work(raw):
         run(raw)
 
 
-def test_what_a_kill_leaves_behind_is_done_again(raw):
+@pytest.mark.parametrize("lost", [["anna.nii.gz"], ["anna.nii.gz", "anna.png"]])
+def test_what_a_kill_leaves_behind_is_done_again(raw, lost):
     run(raw)
     grid = raw.parent / "grid"
     whole = (grid / "anna.nii.gz").read_bytes()
-    (grid / "anna.nii.gz").unlink()  # the scan is written last
+    for name in lost:  # written in the other order
+        (grid / name).unlink()
     run(raw)
+    assert set(messages(raw)) == {"carl"}
     assert (grid / "anna.nii.gz").read_bytes() == whole
+    assert (grid / "anna.png").is_file()
 
 
 @pytest.fixture
