@@ -4,6 +4,7 @@ Such as TemplateFlow's 2 mm grid, whose first axis runs the other way, or grids 
 Nothing is registered: one trilinear interpolation, none where only axes differ.
 """
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +26,7 @@ FLIPPED_AFFINE = GRID_AFFINE @ [
     [0, 0, 1, 0],
     [0, 0, 0, 1],
 ]
+SPACE = "MNI152NLin6Asym"  # what BIDS calls the space of FSL's templates
 ROUNDING = 0.01  # mm for affines, voxels for the edge of the field of view
 
 
@@ -55,9 +57,10 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         workspace: not used, nothing is written.
 
     Raises:
-        ValueError: unreadable, a field of view that leaves out some of the template's brain, a head
+        ValueError: named for another space, unreadable, a field of view that leaves out some of the template's brain, a head
             where only the scan's own brain should be kept, or nothing left of it.
     """
+    _require_this_space(image)
     native = read_native(image, rescale=False)
     template = load_template()
     _require_whole_brain(image, native, template.mask)
@@ -77,6 +80,16 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     interpolated = not _axes_differ_at_most(native)
     transform = {"from_affine": native.affine.round(6).tolist(), "interpolated": interpolated}
     return Mapped(volume, brain, contents, transform, native.notes)
+
+
+def _require_this_space(image: Path) -> None:
+    """Raises ValueError if a BIDS name says that the scan lies in another space."""
+    space = re.search(r"_space-([A-Za-z0-9]+)", image.name)
+    if space and space[1] != SPACE:
+        raise ValueError(
+            f"{image}: its name says space {space[1]}, {SPACE} expected: other "
+            "templates lie millimetres away; give --backend builtin"
+        )
 
 
 def _require_whole_brain(image: Path, native: Native, mask: np.ndarray) -> None:

@@ -185,3 +185,11 @@ def test_identity_names_engines_template_and_interpolation():
     assert set(found.versions) == {"nibabel", "scipy"}
     assert found.template_sha256 == load_template().sha256
     assert found.parameters == {"interpolation": "trilinear"}
+
+
+def test_scan_named_for_another_space_is_refused(tmp_path):
+    path = write_scan(tmp_path / "sub-1_space-MNI152NLin2009cAsym_T1w.nii.gz", *own_brain())
+    with pytest.raises(ValueError, match="says space MNI152NLin2009cAsym, MNI152NLin6Asym expect"):
+        map_scan(path, SUBJECT)
+    same = path.rename(tmp_path / "sub-1_space-MNI152NLin6Asym_res-2_T1w.nii.gz")
+    assert map_scan(same, SUBJECT).volume.any()
