@@ -57,8 +57,9 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         workspace: not used, nothing is written.
 
     Raises:
-        ValueError: named for another space, unreadable, a field of view that leaves out some of the template's brain, a head
-            where only the scan's own brain should be kept, or nothing left of it.
+        ValueError: named for another space; unreadable; a field of view that leaves out some of
+            the template's brain; a head where only the scan's own brain should be kept; nothing
+            left of it.
     """
     _require_this_space(image)
     native = read_native(image, rescale=False)
