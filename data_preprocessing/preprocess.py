@@ -156,13 +156,14 @@ def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
 
 def jobs_that_fit(asked: int, scans: int) -> int:
     """Processes at a time: as asked, or 0: one a core as far as free memory goes."""
+    if asked:
+        return asked
     import torch
     from joblib import cpu_count
 
     from utils.cache import free_memory
 
-    fitting = free_memory(torch.device("cpu")) // WORKER_MEMORY
-    return asked or max(1, min(cpu_count(), fitting, scans))
+    return max(1, min(cpu_count(), free_memory(torch.device("cpu")) // WORKER_MEMORY, scans))
 
 
 def build_parser() -> argparse.ArgumentParser:
