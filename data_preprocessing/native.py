@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 from nibabel.processing import resample_to_output
 
-from utils.volumes import READ_ERRORS
+from utils.volumes import READ_ERRORS, read_voxels
 
 SMALLEST_EXTENT, LARGEST_EXTENT = 80.0, 600.0  # mm, of the imaged block in each direction
 LARGEST_VOXEL = 10.0  # mm
@@ -54,8 +54,7 @@ def read_native(path: Path, *, rescale: bool = True) -> Native:
     try:
         image = nibabel.load(path)
         _require_one_volume(path, image)
-        # Not get_fdata(), which makes and keeps a float64 copy.
-        image = image.__class__(np.asarray(image.dataobj, np.float32), image.affine, image.header)
+        image = image.__class__(read_voxels(image), image.affine, image.header)
     except READ_ERRORS as error:
         raise ValueError(f"{path}: not a readable scan ({error})") from error
     image = nibabel.Nifti1Image(image.dataobj.reshape(image.shape[:3]), image.affine, image.header)

@@ -100,6 +100,18 @@ def test_damaged_file_is_named(tmp_path):
         read_native(path)
 
 
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.MGHImage])
+def test_compressed_file_is_read_to_its_checksum(tmp_path, kind):
+    path = tmp_path / ("scan.mgz" if kind is nibabel.MGHImage else "scan.nii.gz")
+    kind(ramp(), affine()).to_filename(path)
+    read_native(path)
+    content = path.read_bytes()
+    for damaged in (content[:-8] + bytes([content[-8] ^ 1]) + content[-7:], content[:-3]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"scan\.\w+.*: not a readable scan \(damaged or cut"):
+            read_native(path)
+
+
 def test_header_without_orientation_is_noted(tmp_path):
     assert read_native(saved(tmp_path, ramp())).notes == []
     path = saved(tmp_path, ramp(), name="bare.nii")

@@ -15,6 +15,7 @@ from utils.volumes import (
     normalise,
     read_header,
     read_volume,
+    read_voxels,
 )
 
 RAS_TWIN = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
@@ -117,6 +118,52 @@ def test_unreadable_files_are_refused_by_name(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
             read_volume(tmp_path / name, ANY)
+
+
+def flipped(content: bytes) -> bytes:
+    """With one bit of the checksum changed, which nibabel by itself never reads."""
+    return content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-3]], ids=["bit", "cut"])
+def test_compressed_files_are_read_to_their_checksum(tmp_path, damage):
+    path = write_scan(tmp_path / "a.nii.gz", brain((32, 32, 32), 50))
+    read_volume(path, ANY)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: .*damaged or cut: .*copy or download"):
+        read_volume(path, ANY)
+
+
+def as_scaled_integers(voxels):
+    image = nibabel.Nifti1Image(voxels, GRID_AFFINE)
+    image.set_data_dtype(np.int16)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda voxels: nibabel.Nifti1Image(voxels, GRID_AFFINE), "a.nii.gz"),
+        (lambda voxels: nibabel.Nifti1Image(voxels, GRID_AFFINE), "A.NII.GZ"),
+        (as_scaled_integers, "a.nii.gz"),
+        (
+            lambda voxels: nibabel.Nifti1Image(
+                voxels, GRID_AFFINE, nibabel.Nifti1Header(endianness=">")
+            ),
+            "a.nii.gz",
+        ),
+        (lambda voxels: nibabel.Nifti2Image(voxels, GRID_AFFINE), "a.nii.gz"),
+        (lambda voxels: nibabel.MGHImage(voxels, GRID_AFFINE), "a.mgz"),
+    ],
+    ids=["float", "capitals", "scaled", "big-endian", "nifti2", "mgz"],
+)
+def test_voxels_of_compressed_files_are_those_that_nibabel_reads(tmp_path, make, name):
+    path = tmp_path / name
+    make(brain((20, 24, 22), 50)).to_filename(path)
+    image = nibabel.load(path)
+    read = read_voxels(image)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.asarray(image.dataobj, np.float32))
 
 
 def test_four_millimetres_crops_and_averages_before_normalising(tmp_path, volume):

@@ -5,6 +5,7 @@ superior (LAS). TemplateFlow's copy of the same space is RAS with the SAME SHAPE
 decided from the affine alone.
 """
 
+import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError
@@ -148,8 +150,7 @@ def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
     read_header(path, any_grid=preparation.any_grid)
     try:
         image = nibabel.load(path)
-        # Not get_fdata(), which makes and keeps a float64 copy.
-        voxels = np.asarray(image.dataobj, dtype=np.float32)
+        voxels = read_voxels(image)
     except READ_ERRORS as error:
         raise ValueError(f"{path}: its voxels cannot be read ({error})") from error
     voxels = voxels.reshape(voxels.shape[:3])
@@ -166,6 +167,29 @@ def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
             f"{path}: no brain: voxels above 0 with differing values expected, "
             f"found {brain.size} voxels above 0"
         )
+    return voxels
+
+
+def read_voxels(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
+    """All voxels of an opened file, float32; of a compressed one its checksum too.
+
+    nibabel stops behind the last voxel, before the checksum, so most damage would pass.
+
+    Raises:
+        OSError: a compressed file is damaged or cut. Others of READ_ERRORS: as nibabel.
+    """
+    # Not get_fdata(), which makes and keeps a float64 copy.
+    stored = image.dataobj
+    if Path(stored.file_like).suffix.lower() not in (".gz", ".mgz"):
+        return np.asarray(stored, np.float32)
+    layout = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+    try:
+        with gzip.open(stored.file_like) as stream:
+            voxels = np.asarray(ArrayProxy(stream, layout), np.float32)
+            while stream.read(1 << 20):  # the checksum is compared at the end
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise OSError(f"damaged or cut: {error}; copy or download it again") from error
     return voxels
 
 
