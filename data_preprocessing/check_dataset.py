@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 
 from data_preprocessing.split_dataset import add_subject_pattern, person_of_scan
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent
+from utils.files import replacing, require_absent, sha256_of
 from utils.labels import Label, examine_labels, label_of, parse_sex_codes, raise_all
 from utils.options import add_label_flags
 from utils.sidecars import Preprocessing, read_sidecar, recorded
@@ -84,7 +84,7 @@ def note(path: Path, problem: str, what_to_do: str) -> Finding:
 
 def examine_scan(path: Path) -> Examined:
     """Reads one scan and its sidecar, and finds what is wrong with them by themselves."""
-    examined = Examined(path)
+    examined, sidecar = Examined(path), None
     try:
         sidecar = read_sidecar(path)
     except ValueError as problem:
@@ -104,6 +104,8 @@ def examine_scan(path: Path) -> Examined:
         problem = f"stored {header.orientation}; read as LAS"
         examined.findings.append(note(path, problem, "nothing: every program here does so"))
     examined.findings += _find_implausible(path, voxels)
+    if sidecar:
+        examined.findings += _find_change(path, sidecar)
     examined.content = hashlib.sha256(voxels.tobytes()).hexdigest()
     return examined
 
@@ -118,6 +120,13 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
             f"look at its picture; leave it out or {AGAIN}, or, where it is good, empty qc.flags "
             "in its sidecar",
         )
+
+
+def _find_change(path: Path, sidecar: dict) -> Iterable[Finding]:
+    expected = sidecar.get("output_sha256")
+    if expected and expected != sha256_of(path):
+        problem = "changed since it was preprocessed: not the file that its sidecar describes"
+        yield error(path, problem, AGAIN)
 
 
 def _find_implausible(path: Path, voxels: np.ndarray) -> Iterable[Finding]:

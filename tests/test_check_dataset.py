@@ -11,6 +11,7 @@ import pytest
 from conftest import brain, record, write_scan
 
 from data_preprocessing import check_dataset
+from utils.files import sha256_of
 from utils.sidecars import sidecar_path, write_sidecar
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -248,6 +249,19 @@ def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data):
         ("error", "a.nii"), ("error", "d.nii")]  # fmt: skip
     assert rows[0]["problem"] == "flagged by preprocessing: correlation 0.41 below 0.6"
     assert "not readable as JSON" in rows[1]["problem"]
+
+
+def test_a_scan_that_is_not_the_one_its_sidecar_describes_is_an_error(data, volumes):
+    recipe = {"registration": "affine", "mask": "template", "backend": "builtin"}
+    for folder, names in NAMES.items():
+        for name in names:
+            scan = data / folder / f"{name}.nii"
+            write_sidecar(scan, {"recipe": recipe, "output_sha256": sha256_of(scan)})
+    assert check(data)[0] == []
+    write_scan(data / "train" / "b.nii", volumes[1] * 2)
+    ((severity, scan, problem),) = found(check(data)[0])
+    assert (severity, scan) == ("error", "b.nii")
+    assert problem.startswith("changed since it was preprocessed")
 
 
 def test_the_report_is_overwritten_only_on_request(data):

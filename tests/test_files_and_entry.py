@@ -1,9 +1,10 @@
 import argparse
+import hashlib
 
 import pytest
 
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent, require_empty
+from utils.files import replacing, require_absent, require_empty, sha256_of
 
 
 def test_failed_writing_leaves_the_old_file_and_no_rest(tmp_path):
@@ -30,6 +31,13 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     assert target.read_text() == "2"
     with pytest.raises(FileExistsError, match=r"a\.txt would be overwritten"):
         require_absent(tmp_path / "other", target)
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 1])
+def test_a_file_has_the_digest_of_its_bytes_however_long(tmp_path, size):
+    content = bytes(range(251)) * (size // 251 + 1)
+    (tmp_path / "a").write_bytes(content[:size])
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(content[:size]).hexdigest()
 
 
 def test_folders_must_be_empty_and_be_folders(tmp_path):

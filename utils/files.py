@@ -1,5 +1,6 @@
-"""Writing files so that nothing is half-written and nothing is overwritten unasked."""
+"""Writing files so that nothing is half-written or overwritten unasked, and telling them apart."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -35,6 +36,15 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The hexadecimal SHA-256 of a file, which may be larger than memory."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def require_absent(*paths: Path) -> None:
