@@ -306,7 +306,7 @@ def write_report(path: Path, findings: Sequence[Finding], *, overwrite: bool) ->
     """Writes the findings as a tab-separated table with a header row."""
     with (
         replacing(path, overwrite=overwrite) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(column.name for column in fields(Finding))

@@ -199,7 +199,10 @@ def collect(images: dict[str, Path], *, image: str, write: str, output_dir: Path
         rows.append((scan.name, image, path.absolute()))
     # Last: a folder with collected.tsv is a finished one.
     table = output_dir / "collected.tsv"
-    with replacing(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(table) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(("scan", "image", "source"))
         writer.writerows(rows)

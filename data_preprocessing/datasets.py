@@ -42,6 +42,8 @@ from utils.volumes import IMAGE_SUFFIXES, image_stem
 VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".img", ".npy")
 OASIS1_GROUPS = ("healthy", "retest", "dementia")
 NIFTI = r"\.nii(?:\.gz)?$"
+# What Python makes of bytes in a file name that are not UTF-8.
+UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -240,14 +242,15 @@ def pair(
         subject = listing.subjects.get(key)
         matched.add(key)
         kept = entries.get((scan.person, scan.session))
-        reason = _why_not(scan, subject)
+        name = release.name(scan)
+        reason = _why_not(scan, subject, name=name)
         if not reason and kept:
             reason = "a further scan of the same person and session"
         if reason:
             left_out.append(LeftOut("scan", str(scan.path), reason))
             continue
         entries[scan.person, scan.session] = Entry(
-            release.name(scan),
+            name,
             age=round(subject.age_at(scan.day), 3),
             sex=subject.sex,
             group=subject.group_at(scan.day),
@@ -262,7 +265,7 @@ def pair(
     return sorted(entries.values(), key=lambda entry: entry.name), left_out
 
 
-def _why_not(scan: Scan, subject: tables.Subject | None) -> str:
+def _why_not(scan: Scan, subject: tables.Subject | None, *, name: str) -> str:
     """The reason to leave a scan out; nothing where it is good."""
     if subject is None:
         return "no row in the tables"
@@ -274,6 +277,8 @@ def _why_not(scan: Scan, subject: tables.Subject | None) -> str:
         return "no scan date, neither in its path nor in an IDA listing: its age is unknown"
     if not 0 < subject.age_at(scan.day) <= OLDEST_AGE:
         return f"age {subject.age_at(scan.day):g}, expected years up to {OLDEST_AGE}"
+    if UNDECODED.search(name):
+        return "its name is not UTF-8, so no label sheet can hold it: rename it"
     return ""
 
 
@@ -310,7 +315,10 @@ def place(
 
 def write_tsv(path: Path, rows: Iterable[Sequence]) -> None:
     """Writes rows, the header first, as tab-separated text."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
 
 

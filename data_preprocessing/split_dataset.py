@@ -185,7 +185,8 @@ def write_lists(folds: dict[str, list[str]], *, path_of: dict[str, Path], output
     for fold, scans in folds.items():
         with replacing(output_dir / f"{fold}.txt") as temporary:
             lines = "".join(f"{path_of[scan].absolute()}\n" for scan in scans)
-            temporary.write_text(lines, encoding="utf-8")
+            # The names' own bytes: these paths are read again.
+            temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
 
 
 def write_links(folds: dict[str, list[str]], *, path_of: dict[str, Path], output_dir: Path) -> None:
@@ -206,7 +207,10 @@ def write_table(
     person_of: dict[str, str],
 ) -> None:
     """Writes the split as a table: scan, person, age in years, fold."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(("scan", "person", "age", "fold"))
         for fold, scans in folds.items():

@@ -1,5 +1,7 @@
 """Generated brains and cohorts; no test needs real scans."""
 
+import os
+import sys
 from pathlib import Path
 
 import nibabel
@@ -12,6 +14,9 @@ from utils.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
 
 # Networks this small lose time to a second thread, the more so on a busy machine.
 torch.set_num_threads(1)
+# A part of a file name whose bytes are not UTF-8; other systems do not let one make it.
+UNDECODABLE = os.fsdecode(b"caf\xe9")
+needs_any_name = pytest.mark.skipif(sys.platform != "linux", reason="file names must be UTF-8")
 TINY = (32, 36, 32)  # voxels; the least that five halvings leave something of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import brain, record, write_scan
+from conftest import UNDECODABLE, brain, needs_any_name, record, write_scan
 
 from data_preprocessing import check_dataset
 from utils.files import sha256_of
@@ -262,6 +262,14 @@ def test_a_scan_that_is_not_the_one_its_sidecar_describes_is_an_error(data, volu
     ((severity, scan, problem),) = found(check(data)[0])
     assert (severity, scan) == ("error", "b.nii")
     assert problem.startswith("changed since it was preprocessed")
+
+
+@needs_any_name
+def test_a_name_that_is_not_utf8_does_not_destroy_the_report(data, volumes):
+    write_scan(data / "train" / f"{UNDECODABLE}.nii", with_nan(volumes[0]))
+    rows, _ = check(data)
+    assert {row["scan"] for row in rows} == {r"caf\udce9.nii"}
+    assert len(rows) == 2  # no row in the sheet, and NaN
 
 
 def test_the_report_is_overwritten_only_on_request(data):

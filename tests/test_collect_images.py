@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_scan
+from conftest import UNDECODABLE, needs_any_name, write_scan
 
 from data_preprocessing import collect_images
 from data_preprocessing.collect_images import find_anat_folders, name_scans
@@ -166,6 +166,18 @@ def test_links_hold_from_wherever_they_were_made(two_people, tmp_path, monkeypat
     collect(two_people.name, "out")
     monkeypatch.chdir("/")
     assert (tmp_path / "out" / "sub-01.nii.gz").is_file()
+
+
+@needs_any_name
+def test_a_name_that_is_not_utf8_is_gathered_like_any_other(tmp_path, image):
+    make_anat(tmp_path / "in" / f"{UNDECODABLE}.anat", image)
+    out = collect(tmp_path / "in", tmp_path / "out")
+    (scan,) = find_scans(out)
+    assert scan.name == f"{UNDECODABLE}.nii.gz"
+    assert scan.is_file()
+    source = json.loads((out / f"{UNDECODABLE}.json").read_text())["source"]
+    assert Path(source).parent == tmp_path / "in" / f"{UNDECODABLE}.anat"
+    assert r"caf\udce9.nii.gz" in (out / "collected.tsv").read_text(encoding="utf-8")
 
 
 def test_nothing_is_overwritten(two_people, tmp_path):

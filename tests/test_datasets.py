@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import xlwt
+from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import datasets, public_tables
 from data_preprocessing.datasets import RELEASES, recognise
@@ -491,6 +492,21 @@ def test_ages_and_groups_without_dates_are_those_of_the_table():
     assert subject.age_at(None) == subject.age_at(10) == 70.0
     assert (subject.group_at(None), subject.group_at(5)) == ("CN", "MCI")
     assert subject.group_at(5 + public_tables.NEAREST_VISIT + 1) == "CN"
+
+
+@needs_any_name
+def test_names_that_are_not_utf8_are_left_out_and_such_folders_are_not(tmp_path):
+    good, bad = f"{UNDECODABLE}/sub-1_T1w.nii.gz", f"sub-2_acq-{UNDECODABLE}_T1w.nii.gz"
+    touch(tmp_path / "scans", good, bad, f"{UNDECODABLE}.nii")
+    table = write_table(
+        tmp_path / "participants.tsv", "participant_id\tage\tsex\nsub-1\t30\tF\nsub-2\t40\tM\n"
+    )
+    sheet, left_out = run("bids", table, tmp_path=tmp_path)
+    assert list(sheet) == ["sub-1_T1w"]
+    assert (tmp_path / "out" / "scans" / "sub-1_T1w.nii.gz").is_file()
+    assert r"scans/caf\udce9/sub-1_T1w" in sheet["sub-1_T1w"]["source"]
+    assert "not UTF-8" in reasons(left_out, "scan")[r"sub-2_acq-caf\udce9_T1w.nii.gz"]
+    assert list(reasons(left_out, "file")) == [r"caf\udce9.nii"]
 
 
 # The whole way of OASIS-1: the real scripts, but for the registration

@@ -1,8 +1,10 @@
 import csv
+import os
 import re
 
 import numpy as np
 import pytest
+from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import split_dataset
 from data_preprocessing.split_dataset import FOLDS, person_of_scan, split_by_person
@@ -159,6 +161,24 @@ def test_links_point_at_the_originals_which_stay_as_they_are(tmp_path):
     assert all(link.is_symlink() for link in links)
     assert sorted(link.resolve() for link in links) == [path.resolve() for path in originals]
     assert all(link.name == link.resolve().name for link in links)
+
+
+@needs_any_name
+@pytest.mark.parametrize("write", ["lists", "links"])
+def test_names_that_are_not_utf8_stay_usable_in_lists_and_legible_in_the_table(tmp_path, write):
+    flags = write_cohort(tmp_path)
+    # The sheet has a row for the participant.
+    name = f"sub-99_acq-{UNDECODABLE}_T1w.nii"
+    (tmp_path / "scans" / name).touch()
+    with (tmp_path / "labels.csv").open("a") as sheet:
+        sheet.write("sub-99,50,0\n")
+    folds = tmp_path / "folds"
+    split_dataset.main([*flags, "--output_dir", str(folds), "--write", write])
+    assert r"sub-99_acq-caf\udce9_T1w" in (folds / "split.tsv").read_text(encoding="utf-8")
+    if write == "lists":
+        listed = b"".join((folds / f"{fold}.txt").read_bytes() for fold in FOLDS).splitlines()
+        assert len(listed) == 41
+        assert all(os.path.isfile(path) for path in listed)  # noqa: PTH113  bytes have no Path
 
 
 def test_lists_name_the_originals_and_make_no_folders(tmp_path):
