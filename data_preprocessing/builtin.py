@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from data_preprocessing import registration
-from data_preprocessing.contents import seen_contents
+from data_preprocessing.contents import foreground, seen_contents
 from data_preprocessing.native import Native, read_native
 from data_preprocessing.quality import correlation
 from data_preprocessing.recipe import Identity, Mapped, Recipe
@@ -89,6 +89,8 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     contents = seen_contents(native) if recipe.contents == "auto" else recipe.contents
     with single_threaded(), engine_output_to(workspace / "engines.log"):
         mask = find_brain(image, native, contents)
+        if contents == "brain":  # what is faint around it would pass the template's mask
+            native.voxels = native.voxels * mask
         native, mask = crop(native, mask)
         native.voxels = correct_bias(native, mask)
         transform, searched = align(native, mask, recipe.registration, workspace=workspace)
@@ -118,7 +120,7 @@ def find_brain(image: Path, native: Native, contents: str) -> np.ndarray:
         contents: `brain` where it is extracted already, else `head`.
     """
     if contents == "brain":
-        return ndimage.binary_fill_holes(native.voxels > 0)
+        return ndimage.binary_fill_holes(foreground(native))
     found = _deepbet().run(nibabel.Nifti1Image(native.voxels, native.affine))[1]
     mask = np.asarray(found.dataobj) > 0
     if not mask.any():

@@ -1,4 +1,4 @@
-"""Whether a scan holds a head or an extracted brain, seen from how much of it is not background."""
+"""What of a scan is not background, and from its extent whether it is a head or a brain."""
 
 import numpy as np
 
@@ -11,9 +11,14 @@ LARGEST_BRAIN = 2.6  # litres
 FAINT = 0.01
 
 
+def foreground(native: Native) -> np.ndarray:
+    """What is not background, (X, Y, Z) bool; the background is 0 or faint."""
+    bright = np.percentile(native.voxels[native.voxels > 0], 99.5)
+    return native.voxels > FAINT * bright
+
+
 def seen_contents(native: Native) -> str:
     """`brain` if what is not background is no larger than a brain, else `head`."""
-    bright = np.percentile(native.voxels[native.voxels > 0], 99.5)
     litres_per_voxel = abs(np.linalg.det(native.affine[:3, :3])) * 1e-6
-    litres = np.count_nonzero(native.voxels > FAINT * bright) * litres_per_voxel
+    litres = np.count_nonzero(foreground(native)) * litres_per_voxel
     return "brain" if litres < LARGEST_BRAIN else "head"

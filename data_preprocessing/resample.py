@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from data_preprocessing.contents import seen_contents
+from data_preprocessing.contents import foreground, seen_contents
 from data_preprocessing.native import Native, read_native
 from data_preprocessing.recipe import Identity, Mapped, Recipe
 from data_preprocessing.template import load_template
@@ -71,10 +71,12 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
             f"{image}: looks like a whole head, --mask subject needs an extracted brain; give "
             "--mask template, or --contents brain if it is one"
         )
-    volume, brain = _on_grid(native, native.voxels), None
+    voxels, brain = native.voxels, None
     if contents == "brain":
-        own = ndimage.binary_fill_holes(native.voxels > 0)
+        own = ndimage.binary_fill_holes(foreground(native))
         brain = _on_grid(native, own.astype(np.float32)) > 0.5
+        voxels = voxels * own  # what is faint around it would pass the template's mask
+    volume = _on_grid(native, voxels)
     volume *= template.mask if recipe.mask == "template" else brain
     if not volume.any():
         raise ValueError(f"{image}: 0 everywhere in the template's brain; is it in MNI152 space?")

@@ -10,6 +10,7 @@ import pytest
 from synthetic_head import make_head, rotation
 
 from data_preprocessing import builtin
+from data_preprocessing.native import Native
 from data_preprocessing.quality import LIMITS, judge
 from data_preprocessing.recipe import Mapped, Recipe
 from data_preprocessing.registration import Transform, grid_points, resample
@@ -105,6 +106,29 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     with pytest.raises(ValueError, match=r"deepbet.*picsl-greedy: .* -m pip install -r .*\.txt"):
         builtin.check(AFFINE)
     assert builtin.REQUIREMENTS.is_file()
+
+
+def test_faint_background_of_an_extracted_brain_is_not_in_its_mask():
+    brain = np.asarray(make_head(stripped=True).dataobj)
+    faint = np.where(brain > 0, brain, 0.0005 * brain.max()).astype(np.float32)
+    mask = builtin.find_brain(Path("scan.nii"), Native(faint, GRID_AFFINE, []), "brain")
+    clean = builtin.find_brain(Path("scan.nii"), Native(brain, GRID_AFFINE, []), "brain")
+    assert clean.sum() == pytest.approx((brain > 0).sum(), rel=0.01)
+    assert mask.sum() == pytest.approx(clean.sum(), rel=0.01)
+
+
+@engines
+@pytest.mark.slow
+def test_faint_background_of_an_extracted_brain_is_not_in_the_output(tmp_path):
+    head = make_head(stripped=True)
+    brain = head.get_fdata()
+    faint = np.where(brain > 0, brain, 0.0005 * brain.max()).astype(np.float32)
+    image = nibabel.Nifti1Image(faint, head.affine)
+    mapped = make(image, Recipe(registration="affine", mask="template"), tmp_path).mapped
+    assert mapped.contents == "brain"
+    around = ~builtin.ndimage.binary_dilation(mapped.brain)
+    assert (mapped.volume[around] == 0).all()
+    assert judge(mapped, "affine").flags == []
 
 
 @engines

@@ -127,6 +127,16 @@ def test_holes_in_a_brain_are_brain(tmp_path):
     assert map_scan(scan, SUBJECT).brain[45, 54, 45]
 
 
+@pytest.mark.parametrize("recipe", [TEMPLATE, SUBJECT])
+def test_a_faint_background_is_no_brain(tmp_path, recipe):
+    voxels, affine = own_brain()
+    faint = np.where(voxels > 0, voxels, 0.0005 * voxels.max())
+    mapped = map_scan(write_scan(tmp_path / "faint.nii.gz", faint, affine), recipe)
+    clean = map_scan(write_scan(tmp_path / "clean.nii.gz", voxels, affine), recipe)
+    np.testing.assert_array_equal(mapped.brain, clean.brain)
+    np.testing.assert_array_equal(mapped.volume, clean.volume)
+
+
 def test_a_background_of_nan_is_background(tmp_path):
     voxels, affine = own_brain()
     scan = write_scan(tmp_path / "scan.nii.gz", np.where(voxels > 0, voxels, np.nan), affine)
