@@ -14,6 +14,12 @@ LARGEST_VOXEL = 10.0  # mm
 LARGEST_SHEAR = 1e-3  # cosine of the angle between two axes; registration needs right angles
 # From this share of voxels that are exactly 0 on, 0 is the background and not a low intensity.
 ZERO_BACKGROUND = 0.1
+# From this share of negative voxels on, of those that are not faint, negative is tissue too
+# (z-scored) and no overshoot of an interpolation; faint is less than FAINT of the brightest.
+NEGATIVE_TISSUE = 0.2
+FAINT = 0.1
+# Where the darkest tissue is then put, as a share of the range; above contents.FAINT.
+DARKEST = 0.02
 FULL_SCALE = 1000.0  # what the 99.5th percentile becomes; engines fail on images of 1e-3
 
 
@@ -40,8 +46,8 @@ class Native:
 def read_native(path: Path, *, rescale: bool = True) -> Native:
     """Reads a T1-weighted scan.
 
-    Intensities are shifted to be at least 0 (where 0 is not the background already), and NaN and
-    infinite voxels become 0.
+    Intensities are shifted to be at least 0; where 0 is the background it stays, and only what is
+    negative beyond an overshoot is shifted. NaN and infinite voxels become 0.
 
     Args:
         path: any NIfTI or MGH file.
@@ -65,7 +71,9 @@ def read_native(path: Path, *, rescale: bool = True) -> Native:
     if np.abs(np.triu(axes.T @ axes, 1)).max() > LARGEST_SHEAR:
         notes.append("its axes are not at right angles: resampled once before registration")
         image = resample_to_output(image, voxel_sizes=image.header.get_zooms()[:3], order=1)
-    voxels = _non_negative(path, np.asarray(image.dataobj))
+    voxels = np.nan_to_num(np.asarray(image.dataobj), nan=0.0, posinf=0.0, neginf=0.0)
+    voxels = _non_negative(voxels, notes)
+    _require_spread(path, voxels)
     if rescale:
         voxels = (voxels * (FULL_SCALE / np.percentile(voxels[voxels > 0], 99.5))).astype(
             np.float32
@@ -119,19 +127,29 @@ def _notes_on_orientation(image: nibabel.Nifti1Image) -> list[str]:
     return []
 
 
-def _non_negative(path: Path, voxels: np.ndarray) -> np.ndarray:
-    voxels = np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+def _non_negative(voxels: np.ndarray, notes: list[str]) -> np.ndarray:
+    """Voxels of at least 0, with a background of 0 where it was 0; may add to `notes`."""
     lowest = voxels.min()
-    if lowest < 0:
-        zeros = np.count_nonzero(voxels == 0) / voxels.size
-        voxels = np.maximum(voxels, 0) if zeros > ZERO_BACKGROUND else voxels - lowest
+    if lowest >= 0:
+        return voxels
+    inside = voxels != 0
+    if np.count_nonzero(~inside) <= ZERO_BACKGROUND * voxels.size:
+        return voxels - lowest
+    tissue = voxels[np.abs(voxels) > FAINT * np.percentile(np.abs(voxels[inside]), 99.5)]
+    if np.mean(tissue < 0) <= NEGATIVE_TISSUE:
+        return np.maximum(voxels, 0)
+    notes.append("negative inside the brain, 0 around it (z-scored?): all but the 0 was raised")
+    darkest = DARKEST * (np.percentile(voxels[inside], 99.5) - lowest)
+    return np.where(inside, voxels - lowest + darkest, 0).astype(np.float32)
+
+
+def _require_spread(path: Path, voxels: np.ndarray) -> None:
     positive = voxels[voxels > 0]
     if not positive.size or not positive.std() > 0:
         raise ValueError(
             f"{path}: no image: intensities that differ expected, found {positive.size} "
             f"voxels above 0"
         )
-    return voxels
 
 
 def _by(values: np.ndarray) -> str:

@@ -2,6 +2,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from data_preprocessing.contents import foreground
 from data_preprocessing.native import read_native
 
 
@@ -66,6 +67,33 @@ def test_overshoot_below_a_background_of_zero_is_cut_not_shifted(tmp_path):
     native = read_native(saved(tmp_path, voxels))
     assert (native.voxels[:25] == 0).all()
     assert native.voxels[30, 5, 5] == 0
+
+
+def ball(shape=(50, 40, 45)):
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    return sum(axis**2 for axis in axes) < 0.6
+
+
+def test_zscored_brain_in_zeros_keeps_its_darker_half_and_its_background(tmp_path):
+    inside = ball()
+    tissue = np.random.default_rng(0).normal(size=inside.shape)
+    native = read_native(saved(tmp_path, np.where(inside, tissue, 0).astype(np.float32)))
+    np.testing.assert_array_equal(native.voxels > 0, inside)
+    np.testing.assert_array_equal(foreground(native), inside)
+    assert np.corrcoef(native.voxels[inside], tissue[inside])[0, 1] > 0.99999
+    assert "z-scored" in native.notes[0]
+    assert native.voxels.dtype == np.float32
+
+
+def test_ringing_around_a_brain_is_cut_though_most_of_it_is_not_zero(tmp_path):
+    inside, rng = ball(), np.random.default_rng(0)
+    ringing = rng.normal(0, 10, inside.shape) * (rng.random(inside.shape) < 0.8)
+    voxels = np.where(inside, rng.normal(500, 100, inside.shape), ringing)
+    assert 0.1 < np.mean(voxels == 0) < 0.9
+    assert np.mean(voxels[voxels != 0] < 0) > 0.2
+    native = read_native(saved(tmp_path, voxels.astype(np.float32)))
+    assert native.notes == []
+    assert (native.voxels[voxels < 0] == 0).all()
 
 
 def test_one_volume_in_four_dimensions_is_read_and_several_are_refused(tmp_path):
