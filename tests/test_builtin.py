@@ -135,7 +135,7 @@ def test_faint_background_of_an_extracted_brain_is_not_in_the_output(tmp_path):
 @pytest.mark.slow
 def test_head_lands_on_the_template(affine_head):
     mapped, template = affine_head.mapped, load_template()
-    assert mapped.contents == "head"
+    assert (mapped.contents, mapped.notes) == ("head", [])
     assert mapped.volume.dtype == np.float32
     assert judge(mapped, "affine").flags == []
     # Where no noise was added there is nothing left to differ in.
@@ -201,6 +201,16 @@ def test_extracted_brain_is_recognised_and_kept_whole(affine_head, tmp_path):
     inside = load_template().mask
     again = np.corrcoef(brain.volume[inside], affine_head.mapped.volume[inside])[0, 1]
     assert again > 0.95
+
+
+@engines
+@pytest.mark.slow
+def test_slab_of_a_head_is_noted_as_uncertain(tmp_path):
+    head = make_head()
+    voxels = np.asarray(head.dataobj) * (np.asarray(head.dataobj) > 15)  # without noise in air
+    slab = nibabel.Nifti1Image(voxels, head.affine).slicer[:, :, -80:]  # the upper part
+    notes = make(slab, AFFINE, tmp_path).mapped.notes
+    assert any("head or brain is uncertain" in found for found in notes)
 
 
 @engines

@@ -310,6 +310,13 @@ def test_all_that_a_step_left_wrong_is_said_at_once(fake, tmp_path, monkeypatch)
         map_scan(write_head(tmp_path), tmp_path)
 
 
+def test_a_head_that_is_hardly_larger_than_a_brain_is_noted(fake, tmp_path):
+    voxels = np.random.default_rng(0).uniform(50, 100, (36, 36, 36)).astype(np.float32)
+    scan = write_scan(tmp_path / "slab.nii.gz", voxels, CUBE)
+    (found,) = map_scan(scan, tmp_path).notes
+    assert "uncertain (3.0 litres, taken for a head): give --contents" in found
+
+
 def test_an_extracted_brain_is_refused_before_fsl_is_called(fake, tmp_path):
     scan = write_scan(tmp_path / "brain.nii.gz", brain((40, 40, 40), age=30), CUBE)
     with pytest.raises(ValueError, match=r"extracted brain.*--backend builtin"):

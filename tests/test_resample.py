@@ -101,7 +101,7 @@ def test_the_subjects_own_brain_is_kept_where_asked_for(tmp_path, size):
     scan = write_scan(tmp_path / "scan.nii.gz", voxels, affine)
     mapped = map_scan(scan, SUBJECT)
     wanted = own_brain()[0][::-1] > 0
-    assert mapped.contents == "brain"
+    assert (mapped.contents, mapped.notes) == ("brain", [])
     np.testing.assert_array_equal(mapped.volume > 0, mapped.brain)
     both = 2 * (wanted & mapped.brain).sum() / (wanted.sum() + mapped.brain.sum())
     assert both > 0.97
@@ -135,6 +135,16 @@ def test_a_faint_background_is_no_brain(tmp_path, recipe):
     clean = map_scan(write_scan(tmp_path / "clean.nii.gz", voxels, affine), recipe)
     np.testing.assert_array_equal(mapped.brain, clean.brain)
     np.testing.assert_array_equal(mapped.volume, clean.volume)
+
+
+def test_contents_between_a_brain_and_a_head_are_noted_unless_given(tmp_path):
+    places = np.moveaxis(np.indices(GRID_SHAPE), 0, -1) - [45, 54, 45]
+    inside = np.linalg.norm(places, axis=-1) < 42  # 84 mm: 2.5 litres
+    scan = write_scan(tmp_path / "scan.nii.gz", inside * ramp(GRID_SHAPE, RIGHT_AFFINE))
+    assert map_scan(scan, TEMPLATE).notes == [
+        "head or brain is uncertain (2.5 litres, taken for a brain): give --contents"
+    ]
+    assert map_scan(scan, Recipe("resample", contents="brain")).notes == []
 
 
 def test_a_background_of_nan_is_background(tmp_path):
