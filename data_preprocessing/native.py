@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 from nibabel.processing import resample_to_output
 
-from utils.volumes import READ_ERRORS, read_voxels
+from utils.volumes import READ_ERRORS, read_voxels, require_intensities
 
 SMALLEST_EXTENT, LARGEST_EXTENT = 80.0, 600.0  # mm, of the imaged block in each direction
 LARGEST_VOXEL = 10.0  # mm
@@ -82,8 +82,7 @@ def read_native(path: Path, *, rescale: bool = True) -> Native:
 
 
 def _require_one_volume(path: Path, image) -> None:
-    if image.get_data_dtype().fields is not None:
-        raise ValueError(f"colours ({image.get_data_dtype()}) where intensities are expected")
+    require_intensities(image)
     shape = image.shape
     if len(shape) < 3 or any(size != 1 for size in shape[3:]) or min(shape[:3]) < 2:
         raise ValueError(

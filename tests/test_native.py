@@ -109,6 +109,12 @@ def test_colours_are_refused(tmp_path):
         read_native(saved(tmp_path, voxels))
 
 
+def test_complex_numbers_are_refused(tmp_path):
+    path = saved(tmp_path, ramp().astype(np.complex64))
+    with pytest.raises(ValueError, match=r"scan\.nii\.gz: .*\(complex64\) where intensities"):
+        read_native(path)
+
+
 @pytest.mark.parametrize("factor", [0.001, 100.0])
 def test_wrong_unit_in_the_header_is_named(tmp_path, factor):
     with pytest.raises(ValueError, match="cannot be a head"):

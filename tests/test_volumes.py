@@ -92,6 +92,16 @@ def test_several_volumes_are_refused(tmp_path):
         read_header(path)
 
 
+def test_complex_numbers_and_colours_are_refused_by_name_and_type(tmp_path, volume):
+    path = write_scan(tmp_path / "complex.nii.gz", volume.astype(np.complex64))
+    for read in (read_header, lambda path: read_volume(path, Preparation())):
+        with pytest.raises(ValueError, match=r"complex\.nii\.gz: .*\(complex64\) where"):
+            read(path)
+    colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(ValueError, match=r"colours\.nii: .* where intensities are expected"):
+        read_header(write_scan(tmp_path / "colours.nii", colours), any_grid=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -113,6 +113,7 @@ def read_header(path: Path, *, any_grid: bool = False) -> Header:
     """
     try:
         image = nibabel.load(path)
+        require_intensities(image)
     except READ_ERRORS as error:
         raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
     shape = image.shape
@@ -135,6 +136,15 @@ def read_header(path: Path, *, any_grid: bool = False) -> Header:
             "for experiments)"
         )
     return Header("".join(nibabel.aff2axcodes(image.affine)), shape)
+
+
+def require_intensities(image: nibabel.spatialimages.SpatialImage) -> None:
+    """Raises ValueError where a voxel is more than one number, some of which would be lost."""
+    kind = image.get_data_dtype()
+    if kind.kind not in "biuf":
+        raise ValueError(
+            f"colours or complex numbers ({kind}) where intensities are expected; give magnitudes"
+        )
 
 
 def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
