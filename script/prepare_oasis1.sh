@@ -22,11 +22,25 @@ SEED=0                    # of the split
 # The T88_111 images are brains already; affine, so that atrophy is not warped away.
 RECIPE=(--registration affine --mask subject --contents brain)
 
+# build FOLDER LAST PROGRAM FLAGS...: fills OUT/FOLDER unless its LAST file is there, under the name
+# FOLDER.part until it is whole; what an interruption left of that is thrown away.
+build() {
+  local folder="$OUT/$1" last="$2"
+  shift 2
+  [ ! -f "$folder/$last" ] || return 0
+  if [ -e "$folder" ]; then
+    echo "error: $folder has no $last, so it is not whole: remove it, and run again" >&2
+    return 1
+  fi
+  rm -rf "$folder.part"
+  mkdir -p "$folder.part"
+  "$PYTHON" "$@" --output_dir "$folder.part"
+  mv "$folder.part" "$folder"
+}
+
 echo "1/3 names, ages and groups: $OUT/raw"
-if [ ! -f "$OUT/raw/participants.tsv" ]; then
-  "$PYTHON" "$ROOT/data_preprocessing/datasets.py" oasis1 \
-    --tables "$TABLE" --scan_folder "$DISCS" --output_dir "$OUT/raw"
-fi
+build raw participants.tsv "$ROOT/data_preprocessing/datasets.py" oasis1 \
+  --tables "$TABLE" --scan_folder "$DISCS"
 echo "2/3 onto the MNI152 2 mm grid"
 for group in healthy retest dementia; do
   # A part of the discs may have none of a group.
@@ -38,12 +52,8 @@ for group in healthy retest dementia; do
     --jobs "$JOBS" "${RECIPE[@]}" "$@" || [ $? -eq 3 ] # 3: some scans failed, and are listed
 done
 echo "3/3 split of the healthy people"
-if [ ! -f "$OUT/folds/split.tsv" ]; then
-  "$PYTHON" "$ROOT/data_preprocessing/split_dataset.py" --scan_folder "$OUT/healthy" \
-    --labels "$OUT/raw/Dataset.xls" --output_dir "$OUT/folds" \
-    --fractions "${FRACTIONS[@]}" --seed "$SEED"
-fi
-mkdir -p "$OUT"
+build folds split.tsv "$ROOT/data_preprocessing/split_dataset.py" --scan_folder "$OUT/healthy" \
+  --labels "$OUT/raw/Dataset.xls" --fractions "${FRACTIONS[@]}" --seed "$SEED"
 for made in folds/train folds/val folds/test raw/Dataset.xls raw/participants.tsv; do
   ln -sfn "$made" "$OUT/${made##*/}"
 done

@@ -512,6 +512,22 @@ def test_names_that_are_not_utf8_are_left_out_and_such_folders_are_not(tmp_path)
 # The whole way of OASIS-1: the real scripts, but for the registration
 
 
+def interrupted_python(folder, program):
+    """A python that fails in the midst of `program`, after some of its output."""
+    path = folder / f"python_{program}"
+    path.write_text(
+        f"""#!/bin/bash
+if [ "${{1##*/}}" != {program} ]; then exec {sys.executable} "$@"; fi
+while [ "$1" != --output_dir ]; do shift; done
+mkdir -p "$2/healthy" "$2/train"
+touch "$2/healthy/OAS1_0001_MR1.nii.gz"
+exit 1
+"""
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
 @pytest.mark.slow
 def test_prepare_oasis1_ends_with_the_folders_used_here_and_goes_on_where_it_was(tmp_path):
     project = tmp_path / "project"
@@ -530,11 +546,16 @@ def test_prepare_oasis1_ends_with_the_folders_used_here_and_goes_on_where_it_was
     table = write_table(tmp_path / "t.csv", OASIS1_ROWS.split("\n")[0] + "\n" + "\n".join(rows))
     for row in rows:
         write_analyze(tmp_path / "discs" / T88.format(row[:13], 4), np.ones(T88_SHAPE, np.int16))
-    command = ["bash", "prepare_oasis1.sh", *map(str, (tmp_path / "discs", table, tmp_path / "o"))]
-    variables = {**os.environ, "PYTHON": sys.executable, "CALLS": str(tmp_path / "calls")}
-    for _ in range(2):
-        subprocess.run(command, cwd=project / "script", env=variables, check=True)
+    command = ["bash", "prepare_oasis1.sh", "../../discs", str(table), str(tmp_path / "o")]
+    variables = {**os.environ, "CALLS": str(tmp_path / "calls")}
+    pythons = [interrupted_python(tmp_path, at) for at in ("datasets.py", "split_dataset.py")]
+    ends = [
+        subprocess.run(command, cwd=project / "script", env=variables | {"PYTHON": python})
+        for python in (*pythons, sys.executable, sys.executable)
+    ]
+    assert [end.returncode for end in ends] == [1, 1, 0, 0]
     out = tmp_path / "o"
+    assert not list(out.glob("*.part"))
     counts = {
         name: len(list((out / name).glob("*.nii.gz")))
         for name in ("train", "val", "test", "retest", "dementia")
@@ -545,8 +566,10 @@ def test_prepare_oasis1_ends_with_the_folders_used_here_and_goes_on_where_it_was
     labels = read_labels(out / "Dataset.xls")
     assert labels.keys() == read_labels(out / "participants.tsv").keys()
     assert {path.name[:13] for path in (out / "train").iterdir()} < labels.keys()
+    assert all(path.is_file() for path in (out / "train").iterdir())
+    assert all(Path(row["source"]).is_file() for row in read_tsv(out / "participants.tsv"))
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 6
+    assert len(calls) == 9  # three groups, not in the first run
     assert all("--registration affine --mask subject --contents brain" in call for call in calls)
 
 
