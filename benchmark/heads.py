@@ -9,7 +9,6 @@ whether the same brain lands in the same place however it was scanned, not where
 """
 
 import argparse
-import csv
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from benchmark.degradation import Degradation, degrade, moved
 from data_preprocessing.mosaic import PageRow, draw_mosaic, write_page
 from data_preprocessing.recipe import REGISTRATIONS, Recipe
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent
+from utils.files import replacing, require_absent, write_tsv
 from utils.labels import raise_all
 from utils.volumes import GRID_AFFINE, image_stem
 
@@ -192,13 +191,8 @@ def markdown(rows: Sequence[Row]) -> str:
 def write_tables(rows: Sequence[Row], tables: tuple[Path, Path], *, overwrite: bool) -> None:
     """Writes the rows as .tsv and as .md."""
     tsv, document = tables
-    with (
-        replacing(tsv, overwrite=overwrite) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(field.name for field in fields(Row))
-        table.writerows(astuple(row) for row in rows)
+    header = [field.name for field in fields(Row)]
+    write_tsv(tsv, [header, *map(astuple, rows)], overwrite=overwrite)
     with replacing(document, overwrite=overwrite) as temporary:
         temporary.write_text(markdown(rows), encoding="utf-8")
 

@@ -8,7 +8,6 @@ Any error makes the exit code 1. Nothing is changed.
 """
 
 import argparse
-import csv
 import hashlib
 import sys
 from collections import Counter, defaultdict
@@ -23,7 +22,7 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 
 from data_preprocessing.split_dataset import add_subject_pattern, person_of_scan
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent, sha256_of
+from utils.files import require_absent, sha256_of, write_tsv
 from utils.labels import Label, examine_labels, label_of, parse_sex_codes, raise_all
 from utils.options import add_label_flags
 from utils.sidecars import Preprocessing, read_sidecar, recorded
@@ -302,19 +301,6 @@ def _groups(items: Iterable, key: Callable[..., Hashable]) -> list[list]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def write_report(path: Path, findings: Sequence[Finding], *, overwrite: bool) -> None:
-    """Writes the findings as a tab-separated table with a header row."""
-    with (
-        replacing(path, overwrite=overwrite) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(column.name for column in fields(Finding))
-        for finding in findings:
-            # A cell of a sheet, or a file name, may hold tabs and line ends.
-            table.writerow(" ".join(cell.split()) for cell in astuple(finding))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Check folders of scans and their label sheet before training.")
@@ -364,7 +350,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     order = {(str(path.parent), path.name): place for place, path in enumerate(paths)}
     findings.sort(key=lambda row: (row.severity, order.get((row.folder, row.scan), -1)))
-    write_report(args.output, findings, overwrite=args.overwrite)
+    header = [column.name for column in fields(Finding)]
+    write_tsv(args.output, [header, *map(astuple, findings)], overwrite=args.overwrite)
     errors = [row for row in findings if row.severity == "error"]
     print(
         f"{len(paths)} scans in {len(args.folders)} folders: {len(errors)} errors, "

@@ -8,7 +8,6 @@ how it was made, and collected.tsv says where each came from. Originals are only
 """
 
 import argparse
-import csv
 import os
 import re
 import shlex
@@ -23,7 +22,7 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 
 from data_preprocessing.recipe import Recipe
 from utils.entry import new_parser, run_entry
-from utils.files import replacing, require_empty
+from utils.files import replacing, require_empty, write_tsv
 from utils.labels import raise_all
 from utils.sidecars import write_sidecar
 from utils.volumes import IMAGE_SUFFIXES, Preparation, image_stem, read_volume
@@ -198,14 +197,7 @@ def collect(images: dict[str, Path], *, image: str, write: str, output_dir: Path
         write_sidecar(scan, {"source": str(path.absolute()), "recipe": recipe})
         rows.append((scan.name, image, path.absolute()))
     # Last: a folder with collected.tsv is a finished one.
-    table = output_dir / "collected.tsv"
-    with (
-        replacing(table) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(("scan", "image", "source"))
-        writer.writerows(rows)
+    write_tsv(output_dir / "collected.tsv", [("scan", "image", "source"), *rows])
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -16,7 +16,6 @@ needed stands in the readers of public_tables.py.
 """
 
 import argparse
-import csv
 import os
 import re
 import sys
@@ -35,7 +34,7 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 from data_preprocessing import public_tables as tables
 from data_preprocessing.unoriented import read_oasis2_raw, read_quasiraw, read_t88
 from utils.entry import new_parser, run_entry
-from utils.files import replacing, require_empty
+from utils.files import replacing, require_empty, write_tsv
 from utils.labels import FEMALE, MALE, OLDEST_AGE, raise_all
 from utils.volumes import IMAGE_SUFFIXES, image_stem
 
@@ -311,15 +310,6 @@ def place(
         else:
             placed.append(entry)
     return placed, left_out
-
-
-def write_tsv(path: Path, rows: Iterable[Sequence]) -> None:
-    """Writes rows, the header first, as tab-separated text."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
 
 
 def write_sheet(path: Path, entries: Sequence[Entry]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_preprocessing.recipe import INSTALL
+from utils.files import sha256_of
 from utils.labels import raise_all
 from utils.volumes import IMAGE_SUFFIXES
 
@@ -43,14 +44,11 @@ class Source:
         return self.path.is_dir()
 
     def sha256(self) -> str:
-        """Of the file, or of all files of the DICOM folder in the order of their names."""
-        digest = hashlib.sha256()
-        files = sorted(_visible_files(self.path)) if self.is_dicom else [self.path]
-        for file in files:
-            with file.open("rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()
+        """Of the file, or of the hashes of a DICOM folder's files in the order of their names."""
+        if not self.is_dicom:
+            return sha256_of(self.path)
+        hashes = [sha256_of(file) for file in sorted(_visible_files(self.path))]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Source]:

@@ -4,7 +4,6 @@ A scan's files are written in an order that lets a later call tell what an inter
 record first, the scan last. Each appears under its name when it is whole.
 """
 
-import hashlib
 import importlib
 import os
 import tempfile
@@ -21,7 +20,7 @@ from data_preprocessing.mosaic import PageRow, draw_mosaic
 from data_preprocessing.quality import judge
 from data_preprocessing.recipe import Identity, Mapped, Recipe
 from data_preprocessing.template import load_template
-from utils.files import replacing, require_absent
+from utils.files import replacing, require_absent, sha256_of
 from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
 from utils.volumes import GRID_AFFINE
 
@@ -97,7 +96,7 @@ def _differing(source: Source, job: Job, record: dict) -> list[str]:
         for name, value in _wanted(source, job).items()
         if record.get(name) != value
     ]
-    if _sha256(_scan_path(source, job)) != record.get("output_sha256"):
+    if sha256_of(_scan_path(source, job)) != record.get("output_sha256"):
         found.append("it was changed or damaged since")
     return found
 
@@ -124,7 +123,7 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
         "transform_files": sorted(mapped.kept),
         "qc": asdict(judge(mapped, job.recipe.registration)),
         "notes": mapped.notes,
-        "output_sha256": _sha256(made),
+        "output_sha256": sha256_of(made),
         "seconds": round(time.perf_counter() - start, 1),
     }
     _write(source, job, mapped, record)
@@ -177,10 +176,6 @@ def _picture_path(source: Source, job: Job) -> Path:
 def _transform_path(source: Source, job: Job, suffix: str) -> Path:
     # In a folder of their own: a displacement is a NIfTI file too, and not a scan.
     return job.output_dir / "transforms" / f"{source.name}{suffix}"
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _copy(made: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ machine or, with --shard, on the nodes of a cluster.
 """
 
 import argparse
-import csv
 import re
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from data_preprocessing.mosaic import PageRow, write_page
 from data_preprocessing.one_scan import Job, load_backend, preprocess, row_of
 from data_preprocessing.recipe import BACKENDS, CONTENTS, MASKS, REGISTRATIONS, Recipe
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing
+from utils.files import write_tsv
 from utils.sidecars import read_sidecar
 from utils.volumes import image_stem
 
@@ -92,17 +91,8 @@ def write_reports(rows: Sequence[PageRow], folder: Path, *, shard: tuple[int, in
     """Writes failures.tsv and the page of all pictures; a shard's have its number in the name."""
     mark = "" if shard[1] == 1 else f"_{shard[0]}_of_{shard[1]}"
     failures, page = folder / f"failures{mark}.tsv", folder / f"preprocessing{mark}.html"
-    with (
-        replacing(failures, overwrite=True) as temporary,
-        # A file's name may be no text.
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(("name", "message"))
-        # A message of several lines stays one row.
-        table.writerows(
-            (row.name, " ".join(row.message.split())) for row in rows if row.status == "failed"
-        )
+    failed = [(row.name, row.message) for row in rows if row.status == "failed"]
+    write_tsv(failures, [("name", "message"), *failed], overwrite=True)
     write_page(rows, page, title="Preprocessed scans", overwrite=True)
     return [failures, page]
 

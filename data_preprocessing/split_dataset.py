@@ -10,7 +10,6 @@ changed or opened.
 """
 
 import argparse
-import csv
 import re
 import sys
 from collections import defaultdict
@@ -23,7 +22,7 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.entry import new_parser, number, run_entry
-from utils.files import replacing, require_empty
+from utils.files import replacing, require_empty, write_tsv
 from utils.labels import label_of, parse_sex_codes, raise_all, read_labels
 from utils.volumes import find_scans, image_stem
 
@@ -207,14 +206,10 @@ def write_table(
     person_of: dict[str, str],
 ) -> None:
     """Writes the split as a table: scan, person, age in years, fold."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerow(("scan", "person", "age", "fold"))
-        for fold, scans in folds.items():
-            table.writerows((scan, person_of[scan], ages[scan], fold) for scan in scans)
+    rows = [
+        (scan, person_of[scan], ages[scan], fold) for fold, scans in folds.items() for scan in scans
+    ]
+    write_tsv(path, [("scan", "person", "age", "fold"), *rows])
 
 
 def describe(

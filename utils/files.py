@@ -1,9 +1,10 @@
 """Writing files so that nothing is half-written or overwritten unasked, and telling them apart."""
 
+import csv
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,21 @@ def sha256_of(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_tsv(
+    path: str | Path, rows: Iterable[Iterable[object]], *, overwrite: bool = False
+) -> None:
+    """Writes rows, the header first, as tab-separated text; each row stays one line.
+
+    Tabs and line ends within a cell become blanks, what is not UTF-8 in a file's name an escape.
+    """
+    with (
+        replacing(path, overwrite=overwrite) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerows([" ".join(str(cell).split()) for cell in row] for row in rows)
 
 
 def require_absent(*paths: Path) -> None:
