@@ -92,6 +92,22 @@ def test_sex_words_are_understood(tmp_path, word, sex):
     assert read_labels(sheet)["a"].sex == sex
 
 
+@pytest.mark.parametrize("header", ["M/F", "Sex (M/F)", "Gender", "SEX"])
+def test_headers_of_the_sex_are_understood(tmp_path, header):
+    sheet = tmp_path / "a.csv"
+    sheet.write_text(f"ID,{header},Age\na,M,50\nb,O,60\n")
+    labels = read_labels(sheet)
+    assert (labels["a"].sex, labels["b"].sex) == (1, None)
+
+
+def test_sheet_of_ixi_needs_the_meaning_of_its_codes(tmp_path):
+    sheet = tmp_path / "ixi.csv"
+    sheet.write_text('IXI_ID,"SEX_ID (1=m, 2=f)",AGE\n2,2,35.8\n12,1,38.8\n')
+    with pytest.raises(ValueError, match="--sex_codes 1=male 2=female"):
+        read_labels(sheet)
+    assert read_labels(sheet, sex_codes={"1": 1, "2": 0})["2"].sex == 0
+
+
 def test_one_two_coding_is_refused_without_a_map_and_read_with_one(tmp_path):
     sheet = write_text(tmp_path / "d.csv", [("id", "age", "sex"), ("a", 50, 1), ("b", 60, 2)], ",")
     with pytest.raises(ValueError, match=r"d\.csv, row 3: b: sex 2, .*--sex_codes 1=male 2=female"):

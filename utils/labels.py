@@ -25,7 +25,8 @@ COLUMN_NAMES = {
         "scan", "image", "file", "filename", "file_name", "name", "ixi_id",
     ),
     "age": ("age", "age_years", "age_at_scan", "age_in_years", "chronological_age"),
-    "sex": ("sex", "gender", "sex_id"),
+    # M/F is OASIS's, SEX_ID (1=m, 2=f) IXI's.
+    "sex": ("sex", "gender", "sex_id", "m_f", "f_m", "sex_m_f", "sex_f_m", "sex_id_1_m_2_f"),
 }  # fmt: skip
 SHOWN_PROBLEMS = 20
 OLDEST_AGE = 120
@@ -231,7 +232,7 @@ def _parse_age(text: str) -> tuple[float | None, str | None]:
 
 def _parse_sex(text: str, sex_codes: dict[str, int] | None) -> tuple[int | None, str | None]:
     word = text.lower()
-    if word in UNKNOWN_WORDS:
+    if word in (*UNKNOWN_WORDS, "o", "other"):  # BIDS has the last two
         return None, None
     codes = SEX_WORDS if sex_codes is None else sex_codes
     if word in codes:
