@@ -252,6 +252,8 @@ def joined(device: str = "auto") -> Iterator[World]:
             yield world
     except (ValueError, OSError) as error:
         if not _tells(error, world, errors):
+            # When one has ended the launcher ends all: not before the other has said its words.
+            time.sleep(LAST_WORDS / 2)
             raise SystemExit(1) from error
         raise
     except RuntimeError as error:
