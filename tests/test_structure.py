@@ -229,7 +229,12 @@ def test_published_script_names_are_links_to_ours():
         assert link.resolve() == ROOT / "script" / f"{name}.sh"
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "pretrained/README.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "pretrained/README.md",
+    ROOT / "data_preprocessing/README.md",
+    *(ROOT / "docs").glob("*.md"),
+]
 
 
 def commands(document: Path) -> list[str]:
@@ -238,7 +243,7 @@ def commands(document: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_in_the_documents_is_understood(document, tmp_path):
     for line in commands(document):
         line = line.replace("-m benchmark.heads", "benchmark/heads.py")
