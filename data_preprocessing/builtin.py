@@ -24,7 +24,7 @@ from data_preprocessing import registration
 from data_preprocessing.contents import foreground, seen_contents
 from data_preprocessing.native import Native, read_native
 from data_preprocessing.quality import correlation
-from data_preprocessing.recipe import Identity, Mapped, Recipe
+from data_preprocessing.recipe import INSTALL, Identity, Mapped, Recipe
 from data_preprocessing.registration import (
     Transform,
     register_affine,
@@ -36,7 +36,6 @@ from data_preprocessing.template import load_template
 from utils.volumes import GRID_AFFINE
 
 ENGINES = {"deepbet": "deepbet", "SimpleITK": "SimpleITK", "picsl_greedy": "picsl-greedy"}
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-preprocessing.txt"
 MARGIN = 12.0  # mm kept around the brain
 # Four levels over-correct weak fields; at 6 mm a third of the time of 4 mm, as good.
 N4_ITERATIONS = (50, 50, 50)
@@ -52,10 +51,7 @@ def check(recipe: Recipe) -> None:
     """Raises ValueError if a package is missing, with the command that installs it."""
     missing = [name for module, name in ENGINES.items() if not importlib.util.find_spec(module)]
     if missing:
-        raise ValueError(
-            f"--backend builtin needs {', '.join(missing)}: "
-            f"{sys.executable} -m pip install -r {REQUIREMENTS}"
-        )
+        raise ValueError(f"--backend builtin needs {', '.join(missing)}: {INSTALL}")
 
 
 def identity(recipe: Recipe) -> Identity:

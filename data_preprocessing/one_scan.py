@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -91,14 +92,23 @@ def finished(source: Source, job: Job) -> dict | None:
 
 def _differing(source: Source, job: Job, record: dict) -> list[str]:
     """In what the scan that is there differs from the one that would be made."""
-    found = [
-        f"{name} {record.get(name)} now {value}"
-        for name, value in _wanted(source, job).items()
-        if record.get(name) != value
-    ]
+    wanted = _wanted(source, job)
+    # Another recipe has other parameters as well; the recipe is what the user knows.
+    found = list(_changes(record.get("recipe"), wanted["recipe"], "recipe"))
+    for name, value in wanted.items() if not found else ():
+        found += _changes(record.get(name), value, name)
     if sha256_of(_scan_path(source, job)) != record.get("output_sha256"):
         found.append("it was changed or damaged since")
     return found
+
+
+def _changes(before: object, now: object, name: str) -> Iterator[str]:
+    """What differs of two nested records, such as `mask subject, now template`."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            yield from _changes(before.get(key), now.get(key), key)
+    elif before != now:
+        yield f"{name} {before}, now {now}"
 
 
 def _wanted(source: Source, job: Job) -> dict:

@@ -24,6 +24,7 @@ from data_preprocessing.one_scan import Job, load_backend, preprocess, row_of
 from data_preprocessing.recipe import BACKENDS, CONTENTS, MASKS, REGISTRATIONS, Recipe
 from utils.entry import Switch, new_parser, number, run_entry
 from utils.files import write_tsv
+from utils.labels import SHOWN_PROBLEMS
 from utils.sidecars import read_sidecar
 from utils.volumes import image_stem
 
@@ -229,9 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_writable(args.output_dir)
     rows = preprocess_all(sources, job, jobs=jobs_that_fit(args.jobs, len(sources)))
     counts = Counter(row.status for row in rows)
-    for row in rows:
-        if row.status == "failed":
-            print(f"failed: {row.message}", file=sys.stderr)
+    failed = [row.message for row in rows if row.status == "failed"]
+    for message in failed[:SHOWN_PROBLEMS]:
+        print(f"failed: {message}", file=sys.stderr)
+    if len(failed) > SHOWN_PROBLEMS:
+        print(f"... and {len(failed) - SHOWN_PROBLEMS} more in failures.tsv", file=sys.stderr)
     if count == 1:
         rows, twins = add_earlier(rows, args.output_dir)
         for twin in twins:

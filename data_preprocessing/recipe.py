@@ -10,6 +10,7 @@ This is the contract between `preprocess.py` and the backends (`builtin.py`, `fs
 It reads and writes nothing outside `workspace`, a temporary folder of this scan.
 """
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ REGISTRATIONS = ("deformable", "affine")
 MASKS = ("template", "subject")
 CONTENTS = ("auto", "head", "brain")
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements-preprocessing.txt"
-INSTALL = f"{sys.executable} -m pip install -r {REQUIREMENTS}"  # what a missing package needs
+# What a missing package needs.
+INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from synthetic_head import make_head, rotation
 from data_preprocessing import builtin
 from data_preprocessing.native import Native
 from data_preprocessing.quality import LIMITS, judge
-from data_preprocessing.recipe import Mapped, Recipe
+from data_preprocessing.recipe import REQUIREMENTS, Mapped, Recipe
 from data_preprocessing.registration import Transform, grid_points, resample
 from data_preprocessing.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
@@ -105,7 +105,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"deepbet.*picsl-greedy: .* -m pip install -r .*\.txt"):
         builtin.check(AFFINE)
-    assert builtin.REQUIREMENTS.is_file()
+    assert REQUIREMENTS.is_file()
 
 
 def test_faint_background_of_an_extracted_brain_is_not_in_its_mask():

@@ -129,7 +129,7 @@ def test_output_of_another_recipe_is_neither_mixed_in_nor_replaced_unasked(raw):
     run(raw)
     before = state(raw.parent / "grid")
     run(raw, "--mask", "template")
-    assert "is not what would be made (recipe" in messages(raw)["anna"]
+    assert "is not what would be made (mask subject, now template): give" in messages(raw)["anna"]
     assert state(raw.parent / "grid") == before
     run(raw, "--mask", "template", "--overwrite")
     assert set(messages(raw)) == {"carl"}
@@ -193,7 +193,7 @@ def test_other_call_that_was_faster_is_not_replaced(raw, monkeypatch):
 
     monkeypatch.setattr(resample, "map_scan", slow)
     run(raw)
-    assert "is not what would be made (recipe" in messages(raw)["anna"]
+    assert "is not what would be made (mask template, now subject): give" in messages(raw)["anna"]
     assert read_sidecar(raw.parent / "grid" / "anna.nii.gz")["recipe"]["mask"] == "template"
 
 
