@@ -182,6 +182,7 @@ def test_repeated_scans_are_links_to_a_few(tmp_path):
     ("measure", "form"),
     [("inference", "plain"), ("inference", "ours bfloat16"), ("training", "ours float32")],
 )
+@pytest.mark.slow
 def test_networks_are_measured_in_speed_operations_and_memory(measure, form):
     settings = replace(QUICK, batch=2)
     figures = MEASURES[measure](form, settings, Meter(CPU, least_seconds=0.0, least_runs=1))
@@ -189,6 +190,7 @@ def test_networks_are_measured_in_speed_operations_and_memory(measure, form):
     assert all(value >= 0 for value in figures.values())
 
 
+@pytest.mark.slow
 def test_a_form_measured_in_its_own_process_says_what_went_wrong():
     request = {"measure": "inference", "form": "theirs", "settings": vars(QUICK)}
     with pytest.raises(ValueError, match="no form called 'theirs'"):

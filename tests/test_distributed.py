@@ -190,6 +190,7 @@ def require_same_step(found: dict, expected: dict) -> None:
     assert max(value.abs().max() for value in expected["gradients"].values()) > 1
 
 
+@pytest.mark.slow
 def test_gradients_of_two_shares_make_that_of_the_whole_batch(pair):
     expected = linear_gradient(SINGLE)
     assert expected.abs().min() > 1

@@ -288,6 +288,7 @@ SAID = {
         for kind in kinds
     ],
 )
+@pytest.mark.slow
 def test_what_a_step_leaves_is_looked_at_although_it_says_all_is_well(
     fake, tmp_path, monkeypatch, recipe, program, file, kind
 ):

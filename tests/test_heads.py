@@ -15,6 +15,7 @@ from benchmark.degradation import Degradation, degrade
 from benchmark.heads import CASES
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
+pytestmark = pytest.mark.slow
 # A small head, 144 mm long, in a header that is turned and shifted: (P, S, R), 4 mm.
 SHAPE = (44, 40, 38)
 AFFINE = np.array([[0, 0, 4, -70], [-4, 0, 0, 95], [0, 4, 0, -60], [0, 0, 0, 1]], float)

@@ -17,6 +17,8 @@ from utils.checkpoint import save_checkpoint
 from utils.sidecars import Preprocessing, read_sidecar
 from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans, read_volume
 
+pytestmark = pytest.mark.slow
+
 
 def brain(seed=0):
     """The template with a face of its own, in RAS order, as TemplateFlow stores it."""
@@ -261,7 +263,6 @@ resample.map_scan = deadly
 """
 
 
-@pytest.mark.slow
 def test_killed_worker_loses_no_row(raw, monkeypatch, fresh_workers):
     (raw.parent / "sitecustomize.py").write_text(DEADLY)
     root = Path(preprocess.__file__).parent.parent

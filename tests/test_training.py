@@ -252,6 +252,7 @@ def test_bad_input_stops_training_before_anything_is_written(cohort, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_checkpoints_say_how_the_scans_were_made_by_sidecars_or_flags(
     cohort, trained, tmp_path, capsys
 ):
@@ -313,6 +314,7 @@ def test_second_stage_refuses_scans_made_in_another_way_than_the_first_stages(co
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_resuming_on_scans_made_in_another_way_is_refused(cohort, tmp_path):
     folder = linked_cohort(cohort, tmp_path / "cohort")
     flags = [*training_flags(folder, tmp_path / "out"), "--any_grid", "--epochs", "1"]
