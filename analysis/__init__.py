@@ -1,0 +1,1 @@
+"""What is made of predicted ages: brain-PAD, its correction and limits, and where ages come from."""
