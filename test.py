@@ -4,20 +4,11 @@ Run it through `bash script/test_first_stage.sh` or `bash script/test_second_sta
 torchrun is for training.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.entry import run_entry
 from utils.options import parse_test
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from utils.checkpoint import Checkpoint
-    from utils.cohort import Scan
-    from utils.engine import Execution
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -25,11 +16,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = parse_test(argv)
     # After parsing, so that --help does not wait for torch.
     from utils import results
-    from utils.checkpoint import load_checkpoint
+    from utils.checkpoint import load_ensemble
     from utils.cohort import describe, open_cohort
     from utils.engine import choose_execution
     from utils.labels import parse_sex_codes, read_labels
     from utils.machine import use_machine_well
+    from utils.prediction import Prediction, find_checkpoints, predict_scans
     from utils.setup import say_unused
     from utils.sidecars import compare_preprocessing, format_comparison
 
@@ -42,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         files.require_absent()
     use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision)
-    checkpoint = load_checkpoint(
-        find_checkpoint(output_dir, args.model_name),
+    checkpoint = load_ensemble(
+        find_checkpoints(output_dir, args.model_name),
         first_stage_net=args.first_stage_net,
         use_sex=args.use_sex,
         age_step=args.age_step,
@@ -55,47 +47,26 @@ def main(argv: Sequence[str] | None = None) -> dict:
     comparison = compare_preprocessing([scan.path for scan in scans], checkpoint.preprocessing)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
     print(format_comparison(comparison))
-    ages = predict_ages(args, execution, checkpoint, scans)
+    how = Prediction(
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        fuse=args.fuse,
+        compile=args.compile,
+        mirror=args.mirror,
+        insist=args.precision == "bfloat16",
+    )
+    ages = predict_scans(checkpoint, scans, execution, how)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
     report["preprocessing"] = comparison
+    report["checkpoint"] = str(checkpoint.source)
     cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
     results.write_report(report, scans, ages, files, name=cohort)
     print(results.format_report(report))
     written = names if report["scans_with_age"] else names[:3]
     print(f"results: {', '.join(str(output_dir / name) for name in written)}")
     return report
-
-
-def predict_ages(
-    args: Namespace, execution: "Execution", checkpoint: "Checkpoint", scans: list["Scan"]
-) -> dict[str, "np.ndarray"]:
-    """The named ages of all scans in file order, (scans,) years each; bad scans are named first."""
-    from model.layers import fuse_for_inference
-    from utils.dataset import evaluation_loader, open_for_one_reading
-    from utils.engine import compile_network, predict, settle_precision
-
-    dataset = open_for_one_reading(scans, checkpoint.preparation)
-    unknown = sum(scan.sex is None for scan in scans)
-    if unknown and checkpoint.uses_sex:
-        print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
-    model = fuse_for_inference(checkpoint.model) if args.fuse else checkpoint.model
-    model = execution.place(model)
-    if args.compile:
-        compile_network(model, execution)
-    insist = args.precision == "bfloat16"
-    execution = settle_precision(
-        model, dataset, execution, batch_size=args.batch_size, insist=insist
-    )
-    loader = evaluation_loader(dataset, batch_size=args.batch_size, num_workers=args.num_workers)
-    return predict(model, loader, execution)
-
-
-def find_checkpoint(output_dir: Path, model_name: str) -> Path:
-    """The checkpoint in the output folder, as the authors' flags mean it, or at a path."""
-    inside = output_dir / model_name
-    return inside if inside.is_file() or not Path(model_name).is_file() else Path(model_name)
 
 
 if __name__ == "__main__":

@@ -34,16 +34,21 @@ def train(args: Namespace, world: "World") -> Path:
 
     from model.scaledense import ScaleDense
     from utils import setup
+    from utils.checkpoint import start_from_checkpoint
     from utils.volumes import Preparation
 
     setup.say_unused(args, "the test set is read only by test.py")
     setup.check_start(args, world)
     loss = setup.age_loss(args)
     execution = setup.seeded_execution(args, world)
-    preparation = Preparation(args.resolution, args.intensity, any_grid=args.any_grid)
+    preparation = Preparation(
+        args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop
+    )
     sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution))
     mean_age = float(np.mean([scan.age for scan in sets[0].scans]))
-    model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age)
+    model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age, dropout=args.dropout)
+    if args.init_from:
+        start_from_checkpoint(model, args.init_from, preparation)
     return setup.start(args, model, loss, sets, execution, made)
 
 

@@ -33,7 +33,7 @@ def train(args: Namespace, world: "World") -> Path:
     from model.tsan import TSAN, SecondStage
     from utils import setup
     from utils.cascade import unseen_error_spread
-    from utils.checkpoint import load_first_stage
+    from utils.checkpoint import load_first_stage, start_from_checkpoint
 
     setup.say_unused(args, "the test set is read only by test.py")
     setup.check_start(args, world)
@@ -41,12 +41,19 @@ def train(args: Namespace, world: "World") -> Path:
     execution = setup.seeded_execution(args, world)
     first = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
     width = args.width or first.model.encoder.width
-    second_stage = SecondStage(width, use_sex=args.use_sex)
-    if args.warm_start:
-        second_stage.start_from(first.model)
+    second_stage = SecondStage(width, use_sex=args.use_sex, dropout=args.dropout)
+    if args.init_from:
+        start_from_checkpoint(second_stage, args.init_from, first.preparation)
+    elif args.warm_start:
+        net = args.warm_start_net
+        start = load_first_stage(net, use_sex=args.use_sex) if net else first
+        second_stage.start_from(start.model, rough_share=args.rough_share)
     sets, made = world.everyone(lambda: setup.datasets(args, first.preparation, execution, first))
+    setup.use_out_of_fold_ages(args, sets[0])
     noise = args.rough_age_noise
-    if noise == "auto":
+    if noise == "auto" and args.out_of_fold_ages:
+        noise = 0.0  # these ages err as on new scans already
+    elif noise == "auto":
         noise = unseen_error_spread(first.model, *sets, execution)
         print(f"noise on the rough age in training: SD {noise:.2f} years")
     model = TSAN(first.model, second_stage, age_step=args.age_step, rough_age_noise=noise)

@@ -1,1 +1,1 @@
-"""What is made of predicted ages: brain-PAD, its correction and limits, and where ages come from."""
+"""What is made of predicted ages: brain-PAD, its correction and limits, and saliency."""

@@ -290,7 +290,7 @@ def our_training(
             batches,
             optimizer,
             execution,
-            augment=lambda image: image,
+            augment=lambda image, age: (image, age),
             after_step=lambda step, terms: None,
         )
 

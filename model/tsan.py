@@ -36,9 +36,9 @@ def discretize_age(age: Tensor, step: float = 5.0) -> Tensor:
 class SecondStage(nn.Module):
     """Scan, sex and rounded age to the residual, in years, that is added to the rounded age."""
 
-    def __init__(self, width: str = "compact", *, use_sex: bool = True):
+    def __init__(self, width: str = "compact", *, use_sex: bool = True, dropout: float = 0.0):
         super().__init__()
-        self.encoder = Encoder(width, use_sex=use_sex)
+        self.encoder = Encoder(width, use_sex=use_sex, dropout=dropout)
         activation = WIDTHS[width].age_activation
         self.age_branch = fully_connected((1, 32, AGE_FEATURES), activation, activation)
         self.head = age_head(self.encoder.out_features + AGE_FEATURES, width)
@@ -51,17 +51,26 @@ class SecondStage(nn.Module):
             age_features = self.age_branch(rounded_age.to(features.dtype))  # (N, 16)
             return self.head(torch.cat([features, age_features], dim=1))
 
-    def start_from(self, first_stage: ScaleDense) -> None:
-        """Starts where the first stage ended: at its age minus the rounded age as the residual.
+    def start_from(self, first_stage: ScaleDense, *, rough_share: float = 0.0) -> None:
+        """Starts where a first stage ended: at its age minus the rounded age as the residual.
 
         Not in the paper: a second stage with fresh weights, trained as published, collapses to one
         residual a 5-year bin, and with a fresh head it nearly did so in our trials. The encoder and
         the head are copied; one of the 16 hidden units of the head, that of the least weight, is
         given up to carry the rounded age.
 
+        Args:
+            first_stage: the cascade's own, or one trained with another seed.
+            rough_share: the weight of the rounded age in the age at the start, in [0, 1): 0 starts
+                at the age of `first_stage` alone. With a first stage of another seed, 0.5 starts at
+                the mean of two networks that err independently.
+
         Raises:
-            ValueError: the first stage has another width or another use of the sex.
+            ValueError: `rough_share` is out of range, or the first stage has another width or
+                another use of the sex.
         """
+        if not 0 <= rough_share < 1:
+            raise ValueError(f"rough_share: at least 0 and below 1 expected, got {rough_share}")
         ours, theirs = self.encoder, first_stage.encoder
         if (ours.width, ours.use_sex) != (theirs.width, theirs.use_sex):
             raise ValueError(
@@ -71,10 +80,10 @@ class SecondStage(nn.Module):
             )
         ours.load_state_dict(theirs.state_dict())
         with torch.no_grad():
-            self._copy_head(first_stage.head)
+            self._copy_head(first_stage.head, 1 - rough_share)
 
-    def _copy_head(self, head: nn.Sequential) -> None:
-        """Makes the output the age of `head` minus the rounded age, for ages of 0 and more."""
+    def _copy_head(self, head: nn.Sequential, share: float) -> None:
+        """Makes the output `share` of the age of `head` minus the rounded age, for ages >= 0."""
         unit = 10.0  # years; keeps weights and features of the new path near 1
         image_features = self.encoder.out_features
         first, last = self.head[0], self.head[-1]
@@ -91,6 +100,8 @@ class SecondStage(nn.Module):
         first.weight[least], first.bias[least] = 0.0, 0.0
         first.weight[least, image_features] = 1.0
         last.weight[0, least] = -unit
+        last.weight.mul_(share)
+        last.bias.mul_(share)
 
 
 class TSAN(nn.Module):
@@ -124,11 +135,21 @@ class TSAN(nn.Module):
         self.first_stage.eval()
         return self
 
-    def predict(self, image: Tensor, sex: Tensor) -> dict[str, Tensor]:
-        """The named (N, 1) ages, in years, of one pass through both stages."""
-        with torch.no_grad():
-            stage_one_age = self.first_stage(image, sex)
-        rough_age = stage_one_age
+    def predict(
+        self, image: Tensor, sex: Tensor, rough_age: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The named (N, 1) ages, in years, of one pass through both stages.
+
+        Args:
+            image: (N, 1, D, H, W).
+            sex: (N,), 0 female or 1 male.
+            rough_age: (N, 1) years in place of the first stage's ages, which are then not computed:
+                in training, ages from networks that had not seen the scans.
+        """
+        if rough_age is None:
+            with torch.no_grad():
+                rough_age = self.first_stage(image, sex)
+        stage_one_age = rough_age
         if self.training and self.rough_age_noise > 0:
             rough_age = rough_age + self.rough_age_noise * torch.randn_like(rough_age)
         rounded_age = discretize_age(rough_age, self.age_step)
@@ -139,9 +160,9 @@ class TSAN(nn.Module):
             "predicted_age": rounded_age + residual,
         }
 
-    def forward(self, image: Tensor, sex: Tensor) -> Tensor:
-        """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, 1) ages in years."""
-        return self.predict(image, sex)["predicted_age"]
+    def forward(self, image: Tensor, sex: Tensor, rough_age: Tensor | None = None) -> Tensor:
+        """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, 1) ages; see `predict`."""
+        return self.predict(image, sex, rough_age)["predicted_age"]
 
     def options(self) -> dict:
         """The arguments that rebuild this network, as plain values."""

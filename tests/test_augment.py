@@ -1,7 +1,10 @@
 import pytest
 import torch
+from scipy import ndimage, stats
 
-from utils.augment import Augmentation
+from utils.augment import Augmentation, rotations
+
+NO_AGES = torch.zeros(64, 1)
 
 
 @pytest.fixture
@@ -9,12 +12,20 @@ def image():
     return torch.randn(64, 1, 6, 7, 8)
 
 
+def changed(image: torch.Tensor, **options) -> torch.Tensor:
+    """The images alone, of an augmentation that leaves ages as they are."""
+    ages = torch.rand(len(image), 1)
+    result, same = Augmentation(**options)(image, ages)
+    assert torch.equal(same, ages)
+    return result
+
+
 def test_no_augmentation_changes_nothing(image):
-    assert torch.equal(Augmentation()(image), image)
+    assert torch.equal(changed(image), image)
 
 
 def test_flips_mirror_left_and_right_alone_and_about_half_the_scans(image):
-    flipped = Augmentation(flip=True)(image)
+    flipped = changed(image, flip=True)
     mirrored = [torch.equal(a, b.flip(1)) for a, b in zip(flipped, image, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(flipped, image, strict=True)]
     assert all(m or s for m, s in zip(mirrored, same, strict=True))
@@ -24,7 +35,7 @@ def test_flips_mirror_left_and_right_alone_and_about_half_the_scans(image):
 def test_shifts_move_whole_scans_by_whole_voxels_up_to_the_limit(image):
     volume = torch.zeros(64, 1, 9, 9, 9)
     volume[:, 0, 4, 4, 4] = 1
-    moved = Augmentation(shift=2)(volume)
+    moved = changed(volume, shift=2)
     positions = moved.nonzero()[:, 2:] - 4
     assert len(positions) == 64
     assert positions.abs().max() == 2
@@ -33,20 +44,84 @@ def test_shifts_move_whole_scans_by_whole_voxels_up_to_the_limit(image):
 
 def test_shifts_repeat_the_edge_so_that_any_background_stays():
     background = torch.full((4, 1, 5, 5, 5), -1.7)
-    assert torch.equal(Augmentation(shift=2)(background), background)
+    assert torch.equal(changed(background, shift=2), background)
 
 
 def test_intensity_is_one_factor_a_scan(image):
-    factors = Augmentation(intensity=0.1)(image) / image
+    factors = changed(image, intensity=0.1) / image
     per_scan = factors.flatten(1)
     torch.testing.assert_close(per_scan, per_scan[:, :1].expand_as(per_scan))
     assert per_scan[:, 0].std().item() == pytest.approx(0.1, rel=0.4)
 
 
+def test_rotations_turn_about_one_axis_each_and_keep_lengths():
+    for axis in range(3):
+        angles = torch.zeros(1, 3)
+        angles[0, axis] = torch.pi / 2
+        turn = rotations(angles)[0]
+        unit = torch.eye(3)[axis]
+        torch.testing.assert_close(turn @ unit, unit)
+        torch.testing.assert_close(turn @ turn @ turn @ turn, torch.eye(3), atol=1e-6, rtol=0)
+    some = rotations(torch.randn(5, 3))
+    torch.testing.assert_close(some @ some.mT, torch.eye(3).expand(5, 3, 3), atol=1e-5, rtol=0)
+
+
+def test_turned_scans_are_those_of_scipy(monkeypatch):
+    # A volume of unequal sides, turned and scaled by a known matrix about its middle.
+    volume = torch.zeros(1, 1, 12, 16, 20)
+    volume[0, 0, 3:8, 5:13, 6:15] = torch.rand(5, 8, 9)
+    draws = [torch.tensor([[0.9, 0.2, 0.7]]), torch.tensor([[0.1, 0.8, 0.6]])]
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: draws.pop(0))
+    result, _ = Augmentation(rotation=20, scale=0.2)(volume, NO_AGES[:1])
+    angles = torch.deg2rad(20 * torch.tensor([[0.8, -0.6, 0.4]]))
+    matrix = rotations(angles)[0] * torch.tensor([1 - 0.16, 1.12, 1.04])
+    middle = (torch.tensor(volume.shape[2:]) - 1) / 2
+    expected = ndimage.affine_transform(
+        volume[0, 0].numpy(), matrix.numpy(), (middle - matrix @ middle).numpy(), order=1
+    )
+    torch.testing.assert_close(result[0, 0], torch.from_numpy(expected), atol=1e-5, rtol=0)
+
+
+def test_noise_is_independent_of_the_voxels_and_as_large_as_said(image):
+    added = (changed(image, noise=0.3) - image).flatten()
+    assert added.std().item() == pytest.approx(0.3, rel=0.05)
+    assert abs(stats.pearsonr(added, image.flatten()).statistic) < 0.03
+
+
+def test_cutout_blanks_one_box_of_at_most_the_share_and_leaves_the_rest():
+    image = torch.ones(64, 1, 10, 12, 14)
+    result = changed(image, cutout=0.5)
+    assert torch.equal(image, torch.ones_like(image))  # what was given is left
+    sizes = []
+    for scan in result[:, 0]:
+        places = (scan == 0).nonzero()
+        if len(places):
+            lengths = places.amax(0) - places.amin(0) + 1
+            assert lengths.prod() == len(places)  # a full box
+            assert (lengths <= torch.tensor([6, 7, 8])).all()
+            sizes.append(len(places))
+    assert len(set(sizes)) > 10
+
+
+def test_mixing_mixes_ages_as_it_mixes_scans():
+    ages = torch.arange(64.0)[:, None]
+    image = ages[:, :, None, None, None].expand(64, 1, 3, 3, 3)  # each scan shows its age
+    mixed, mixed_ages = Augmentation(mixup=0.4)(image, ages)
+    torch.testing.assert_close(mixed[:, :, 0, 0, 0], mixed_ages)
+    assert torch.equal(mixed.amin((2, 3, 4)), mixed.amax((2, 3, 4)))
+    assert (mixed_ages != ages).any()
+    # The scan itself weighs at least as much as the other one, so its sex is the mixture's.
+    assert (mixed_ages - ages).abs().max() <= 32
+
+
 def test_the_same_seed_draws_the_same_changes(image):
-    augment = Augmentation(flip=True, shift=1, intensity=0.1)
+    augment = Augmentation(
+        flip=True, shift=1, intensity=0.1, rotation=5, scale=0.1, noise=0.1, cutout=0.3, mixup=0.2
+    )
     results = []
     for _ in range(2):
         torch.manual_seed(3)
-        results.append(augment(image))
-    assert torch.equal(*results)
+        results.append(augment(image, torch.arange(64.0)[:, None]))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][0].shape == image.shape

@@ -1,8 +1,9 @@
 """Random changes to whole training batches, on the device, drawn from torch's generator.
 
-Not in the paper, which trains without; docs/RESULTS.md says what it was measured to give.
+Not in the paper, which trains without; docs/RESULTS.md says what each was measured to give.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,30 +13,47 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far a training scan may be changed; the zeros change nothing.
+    """How far training scans may be changed; the zeros change nothing.
 
     Attributes:
         flip: whether half of the scans are mirrored left to right.
         shift: largest shift along each axis, voxels of the network's input.
         intensity: SD of a factor on each scan's z-scored intensities.
+        rotation: largest turn about each axis, degrees.
+        scale: largest relative change of size along each axis.
+        noise: SD of noise on each voxel, in SD of the brain's intensities.
+        cutout: largest side of a box that is blanked, as a share of each axis.
+        mixup: alpha of the beta distribution from which the weights of two mixed scans are drawn
+            (Zhang et al., ICLR 2018); ages are mixed alike, the sex is that of the heavier.
     """
 
     flip: bool = False
     shift: int = 0
     intensity: float = 0.0
+    rotation: float = 0.0
+    scale: float = 0.0
+    noise: float = 0.0
+    cutout: float = 0.0
+    mixup: float = 0.0
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """(N, 1, D, H, W) -> the same shape; D runs from left to right."""
+    def __call__(self, image: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1, D, H, W) and (N, 1) years -> the same shapes; D runs from left to right."""
         scans = len(image)
         if self.flip:
             mirrored = torch.rand(scans, device=image.device) < 0.5
             image = torch.where(mirrored[:, None, None, None, None], image.flip(2), image)
+        if self.rotation or self.scale:
+            image = self._turn(image)
         if self.shift:
             image = self._shift(image)
         if self.intensity:
             factor = 1 + self.intensity * torch.randn(scans, device=image.device)
             image = image * factor[:, None, None, None, None]
-        return image
+        if self.noise:
+            image = image + self.noise * torch.randn_like(image)
+        if self.cutout:
+            image = self._blank(image)
+        return self._mix(image, age) if self.mixup else (image, age)
 
     def _shift(self, image: Tensor) -> Tensor:
         # The edge is repeated: background is not zero under the authors' intensity rule.
@@ -48,3 +66,49 @@ class Augmentation:
                 for scan, (x, y, z) in zip(padded, starts, strict=True)
             ]
         )
+
+    def _turn(self, image: Tensor) -> Tensor:
+        """Rotates and scales each scan about the middle of its volume; edges are repeated."""
+        device, scans = image.device, len(image)
+        angles = math.radians(self.rotation) * (2 * torch.rand(scans, 3, device=device) - 1)
+        sizes = 1 + self.scale * (2 * torch.rand(scans, 3, device=device) - 1)
+        matrix = rotations(angles) * sizes[:, None, :]  # in voxels, along D, H, W
+        # grid_sample counts axes backwards, and each from -1 to 1, whatever its length.
+        half = torch.tensor(image.shape[2:], device=device) / 2
+        matrix = (matrix * half / half[:, None]).flip(1, 2)
+        theta = torch.cat([matrix, matrix.new_zeros(scans, 3, 1)], dim=2)
+        grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
+        turned = functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+        return turned.contiguous(memory_format=torch.channels_last_3d)
+
+    def _blank(self, image: Tensor) -> Tensor:
+        """Sets a box of each scan, of random sides and place, to 0: the brain's mean intensity."""
+        image = image.clone()
+        sides = torch.rand(len(image), 3) * self.cutout
+        starts = torch.rand(len(image), 3) * (1 - sides)
+        lengths = torch.tensor(image.shape[2:])
+        first, last = ((ends * lengths).long().tolist() for ends in (starts, starts + sides))
+        for scan, (a, b, c), (d, e, f) in zip(image, first, last, strict=True):
+            scan[:, a:d, b:e, c:f] = 0
+        return image
+
+    def _mix(self, image: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
+        share = torch.distributions.Beta(self.mixup, self.mixup).sample((len(image),))
+        share = torch.maximum(share, 1 - share).to(image.device)  # of the scan itself
+        other = torch.randperm(len(image)).to(image.device)
+        weight = share[:, None, None, None, None]
+        image = weight * image + (1 - weight) * image[other]
+        return image, share[:, None] * age + (1 - share[:, None]) * age[other]
+
+
+def rotations(angles: Tensor) -> Tensor:
+    """(N, 3) radians about the three axes, one after another -> (N, 3, 3) rotation matrices."""
+    total = torch.eye(3, device=angles.device).expand(len(angles), 3, 3)
+    for axis in range(3):
+        first, second = (other for other in range(3) if other != axis)
+        turn = torch.eye(3, device=angles.device).repeat(len(angles), 1, 1)
+        cosine, sine = angles[:, axis].cos(), angles[:, axis].sin()
+        turn[:, first, first], turn[:, second, second] = cosine, cosine
+        turn[:, first, second], turn[:, second, first] = -sine, sine
+        total = total @ turn
+    return total

@@ -9,13 +9,15 @@ A second-stage checkpoint holds its first stage as well, so one file is enough t
 
 import pickle
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from model.authors import from_authors, stage_of, to_authors
-from model.scaledense import ScaleDense
+from model.ensemble import Ensemble
+from model.scaledense import Encoder, ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.files import replacing
 from utils.sidecars import UNKNOWN, Preprocessing
@@ -31,7 +33,7 @@ class Checkpoint:
     """A network as it was saved, with what is needed to use it.
 
     Attributes:
-        model: ScaleDense (stage 1) or TSAN (stage 2), in evaluation mode.
+        model: ScaleDense (stage 1), TSAN (stage 2), or several of one kind, in evaluation mode.
         preparation: how its scans are read.
         preprocessing: how its training scans were made.
         summary: how it was trained; empty for the authors' files.
@@ -39,25 +41,28 @@ class Checkpoint:
         source: the file.
     """
 
-    model: ScaleDense | TSAN
+    model: ScaleDense | TSAN | Ensemble
     preparation: Preparation
     preprocessing: Preprocessing
     summary: dict
     resume: dict | None
-    source: Path
+    source: Path | str
 
     @property
     def stage(self) -> int:
         """1 or 2."""
-        return 2 if isinstance(self.model, TSAN) else 1
+        return 2 if any(isinstance(module, SecondStage) for module in self.model.modules()) else 1
 
     @property
     def uses_sex(self) -> bool:
-        """Whether either of its stages reads the sex."""
-        if isinstance(self.model, ScaleDense):
-            return self.model.encoder.use_sex
-        stages = (self.model.first_stage, self.model.second_stage)
-        return any(stage.encoder.use_sex for stage in stages)
+        """Whether any of its stages reads the sex."""
+        encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
+        return any(encoder.use_sex for encoder in encoders)
+
+    @property
+    def saw_mirrored(self) -> bool:
+        """Whether its training scans were mirrored at random; unknown counts as not."""
+        return bool(self.summary.get("training", {}).get("augmentation", {}).get("flip"))
 
 
 def save_checkpoint(
@@ -132,6 +137,41 @@ def load_checkpoint(
     return Checkpoint(network, first.preparation, made, {}, None, path)
 
 
+def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
+    """Loads one checkpoint, or several as the mean of their ages; `options` as `load_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`; or they are not of one stage, or for
+            scans prepared or preprocessed in several ways.
+    """
+    first, *others = (load_checkpoint(path, **options) for path in paths)
+    if not others:
+        return first
+    for other in others:
+        if other.stage != first.stage:
+            raise ValueError(f"{other.source}: stage {other.stage}, {first.source}: {first.stage}")
+        if other.preparation != first.preparation:
+            raise ValueError(
+                f"{other.source}: reads scans as {other.preparation}, {first.source} as "
+                f"{first.preparation}: networks that read scans alike expected"
+            )
+        require_alike(other.source, other.preprocessing, first)
+    everyone = (first, *others)
+    means = [one.summary.get("mean_training_age") for one in everyone]
+    summary = {
+        "mean_training_age": None if None in means else sum(means) / len(means),
+        "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
+    }
+    return Checkpoint(
+        Ensemble([one.model for one in everyone]).eval(),
+        first.preparation,
+        first.preprocessing,
+        summary,
+        None,
+        f"the mean of {', '.join(str(one.source) for one in everyone)}",
+    )
+
+
 def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
     """Loads a checkpoint that must be a first stage.
 
@@ -146,13 +186,43 @@ def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkp
     raise ValueError(f"{path}: a second stage; --first_stage_net expects a first-stage checkpoint")
 
 
+def start_from_checkpoint(
+    network: ScaleDense | SecondStage, path: str | Path, preparation: Preparation
+) -> None:
+    """Gives a network of either stage the weights of that stage in a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint lacks that stage, or its network or preparation is another.
+    """
+    checkpoint = load_checkpoint(path)
+    model = checkpoint.model
+    if isinstance(network, SecondStage):
+        if checkpoint.stage == 1:
+            raise ValueError(f"{path}: a first stage; --init_from expects a second stage here")
+        source = model.second_stage
+    else:
+        source = model.first_stage if checkpoint.stage == 2 else model
+    ours, theirs = network.encoder, source.encoder
+    if (ours.width, ours.use_sex) != (theirs.width, theirs.use_sex):
+        raise ValueError(
+            f"{path}: width {theirs.width}, use_sex {theirs.use_sex}, but --width and --use_sex "
+            f"say {ours.width}, {ours.use_sex}"
+        )
+    if checkpoint.preparation != preparation:
+        raise ValueError(
+            f"{path}: trained on scans prepared as {checkpoint.preparation}, these would be "
+            f"prepared as {preparation}: give --resolution, --crop and --intensity accordingly"
+        )
+    network.load_state_dict(source.state_dict())
+
+
 def require_alike(source: object, made: Preprocessing, first_stage: Checkpoint) -> None:
     """Raises ValueError where scans of `source` were made in another way than the first stage's."""
     differences = made.differences(first_stage.preprocessing)
     if differences:
         raise ValueError(
-            f"{source}: {'; '.join(differences)} as the training scans of its first stage "
-            f"{first_stage.source}: both stages need scans made in one way"
+            f"{source}: {'; '.join(differences)} as the training scans of "
+            f"{first_stage.source}: networks used together need scans made in one way"
         )
 
 

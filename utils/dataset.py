@@ -101,6 +101,9 @@ class ScanDataset(Dataset):
         OSError: the cache's folder cannot be written or is too full.
     """
 
+    # (scans, 1) years in place of a first stage's ages, where they are set: batches bring them.
+    rough_age: Tensor | None = None
+
     def __init__(self, scans: list[Scan], preparation: Preparation, cache: Cache = NO_CACHE):
         self.scans, self.preparation, self.cache = scans, preparation, cache
         self.shape = preparation.input_shape(scans[0].shape)
@@ -124,6 +127,8 @@ class ScanDataset(Dataset):
             return {name: values[0] for name, values in self[[index]].items()}
         places = torch.tensor(index)
         batch = {"sex": self.sex[places], "age": self.age[places], "index": places}
+        if self.rough_age is not None:
+            batch["rough_age"] = self.rough_age[places]
         batch["image"], levels = self._images(index)
         return batch | {"levels": levels} if self.cache.bits == 8 else batch
 

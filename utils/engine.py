@@ -133,7 +133,7 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     execution: Execution,
     *,
-    augment: Callable[[Tensor], Tensor],
+    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     after_step: Callable[[int, dict[str, Tensor]], None],
 ) -> dict[str, float]:
     """Trains on every batch once.
@@ -146,7 +146,7 @@ def train_one_epoch(
         loader: batches as utils/dataset.py makes them, or a list of them for a single process.
         optimizer: over the parameters that change.
         execution: device and precision; the model is on the device already.
-        augment: changes an image batch.
+        augment: changes an image batch and its ages.
         after_step: called with the step's number, from 1, and its loss terms.
 
     Returns:
@@ -165,9 +165,9 @@ def train_one_epoch(
     for step, (batch, scans) in enumerate(zip(batches, sizes, strict=True), start=1):
         sex, age = execution.take(batch["sex"]), execution.take(batch["age"])
         with world.own_randomness(step, execution.device):
-            image = augment(execution.images(batch))
+            image, age = augment(execution.images(batch), age)
             with execution.autocast():
-                predicted_age = model(image, sex)
+                predicted_age = model(image, sex, *_rough_age(batch, execution))
         terms = loss(*_whole_batch(predicted_age, age, scans, world))
         values = {name: value.detach() for name, value in terms.items()}
         unseen.append(Step(step, batch["index"], values))
@@ -182,6 +182,11 @@ def train_one_epoch(
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * scans
     return {name: (value / sum(sizes)).item() for name, value in sums.items()}
+
+
+def _rough_age(batch: dict[str, Tensor], execution: Execution) -> list[Tensor]:
+    """The rough ages (N, 1) that a second stage is trained on where the batch brings them."""
+    return [execution.take(batch["rough_age"])] if "rough_age" in batch else []
 
 
 def _whole_batch(
@@ -237,7 +242,8 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
         norm.momentum = None  # the mean over all batches instead of a running one
     for batch in itertools.islice(loader, -(-REFRESH_SCANS // _global_sizes(loader)[0])):
         with execution.autocast():
-            model(execution.images(batch), execution.take(batch["sex"]))
+            sex = execution.take(batch["sex"])
+            model(execution.images(batch), sex, *_rough_age(batch, execution))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     average_statistics(model, execution)
@@ -285,7 +291,12 @@ def _global_sizes(loader: DataLoader | list[dict[str, Tensor]]) -> list[int]:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, loader: DataLoader, execution: Execution, *, title: str = "predicting"
+    model: nn.Module,
+    loader: DataLoader,
+    execution: Execution,
+    *,
+    mirror: bool = False,
+    title: str = "predicting",
 ) -> dict[str, np.ndarray]:
     """Predicts every scan once, in file order; every process gets the ages of all.
 
@@ -293,6 +304,7 @@ def predict(
         model: has `predict(image, sex) -> dict` of (N, 1) years.
         loader: from `evaluation_loader`, with the world of `execution`.
         execution: device and precision; the model is on the device already.
+        mirror: whether each age is the mean over the scan and its left-right mirror image.
         title: of the progress bar.
 
     Returns:
@@ -304,8 +316,9 @@ def predict(
     for batch in tqdm(loader, title, disable=None, leave=False):
         sexes = _possible_sexes(batch["sex"])
         image = execution.images(batch)
+        images = (image, image.flip(2)) if mirror else (image,)
         with execution.autocast():
-            found = [model.predict(image, execution.take(sex)) for sex in sexes]
+            found = [model.predict(view, execution.take(sex)) for view in images for sex in sexes]
         ages = {name: sum(ages[name] for ages in found) / len(found) for name in found[0]}
         for name, value in ages.items():
             collected.setdefault(name, []).append(value[:, 0].float().cpu())

@@ -93,7 +93,7 @@ def follow(schedule: LRScheduler | ReduceLROnPlateau, epoch: int) -> None:
             group["lr"] = base * rate(epoch)
 
 
-def advance(schedule: LRScheduler | ReduceLROnPlateau, validation_mae: float) -> None:
+def advance(schedule: LRScheduler | ReduceLROnPlateau, validation_mae: float | None) -> None:
     """Moves a schedule on by one epoch; only the plateau looks at the error."""
     if isinstance(schedule, ReduceLROnPlateau):
         schedule.step(validation_mae)

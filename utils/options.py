@@ -18,6 +18,7 @@ PUBLISHED_FLAGS = (
     "--warmup_epoch", "--warmup_lr_init",
 )  # fmt: skip
 
+BEST_NAME = "ScaleDense_best_model.pth.tar"  # of a run's result, as published
 # What the paper and the authors' scripts say; `--recipe paper` sets it, single flags still win.
 PAPER = {
     "width": "released", "epochs": 150, "batch_size": 32, "optimizer": "adam", "lr": 1e-3,
@@ -49,6 +50,12 @@ def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=("brain", "authors"),
         default="brain",
         help="background after z-scoring: 0, or the authors' -mean/SD, which their format means",
+    )
+    parser.add_argument(
+        "--crop",
+        action=Switch,
+        default=False,
+        help="show the network the box around the template's brain: 60 %% of the voxels",
     )
     parser.add_argument(
         "--any_grid",
@@ -85,7 +92,25 @@ def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--warm_start",
         action=Switch,
         default=True,
-        help="start from the first stage's image and sex branches",
+        help="start at the age of a first stage instead of fresh weights",
+    )
+    group.add_argument(
+        "--warm_start_net",
+        metavar="FILE",
+        help="first stage to start from, such as one of another seed; unset: --first_stage_net",
+    )
+    group.add_argument(
+        "--rough_share",
+        type=number(float, low=0, high=0.95),
+        default=0.0,
+        help="weight of the rounded age in the age at the warm start; 0.5 with another seed's "
+        "--warm_start_net: the mean of both",
+    )
+    group.add_argument(
+        "--out_of_fold_ages",
+        metavar="CSV",
+        help="rough ages of the training scans from networks that had not seen them, from "
+        "analysis/out_of_fold.py; unset: the first stage's own",
     )
     group.add_argument(
         "--rough_age_noise",
@@ -113,9 +138,18 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     group.add_argument(
         "--model_name",
-        default="ScaleDense_best_model.pth.tar",
+        nargs="+",
         metavar="NAME",
-        help="checkpoint, ours or the authors', in --output_dir or a path",
+        help="checkpoint, ours or the authors', in --output_dir or a path; several: the mean of "
+        f"their ages; unset: {BEST_NAME} in --output_dir or, without one there, the networks that "
+        "are shipped in pretrained/",
+    )
+    group.add_argument(
+        "--mirror",
+        action=Switch,
+        default=None,
+        help="mean of the ages of each scan and its left-right mirror image; unset: for networks "
+        "trained with random mirroring",
     )
     group.add_argument(
         "--first_stage_net",
@@ -182,6 +216,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         help="scans that choose the best epoch",
     )
     add_label_flags(group, required=True)
+    group.add_argument(
+        "--folds",
+        metavar="CSV",
+        help="columns scan and fold: the scans of both folders are pooled, those of --fold "
+        "validate, all others train",
+    )
+    group.add_argument("--fold", type=number(int, low=0), help="the fold held out")
     add_preprocessing_flags(group)
     add_cache_flags(group)
     group = parser.add_argument_group("output")
@@ -268,6 +309,11 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--model", choices=("ScaleDense",), default="ScaleDense", help="network")
     group.add_argument(
+        "--init_from",
+        metavar="FILE",
+        help="checkpoint whose weights training starts from (fine-tuning)",
+    )
+    group.add_argument(
         "--width",
         choices=("compact", "released"),
         default="compact",
@@ -276,6 +322,12 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--use_sex", "--use_gender", action=Switch, default=True, help="whether the sex is an input"
+    )
+    group.add_argument(
+        "--dropout",
+        type=number(float, low=0, high=0.95),
+        default=0.0,
+        help="share of the pooled image features dropped in training",
     )
 
 
@@ -391,6 +443,15 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="epochs without improvement before stopping; 0: never",
     )
+    group.add_argument(
+        "--validate_every", type=number(int, low=1), default=1, help="epochs between validations"
+    )
+    group.add_argument(
+        "--keep",
+        choices=("lowest", "last"),
+        default="lowest",
+        help="the epoch that becomes the result: of the lowest validation MAE, or the last",
+    )
     group.add_argument("--flip", action=Switch, default=True, help="random left-right mirroring")
     group.add_argument(
         "--shift", type=number(int, low=0, high=16), default=2, help="largest random shift, voxels"
@@ -401,6 +462,14 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="SD of a random factor on each scan's intensities",
     )
+    for name, high, text in (
+        ("--rotation", 45, "largest random turn about each axis, degrees"),
+        ("--scale", 0.5, "largest random change of size along each axis, as a share"),
+        ("--noise", 5, "SD of noise on each voxel, in SD of the brain's intensities"),
+        ("--cutout", 0.9, "largest side of a blanked box, as a share of each axis"),
+        ("--mixup", 10, "alpha of mixing each scan and age with another's"),
+    ):
+        group.add_argument(name, type=number(float, low=0, high=high), default=0.0, help=text)
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +42,42 @@ class ResultFiles:
 def write_predictions(
     scans: list[Scan], ages: dict[str, np.ndarray], files: ResultFiles, *, overwrite: bool
 ) -> None:
-    """Writes the CSV, one row a scan in file order, and the .npz (target, prediction, ID).
+    """Writes the CSV and the .npz (target, prediction, ID), where unknown ages are NaN."""
+    write_ages(files.table, scans, ages, overwrite=overwrite)
+    with replacing(files.arrays, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            target=np.array([np.nan if scan.age is None else scan.age for scan in scans]),
+            prediction=ages["predicted_age"],
+            ID=np.array([scan.path.name for scan in scans]),
+        )
 
-    Years have two decimals in the CSV; unknown ages and sexes are n/a, in the .npz NaN.
+
+def write_ages(
+    path: Path,
+    scans: list[Scan],
+    ages: dict[str, np.ndarray],
+    *,
+    more: dict[str, Sequence] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a CSV of one row a scan in the order given; unknown ages and sexes are n/a.
+
+    Args:
+        path: the file.
+        scans: who was scanned.
+        ages: (scans,) years by name, `stage_one_age` and `predicted_age` among them; two decimals.
+        more: further columns.
+        overwrite: whether `path` may exist.
     """
+    more = more or {}
     with (
-        replacing(files.table, overwrite=overwrite) as temporary,
+        replacing(path, overwrite=overwrite) as temporary,
         temporary.open("w", newline="") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(
-            ["participant_id", "age", "sex", "stage_one_age", "predicted_age", "brain_pad"]
-        )
+        names = ["participant_id", "age", "sex", "stage_one_age", "predicted_age", "brain_pad"]
+        writer.writerow([*names, *more])
         for index, scan in enumerate(scans):
             stage_one, predicted = (
                 float(ages[name][index]) for name in ("stage_one_age", "predicted_age")
@@ -66,15 +91,9 @@ def write_predictions(
                     f"{stage_one:.2f}",
                     f"{predicted:.2f}",
                     f"{predicted - scan.age:.2f}" if known else "n/a",
+                    *(values[index] for values in more.values()),
                 ]
             )
-    with replacing(files.arrays, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            target=np.array([np.nan if scan.age is None else scan.age for scan in scans]),
-            prediction=ages["predicted_age"],
-            ID=np.array([scan.path.name for scan in scans]),
-        )
 
 
 def evaluate(
@@ -149,9 +168,17 @@ def format_report(report: dict) -> str:
     }
     lines.append(format_figures(rows))
     if "mae_stage_two_minus_stage_one" in report:
-        cell = _cell(report["mae_stage_two_minus_stage_one"]).strip()
-        lines.append(f"MAE of stage two minus MAE of stage one, paired: {cell} years")
+        lines.append(
+            format_difference(
+                "MAE of stage two minus MAE of stage one", report["mae_stage_two_minus_stage_one"]
+            )
+        )
     return "\n".join(lines)
+
+
+def format_difference(title: str, difference: dict[str, float]) -> str:
+    """What `mae_difference` returns, as a line."""
+    return f"{title}, paired: {_cell(difference).strip()} years"
 
 
 def format_figures(rows: dict[str, dict]) -> str:

@@ -12,6 +12,7 @@ from utils.augment import Augmentation
 from utils.cache import Cache
 from utils.checkpoint import Checkpoint, require_alike
 from utils.cohort import describe, open_cohort
+from utils.cross_validation import hold_out, read_folds, read_out_of_fold_ages
 from utils.dataset import ScanDataset, require_readable, require_shareable
 from utils.distributed import World
 from utils.engine import Execution, choose_execution, compile_network
@@ -30,6 +31,13 @@ def check_start(args: argparse.Namespace, world: World) -> None:
             "--compile and --recompute_activations: give one of them, torch does not compile what "
             "is to be recomputed"
         )
+    if args.validate_every > 1 and (args.schedule == "plateau" or args.early_stop):
+        raise ValueError(
+            f"--validate_every {args.validate_every}: --schedule plateau and --early_stop look at "
+            "every epoch, 1 expected"
+        )
+    if (args.folds is None) != (args.fold is None):
+        raise ValueError("--folds and --fold: give both, or neither")
     if scan_cache(args) == Path(args.output_dir).resolve():
         raise ValueError(f"{args.output_dir}: decoded scans are kept there: give another folder")
     require_shareable(args.batch_size, world)
@@ -55,12 +63,15 @@ def datasets(
 ) -> tuple[tuple[ScanDataset, ScanDataset], Preprocessing]:
     """Training and validation scans, checked before the first is read, and how they were made."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    cohorts = []
-    for name, folder in (("training", args.train_folder), ("validation", args.val_folder)):
-        scans = open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
-        print(f"{name}: {describe(scans)}")
-        cohorts.append(scans)
+    cohorts = [
+        open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
+        for folder in (args.train_folder, args.val_folder)
+    ]
     require_disjoint(*cohorts)
+    if args.folds:
+        cohorts = hold_out(cohorts[0] + cohorts[1], read_folds(args.folds), args.fold)
+    for name, scans in zip(("training", "validation"), cohorts, strict=True):
+        print(f"{name}: {describe(scans)}")
     paths = [scan.path for scans in cohorts for scan in scans]
     made = scans_preprocessing(args, paths, first_stage)
     cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
@@ -91,6 +102,30 @@ def scans_preprocessing(
     else:
         print(f"preprocessing: {made}")
     return made
+
+
+def use_out_of_fold_ages(args: argparse.Namespace, train_set: ScanDataset) -> None:
+    """Gives the training scans the rough ages of `--out_of_fold_ages`, where there are some.
+
+    Raises:
+        ValueError: scans without one, or noise or mixing on top of them.
+    """
+    if not args.out_of_fold_ages:
+        return
+    if args.mixup:
+        raise ValueError("--mixup and --out_of_fold_ages: mixed scans have no out-of-fold age")
+    known = read_out_of_fold_ages(args.out_of_fold_ages)
+    missing = [scan.subject_id for scan in train_set.scans if scan.subject_id not in known]
+    if missing:
+        raise ValueError(
+            f"{args.out_of_fold_ages}: no row for {len(missing)} training scans: "
+            f"{', '.join(missing[:5])}"
+        )
+    train_set.rough_age = torch.tensor([[known[scan.subject_id]] for scan in train_set.scans])
+    error = train_set.rough_age - train_set.age
+    print(
+        f"rough ages of training scans: {args.out_of_fold_ages}, MAE {error.abs().mean():.2f} years"
+    )
 
 
 def require_disjoint(train: list, validation: list) -> None:
@@ -140,12 +175,23 @@ def training(args: argparse.Namespace) -> Training:
             warmup_lr=args.warmup_lr,
             ema=args.ema,
         ),
-        augmentation=Augmentation(args.flip, args.shift, args.intensity_jitter),
+        augmentation=Augmentation(
+            flip=args.flip,
+            shift=args.shift,
+            intensity=args.intensity_jitter,
+            rotation=args.rotation,
+            scale=args.scale,
+            noise=args.noise,
+            cutout=args.cutout,
+            mixup=args.mixup,
+        ),
         refresh_statistics=args.refresh_statistics,
         early_stop=args.early_stop,
         seed=args.seed,
         num_workers=args.num_workers,
         print_freq=args.print_freq,
+        validate_every=args.validate_every,
+        keep=args.keep,
     )
 
 

@@ -40,11 +40,11 @@ from utils.optimisation import (
     follow,
     running_average,
 )
+from utils.options import BEST_NAME
 from utils.plots import age_scatter
 from utils.runlog import RunLog
 from utils.sidecars import UNKNOWN, Preprocessing
 
-BEST_NAME = "ScaleDense_best_model.pth.tar"  # the published name
 LAST_NAME = "ScaleDense_last_model.pth.tar"
 FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
 # What may differ between a run and its resumption.
@@ -69,6 +69,9 @@ class Training:
         seed: of weights, order, augmentation and pairs.
         num_workers: processes that read scans, see `ScanDataset.workers`.
         print_freq: batches between printed losses; 0 for none.
+        validate_every: epochs between validations; the last epoch always is validated.
+        keep: the epoch whose weights become the run's result: `lowest`, of the lowest validation
+            MAE (published), or `last`, which no validation scan has chosen.
     """
 
     epochs: int
@@ -80,6 +83,8 @@ class Training:
     seed: int = 0
     num_workers: int = 0
     print_freq: int = 0
+    validate_every: int = 1
+    keep: str = "lowest"
 
 
 class Trainer:
@@ -132,14 +137,11 @@ class Trainer:
             torch.manual_seed(self.training.seed * 100_003 + self.epoch)
             rate = self.optimizer.param_groups[0]["lr"]
             losses = self._train_epoch()
-            if self.training.refresh_statistics:
-                refresh_statistics(self._evaluated(), self._training_loader(), self.execution)
-            else:
-                average_statistics(self._evaluated(), self.execution)
-            ages = self._predict_validation()
-            values = self._validate(ages)
-            advance(self.schedule, values["validation/mae"])
-            if values["validation/mae"] < self.best_mae:
+            due = self.epoch % self.training.validate_every == 0
+            ages = self._evaluate() if due or self.epoch == self.training.epochs else None
+            values = {} if ages is None else self._validate(ages)
+            advance(self.schedule, values.get("validation/mae"))
+            if values and self._is_best(values["validation/mae"]):
                 self.best_mae, self.best_epoch = values["validation/mae"], self.epoch
             trained = {f"train/{name}": value for name, value in losses.items()}
             times = {"lr": rate, "seconds": time.perf_counter() - started}
@@ -154,12 +156,15 @@ class Trainer:
     def _close_log(self) -> None:
         self.log.close()
 
-    def _write(self, validation: dict, values: dict, ages: dict[str, np.ndarray]) -> None:
+    def _is_best(self, validation_mae: float) -> bool:
+        return self.training.keep == "last" or validation_mae < self.best_mae
+
+    def _write(self, validation: dict, values: dict, ages: dict[str, np.ndarray] | None) -> None:
         """Leaves the epoch in files: checkpoints, metrics, figures, and a printed line."""
         if self.best_epoch == self.epoch:
             self._save(BEST_NAME, validation)
         draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
-        self.log.write(self.epoch, values, self._figure(ages) if draw else None)
+        self.log.write(self.epoch, values, self._figure(ages) if draw and ages else None)
         self._save(LAST_NAME, values, resume=self._progress())
         tqdm.write(self._line(values))
 
@@ -240,7 +245,12 @@ class Trainer:
         """What is validated and saved as best: the running average, if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def _predict_validation(self) -> dict[str, np.ndarray]:
+    def _evaluate(self) -> dict[str, np.ndarray]:
+        """The ages of the validation scans, with batch statistics that fit the weights."""
+        if self.training.refresh_statistics:
+            refresh_statistics(self._evaluated(), self._training_loader(), self.execution)
+        else:
+            average_statistics(self._evaluated(), self.execution)
         loader = evaluation_loader(
             self.val_set,
             batch_size=self.training.batch_size,
@@ -277,12 +287,13 @@ class Trainer:
 
     def _line(self, values: dict[str, float]) -> str:
         """The epoch as one printed line, with a warning where stage two has collapsed."""
-        text = (
-            f"epoch {self.epoch:3d}/{self.training.epochs}  loss {values['train/total']:8.2f}  "
-            f"validation MAE {values['validation/mae']:6.2f}  "
-            f"PAD {values['validation/mean_brain_pad']:+6.2f}  lr {values['lr']:.1e}  "
-            f"{values['seconds']:5.1f} s"
-        )
+        text = f"epoch {self.epoch:3d}/{self.training.epochs}  loss {values['train/total']:8.2f}  "
+        if "validation/mae" in values:
+            text += (
+                f"validation MAE {values['validation/mae']:6.2f}  "
+                f"PAD {values['validation/mean_brain_pad']:+6.2f}  "
+            )
+        text += f"lr {values['lr']:.1e}  {values['seconds']:5.1f} s"
         if "validation/stage_one_mae" in values:
             text += f"  (stage one {values['validation/stage_one_mae']:.2f})"
         spread = values.get("validation/within_bin_spread", math.inf)
