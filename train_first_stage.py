@@ -45,8 +45,14 @@ def train(args: Namespace, world: "World") -> Path:
         args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop
     )
     sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution))
-    mean_age = float(np.mean([scan.age for scan in sets[0].scans]))
-    model = ScaleDense(args.width, use_sex=args.use_sex, mean_age=mean_age, dropout=args.dropout)
+    ages = np.array([scan.age for scan in sets[0].scans])
+    model = ScaleDense(
+        args.width,
+        use_sex=args.use_sex,
+        mean_age=float(ages.mean()),
+        age_spread=float(ages.std()) if args.scaled_head else 1.0,
+        dropout=args.dropout,
+    )
     if args.init_from:
         start_from_checkpoint(model, args.init_from, preparation)
     return setup.start(args, model, loss, sets, execution, made)

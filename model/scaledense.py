@@ -114,6 +114,8 @@ class ScaleDense(nn.Module):
         width: `released` or `compact`.
         use_sex: whether the sex is an input; without it `forward` ignores its argument.
         mean_age: start of the output bias, years: the mean training age.
+        age_spread: factor on the first weights of the output: the SD of the training ages makes
+            the head start at their scale instead of growing to it; 1 as published.
         dropout: share of the pooled features that training drops; not in the paper.
         final_relu: the authors' closing ReLU, needed for their weights only. It was dead at
             initialisation for 8 of 30 seeds, with no gradient ever after: not for training.
@@ -128,6 +130,7 @@ class ScaleDense(nn.Module):
         *,
         use_sex: bool = True,
         mean_age: float = 0.0,
+        age_spread: float = 1.0,
         dropout: float = 0.0,
         final_relu: bool = False,
     ):
@@ -137,6 +140,8 @@ class ScaleDense(nn.Module):
         self.final_relu = final_relu
         initialise(self)
         nn.init.constant_(self.head[-1].bias, mean_age)
+        with torch.no_grad():
+            self.head[-1].weight.mul_(age_spread)
 
     def forward(self, image: Tensor, sex: Tensor) -> Tensor:
         """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, 1) ages in years."""

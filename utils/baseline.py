@@ -18,14 +18,20 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 from utils.entry import new_parser, run_entry
 from utils.options import add_label_flags
 
-ALPHAS = tuple(10.0**exponent for exponent in range(1, 8))
+ALPHAS = tuple(10.0**exponent for exponent in range(-2, 8))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Mean age and linear kernel ridge on 4 mm voxels, for comparison.")
     parser.add_argument("--train_folders", nargs="+", required=True, metavar="DIR", help="scans")
-    parser.add_argument("--test_folder", required=True, metavar="DIR", help="scans")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--test_folder", metavar="DIR", help="scans to be predicted")
+    where.add_argument(
+        "--folds",
+        metavar="CSV",
+        help="columns scan and fold: predict each of the scans from those of the other folds",
+    )
     add_label_flags(parser, required=True)
     return parser
 
@@ -37,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     from sklearn.linear_model import RidgeCV
 
     from utils.cohort import describe, open_cohort
+    from utils.cross_validation import read_folds
     from utils.dataset import open_for_one_reading
     from utils.labels import parse_sex_codes, read_labels
     from utils.metrics import score_with_intervals
@@ -51,21 +58,38 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
         print(f"{folder}: {describe(scans)}")
         dataset = open_for_one_reading(scans, preparation)
         voxels = np.stack([item["image"].numpy().ravel() for item in dataset])
+        names.extend(scan.subject_id for scan in scans)
         return voxels, np.array([scan.age for scan in scans])
 
+    names: list[str] = []
     cohorts = [voxels_and_ages(folder) for folder in args.train_folders]
     voxels = np.concatenate([cohort[0] for cohort in cohorts])
     ages = np.concatenate([cohort[1] for cohort in cohorts])
-    test_voxels, test_ages = voxels_and_ages(args.test_folder)
-    ridge = RidgeCV(np.array(ALPHAS)).fit(voxels, ages)
-    predictions = {
-        "mean age": np.full(len(test_ages), ages.mean()),
-        "kernel ridge": ridge.predict(test_voxels),
-    }
+    if args.folds:
+        folds = read_folds(args.folds)
+        fold = np.array([folds[name] for name in names])
+        splits = [(fold != held, fold == held) for held in np.unique(fold)]
+        all_voxels, all_ages = voxels, ages
+    else:
+        test_voxels, test_ages = voxels_and_ages(args.test_folder)
+        all_voxels, all_ages = (
+            np.concatenate([voxels, test_voxels]),
+            np.concatenate([ages, test_ages]),
+        )
+        train = np.arange(len(all_ages)) < len(ages)
+        splits = [(train, ~train)]
+    mean, ridge_ages = np.full(len(all_ages), np.nan), np.full(len(all_ages), np.nan)
+    for train, test in splits:
+        ridge = RidgeCV(np.array(ALPHAS)).fit(all_voxels[train], all_ages[train])
+        print(f"{train.sum()} training scans: alpha {ridge.alpha_:g}")
+        mean[test], ridge_ages[test] = all_ages[train].mean(), ridge.predict(all_voxels[test])
+    tested = np.isfinite(mean)
+    test_ages = all_ages[tested]
+    predictions = {"mean age": mean[tested], "kernel ridge": ridge_ages[tested]}
     report = {
         name: score_with_intervals(test_ages, predicted) for name, predicted in predictions.items()
     }
-    print(f"alpha {ridge.alpha_:g}\n{format_figures(report)}")
+    print(format_figures(report))
     return report
 
 

@@ -63,7 +63,14 @@ def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=False,
         help="let grids other than MNI152 2 mm through (experiments)",
     )
-    return parse(parser, argv, {"ours": {}, "paper": PAPER})
+    parser.add_argument(
+        "--scaled_head",
+        action=Switch,
+        default=True,
+        help="multiply the first weights of the output by the SD of the training ages; off, they "
+        "take a dozen epochs to grow",
+    )
+    return parse(parser, argv, {"ours": {}, "paper": PAPER | {"scaled_head": False}})
 
 
 def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Cross-validates a first stage, or with FIRST_STAGES set a second one: a run a fold, then the table of
+# out-of-fold ages and its errors. Runs that are finished are kept, an interrupted one is continued.
+#   bash script/cross_validate.sh --rank_weight 10     flags go to every training
+# NAME=other JOBS=2 bash script/cross_validate.sh: another folder below runs/cv, two runs at a time.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+DATA="${TSAN_DATA:-$ROOT/data}"          # holds train/ and val/, which are pooled, and the sheet
+LABELS="$DATA/Dataset.xls"
+FOLDS="${FOLDS:-$ROOT/docs/folds_oasis1.csv}" # python data_preprocessing/make_folds.py makes one
+NAME="${NAME:-default}"
+RUNS="${RUNS:-$ROOT/runs/cv}"
+FIRST_STAGES="${FIRST_STAGES:-}"         # a folder of first stages, one a fold, as made by this script
+ONLY="${ONLY:-0 1 2 3 4}"                # folds; the table is made when all are there
+JOBS="${JOBS:-1}"                        # runs at a time, each with its share of the cores
+CHECKPOINT=ScaleDense_best_model.pth.tar
+
+program=train_first_stage.py
+[ -z "$FIRST_STAGES" ] || program=train_second_stage.py
+threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / JOBS))
+
+# train FOLD FLAGS...: one run, unless it is finished.
+train() {
+  local fold="$1" output="$RUNS/$NAME/$1" extra=() flag flags=()
+  shift
+  [ ! -f "$output/finished" ] || return 0
+  [ ! -d "$output" ] || extra+=(--resume)
+  [ -z "$FIRST_STAGES" ] || extra+=(--first_stage_net "$FIRST_STAGES/$fold/$CHECKPOINT")
+  for flag in "$@"; do flags+=("${flag//@FOLD@/$fold}"); done # a file of each fold
+  "$PYTHON" "$ROOT/$program" --train_folder "$DATA/train" --val_folder "$DATA/val" \
+    --labels "$LABELS" --folds "$FOLDS" --fold "$fold" --output_dir "$output" \
+    --cache_dir "$RUNS/scan_cache" --threads "$((threads > 0 ? threads : 1))" --keep last \
+    ${extra[@]+"${extra[@]}"} ${flags[@]+"${flags[@]}"} >>"$RUNS/$NAME.$fold.log" 2>&1 || {
+    echo "error: fold $fold stopped, see $RUNS/$NAME.$fold.log" >&2
+    return 1
+  }
+  touch "$output/finished"
+  tail -n 1 "$RUNS/$NAME.$fold.log"
+}
+
+mkdir -p "$RUNS"
+running=0
+for fold in $ONLY; do
+  train "$fold" "$@" &
+  running=$((running + 1))
+  if [ "$running" -ge "$JOBS" ]; then
+    wait -n
+    running=$((running - 1))
+  fi
+done
+while [ "$running" -gt 0 ]; do
+  wait -n
+  running=$((running - 1))
+done
+for fold in 0 1 2 3 4; do
+  [ -f "$RUNS/$NAME/$fold/finished" ] || exit 0
+done
+"$PYTHON" "$ROOT/analysis/out_of_fold.py" --runs "$RUNS/$NAME" --folds "$FOLDS" \
+  --scan_folders "$DATA/train" "$DATA/val" --labels "$LABELS" \
+  --output "$RUNS/$NAME.csv" --overwrite
