@@ -7,8 +7,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 DATA="${TSAN_DATA:-$ROOT/data}" # holds test/ and the label sheet
 LABELS="$DATA/Dataset.xls"
 OUTPUT="$ROOT/runs/first_stage" # holds the checkpoint; the results go there too
-CHECKPOINT=ScaleDense_best_model.pth.tar
+CHECKPOINT= # in OUTPUT or a path; empty: the result of the run in OUTPUT or, without one there, the
+            # networks shipped in pretrained/
 
 "$PYTHON" "$ROOT/test.py" \
   --test_folder "$DATA/test" --labels "$LABELS" \
-  --output_dir "$OUTPUT" --model_name "$CHECKPOINT" "$@"
+  --output_dir "$OUTPUT" ${CHECKPOINT:+--model_name "$CHECKPOINT"} "$@"

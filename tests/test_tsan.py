@@ -105,3 +105,27 @@ def test_second_stage_starts_only_from_a_network_of_its_kind():
     first = ScaleDense()
     with pytest.raises(ValueError, match="use_sex False cannot start from"):
         SecondStage(use_sex=False).start_from(first)
+
+
+def test_second_stage_starts_at_a_weighted_mean_of_another_network_and_the_rounded_age():
+    other, second = ScaleDense(mean_age=50, age_spread=10).eval(), SecondStage().eval()
+    other.head[-1].weight.data[0, 3] = 0  # the hidden unit that is given up
+    second.start_from(other, rough_share=0.3)
+    image, sex = batch()
+    with torch.inference_mode():
+        rounded_age = torch.tensor([[20.0], [50.0], [85.0]])
+        expected = 0.7 * other(image, sex) + 0.3 * rounded_age
+        age = rounded_age + second(image, sex, rounded_age)
+    torch.testing.assert_close(age, expected, rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="at least 0 and below 1 expected, got 1"):
+        second.start_from(other, rough_share=1)
+
+
+def test_rough_ages_that_are_given_take_the_place_of_the_first_stages():
+    model = cascade().eval()
+    image, sex = batch()
+    given = torch.tensor([[20.0], [51.0], [84.0]])
+    stages = model.predict(image, sex, given)
+    assert stages["rounded_age"][:, 0].tolist() == [20, 50, 85]
+    residual = model.second_stage(image, sex, stages["rounded_age"])
+    assert torch.equal(model(image, sex, given), stages["rounded_age"] + residual)

@@ -31,6 +31,7 @@ from utils.engine import (
     train_one_epoch,
 )
 from utils.files import require_empty
+from utils.labels import FEMALE, MALE
 from utils.metrics import score, within_bin_spread
 from utils.optimisation import (
     Optimisation,
@@ -329,6 +330,10 @@ class Trainer:
             "validation": values,
             "training": asdict(self.training),
             "scans": {"train": len(ages), "validation": len(self.val_set)},
+            "training_sexes": {
+                name: sum(scan.sex == sex for scan in self.train_set.scans)
+                for name, sex in (("female", FEMALE), ("male", MALE))
+            },
             "mean_training_age": float(np.mean(ages)),
             "training_ages": [float(min(ages)), float(max(ages))],
             **self.description,
