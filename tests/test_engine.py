@@ -288,3 +288,15 @@ def test_decoded_scans_and_a_run_do_not_share_a_folder(tmp_path):
     args = parse_first_stage([*flags, "--output_dir", str(tmp_path / "scan_cache")])
     with pytest.raises(ValueError, match="scan_cache: decoded scans are kept there"):
         check_start(args, CPU.world)
+
+
+def test_a_mirrored_prediction_is_the_mean_of_both_views(scans):
+    model = CPU.place(ScaleDense(mean_age=50)).eval()
+    loader = evaluation_loader(scans, batch_size=3)
+    both = predict(model, loader, CPU, mirror=True)["predicted_age"]
+    batch = scans[list(range(len(scans)))]
+    image = CPU.images(batch)
+    with torch.inference_mode():
+        plain, flipped = (model(view, batch["sex"]) for view in (image, image.flip(2)))
+    np.testing.assert_allclose(both, ((plain + flipped) / 2)[:, 0], rtol=1e-5)
+    assert not torch.allclose(plain, flipped)

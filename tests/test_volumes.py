@@ -1,4 +1,5 @@
 import gzip
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from conftest import brain, write_scan
 
 from utils.volumes import (
+    BRAIN_BOX,
     GRID_AFFINE,
     GRID_SHAPE,
     Preparation,
@@ -241,3 +243,29 @@ def test_stem_is_the_name_without_its_image_suffix():
 def test_unknown_preparations_are_refused(options):
     with pytest.raises(ValueError, match="expected, got"):
         Preparation(**options)
+
+
+@pytest.mark.parametrize("resolution", [2, 4])
+def test_cropping_keeps_the_box_around_the_templates_brain(tmp_path, volume, resolution):
+    path = write_scan(tmp_path / "a.nii.gz", volume)
+    preparation = Preparation(resolution, crop=True)
+    cropped = read_volume(path, preparation)
+    expected = volume[7:83, 9:101, 0:78]
+    if resolution == 4:
+        expected = expected.reshape(38, 2, 46, 2, 39, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(cropped, expected, rtol=1e-6)
+    assert cropped.shape == preparation.input_shape(GRID_SHAPE)
+
+
+def test_the_box_holds_the_templates_brain_with_a_voxel_to_spare():
+    folder = Path(__file__).parent.parent / "data_preprocessing" / "template"
+    mask = np.asarray(nibabel.load(folder / "brain_mask_2mm.nii.gz").dataobj) > 0
+    for places, (start, stop) in zip(np.where(mask), BRAIN_BOX, strict=True):
+        assert start < places.min()
+        assert places.max() < stop - 1
+        assert (stop - start) % 2 == 0
+
+
+def test_cropping_other_grids_is_refused():
+    with pytest.raises(ValueError, match="--crop and --any_grid"):
+        Preparation(any_grid=True, crop=True)
