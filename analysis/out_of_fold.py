@@ -27,6 +27,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--runs", nargs="+", required=True, metavar="DIR", help="holds one run a fold: 0, 1, ..."
     )
     parser.add_argument("--folds", required=True, metavar="CSV", help="columns scan and fold")
+    parser.add_argument(
+        "--only", nargs="+", type=int, metavar="FOLD", help="of the folds; unset: all of them"
+    )
     parser.add_argument("--scan_folders", nargs="+", required=True, metavar="DIR", help="scans")
     add_label_flags(parser, required=True)
     parser.add_argument("--output", required=True, metavar="CSV", help="the table to write")
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     folds = read_folds(args.folds)
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans, columns, seeds = [], {}, []
-    for fold in sorted(set(folds.values())):
+    for fold in args.only or sorted(set(folds.values())):
         checkpoints = load_fold(args.runs, fold)
         cohorts = [
             open_cohort(folder, labels, checkpoints[0].preparation, need_age=True)

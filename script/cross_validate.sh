@@ -3,6 +3,7 @@
 # out-of-fold ages and its errors. Runs that are finished are kept, an interrupted one is continued.
 #   bash script/cross_validate.sh --rank_weight 10     flags go to every training
 # NAME=other JOBS=2 bash script/cross_validate.sh: another folder below runs/cv, two runs at a time.
+# In a flag @FOLD@ stands for the fold, for files of which each fold has its own.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -12,7 +13,8 @@ FOLDS="${FOLDS:-$ROOT/docs/folds_oasis1.csv}" # python data_preprocessing/make_f
 NAME="${NAME:-default}"
 RUNS="${RUNS:-$ROOT/runs/cv}"
 FIRST_STAGES="${FIRST_STAGES:-}"         # a folder of first stages, one a fold, as made by this script
-ONLY="${ONLY:-0 1 2 3 4}"                # folds; the table is made when all are there
+ONLY="${ONLY:-0 1 2 3 4}"                # folds
+REFERENCE="${REFERENCE:-}"               # table of another run, to be compared with scan by scan
 JOBS="${JOBS:-1}"                        # runs at a time, each with its share of the cores
 CHECKPOINT=ScaleDense_best_model.pth.tar
 
@@ -35,27 +37,22 @@ train() {
     echo "error: fold $fold stopped, see $RUNS/$NAME.$fold.log" >&2
     return 1
   }
+  mkdir -p "$output"
   touch "$output/finished"
   tail -n 1 "$RUNS/$NAME.$fold.log"
 }
 
 mkdir -p "$RUNS"
-running=0
+pids=()
 for fold in $ONLY; do
   train "$fold" "$@" &
-  running=$((running + 1))
-  if [ "$running" -ge "$JOBS" ]; then
-    wait -n
-    running=$((running - 1))
+  pids+=($!)
+  if [ "${#pids[@]}" -ge "$JOBS" ]; then
+    wait "${pids[0]}" # a run that stopped stops the script
+    pids=(${pids[@]:1})
   fi
 done
-while [ "$running" -gt 0 ]; do
-  wait -n
-  running=$((running - 1))
-done
-for fold in 0 1 2 3 4; do
-  [ -f "$RUNS/$NAME/$fold/finished" ] || exit 0
-done
+for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid"; done
 "$PYTHON" "$ROOT/analysis/out_of_fold.py" --runs "$RUNS/$NAME" --folds "$FOLDS" \
   --scan_folders "$DATA/train" "$DATA/val" --labels "$LABELS" \
-  --output "$RUNS/$NAME.csv" --overwrite
+  --output "$RUNS/$NAME.csv" --overwrite --only $ONLY ${REFERENCE:+--reference "$REFERENCE"}

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +12,21 @@ import pytest
 
 import test
 import train_sorter
+from analysis import brain_pad, out_of_fold
 from benchmark import __main__ as benchmark
 from benchmark import heads
 from data_preprocessing import (
+    apply_mask,
     check_dataset,
     collect_images,
     datasets,
     make_demo_cohort,
+    make_folds,
     make_template,
     preprocess,
     split_dataset,
 )
-from utils import baseline, export, options
+from utils import baseline, export, options, ship
 
 ROOT = Path(__file__).parent.parent
 ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
@@ -36,7 +40,8 @@ ALLOWED = {
 }
 WITH_BUILD_PARSER = (
     train_sorter, export, baseline, benchmark, heads, preprocess, collect_images, datasets,
-    make_template, check_dataset, make_demo_cohort, split_dataset,
+    make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship, out_of_fold,
+    brain_pad, apply_mask,
 )  # fmt: skip
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
@@ -89,8 +94,11 @@ def test_help_is_answered_without_loading_torch(name, tmp_path):
 
 
 NO_PARSER = {
-    ROOT / "script" / name for name in ("environment.sh", "run_tests.sh", "preprocess_array.sh")
-}
+    ROOT / "script" / name
+    for name in (
+        "environment.sh", "run_tests.sh", "preprocess_array.sh", "experiments/environment.sh",
+    )
+}  # fmt: skip
 QUICK_START = ROOT / "script" / "quickstart.sh"
 # What scripts with arguments of their own are called with.
 ARGUMENTS = {
@@ -100,7 +108,7 @@ ARGUMENTS = {
 }
 SCRIPTS = sorted(
     path
-    for path in (ROOT / "script").glob("*.sh")
+    for path in (ROOT / "script").rglob("*.sh")
     if not path.is_symlink() and path not in NO_PARSER
 )
 
@@ -122,6 +130,7 @@ def recorded_calls(script: Path, folder: Path, *flags: str, **variables: str) ->
     )
     srun.chmod(0o755)
     known = {"PATH": f"{srun.parent}:/usr/bin:/bin", "PYTHON": str(recorder)}
+    known["RUNS"] = str(folder / "cv")  # where script/cross_validate.sh logs its trainings
     done = subprocess.run(
         ["bash", str(script), *flags],
         env=known | {"TSAN_VENV": str(folder)} | variables,
@@ -130,7 +139,9 @@ def recorded_calls(script: Path, folder: Path, *flags: str, **variables: str) ->
         text=True,
         check=True,
     )
-    calls = [call.split("\n") for call in done.stdout.split("---\n") if ".py\n" in call]
+    output = done.stdout + "".join(log.read_text() for log in (folder / "cv").glob("*.log"))
+    shutil.rmtree(folder / "cv", ignore_errors=True)
+    calls = [call.split("\n") for call in output.split("---\n") if ".py\n" in call]
     assert calls
     return calls
 

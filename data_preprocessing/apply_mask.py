@@ -1,0 +1,57 @@
+r"""Copies of scans on the grid with nothing left outside the template's brain.
+
+    python data_preprocessing/apply_mask.py --scan_folders data/train data/val \
+        --labels data/Dataset.xls --output_dir masked
+
+For experiments: what a network reads from outside the brain (neck, skull base, dura) is taken away.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.entry import new_parser, run_entry
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags of this program."""
+    parser = new_parser("Copy scans on the grid without what lies outside the template's brain.")
+    parser.add_argument("--scan_folders", nargs="+", required=True, metavar="DIR", help="scans")
+    parser.add_argument("--labels", metavar="SHEET", help="label sheet, copied as it is")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="one folder in it each")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the copies; those that exist are kept."""
+    args = build_parser().parse_args(argv)
+    import nibabel
+    import numpy as np
+
+    from data_preprocessing.template import load_template
+    from utils.files import replacing
+    from utils.volumes import GRID_AFFINE, Preparation, find_scans, image_stem, read_volume
+
+    mask = load_template().mask
+    output_dir, made = Path(args.output_dir), 0
+    for folder in map(Path, args.scan_folders):
+        for scan in find_scans(folder):
+            copy = output_dir / folder.resolve().name / f"{image_stem(scan.name)}.nii.gz"
+            if copy.exists():
+                continue
+            voxels = np.where(mask, read_volume(scan, Preparation()), 0).astype(np.float32)
+            with replacing(copy) as temporary:
+                nibabel.save(nibabel.Nifti1Image(voxels, GRID_AFFINE), temporary)
+            made += 1
+    if args.labels and not (output_dir / Path(args.labels).name).exists():
+        shutil.copy(args.labels, output_dir)
+    print(f"{made} masked scans written to {output_dir}")
+
+
+if __name__ == "__main__":
+    run_entry(main)
