@@ -1,23 +1,32 @@
 r"""Out-of-fold ages: each scan's age from the network that was trained on the other folds.
 
-    python analysis/out_of_fold.py --runs runs/cv --folds docs/folds_oasis1.csv \
+    python analysis/out_of_fold.py --runs runs/cv/default --folds docs/folds_oasis1.csv \
         --scan_folders data/train data/val --labels data/Dataset.xls --output out_of_fold.csv
 
 A folder of `--runs` holds one run a fold, named by the fold, as script/cross_validate.sh makes
 them. Several such folders (seeds) give the mean of their ages. No scan chose anything: what is read
-is each run's result, which with `--keep last` is that of its last epoch.
+is each run's result, which with `--keep last` is that of its last epoch. `--retest_folder` are
+second scans of the same people, each predicted by the networks that had not seen its person.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.entry import Switch, new_parser, run_entry
 from utils.options import BEST_NAME, add_label_flags, add_machine_flags
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from utils.checkpoint import Checkpoint
+    from utils.cohort import Scan
+    from utils.engine import Execution
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,89 +43,205 @@ def build_parser() -> argparse.ArgumentParser:
     add_label_flags(parser, required=True)
     parser.add_argument("--output", required=True, metavar="CSV", help="the table to write")
     parser.add_argument(
-        "--reference", nargs="*", default=[], metavar="CSV",
+        "--reference",
+        nargs="*",
+        default=[],
+        metavar="CSV",
         help="tables of the same scans to be compared with, scan by scan",
-    )  # fmt: skip
+    )
+    parser.add_argument("--retest_folder", metavar="DIR", help="second scans of the same people")
+    parser.add_argument("--retest_output", metavar="CSV", help="the table of their ages")
     parser.add_argument(
-        "--mirror", action=Switch, default=None,
+        "--mirror",
+        action=Switch,
+        default=None,
         help="average over mirror images; unset: where training mirrored at random",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action=Switch, default=False, help="replace the table")
+    )
+    parser.add_argument("--overwrite", action=Switch, default=False, help="replace the tables")
     add_machine_flags(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Writes the table; prints and returns the figures of each predictor."""
+    """Writes the tables; prints and returns the figures of each predictor."""
     args = build_parser().parse_args(argv)
-    import numpy as np
-
-    from utils.cohort import open_cohort
-    from utils.cross_validation import hold_out, read_folds, read_out_of_fold_ages
+    from utils.cross_validation import read_folds
     from utils.engine import choose_execution
     from utils.files import require_absent
     from utils.labels import parse_sex_codes, read_labels
     from utils.machine import use_machine_well
-    from utils.metrics import mae_difference, score_with_intervals
-    from utils.results import format_difference, format_figures, write_ages
 
-    output = Path(args.output)
+    if bool(args.retest_folder) != bool(args.retest_output):
+        raise ValueError("--retest_folder and --retest_output: give both, or neither")
     if not args.overwrite:
-        require_absent(output)
+        require_absent(*(Path(path) for path in (args.output, args.retest_output) if path))
     use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision)
-    folds = read_folds(args.folds)
+    table = read_folds(args.folds)
+    folds = args.only or sorted(set(table.values()))
+    networks = {fold: load_fold(args.runs, fold) for fold in folds}
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    scans, columns, seeds = [], {}, []
-    for fold in args.only or sorted(set(folds.values())):
-        checkpoints = load_fold(args.runs, fold)
-        cohorts = [
-            open_cohort(folder, labels, checkpoints[0].preparation, need_age=True)
-            for folder in args.scan_folders
-        ]
-        held = hold_out([scan for cohort in cohorts for scan in cohort], folds, fold)[1]
-        found = predict_fold(checkpoints, held, execution, args.mirror)
-        scans += held
-        seeds.append(np.stack([ages["predicted_age"] for ages in found]))
-        for name in found[0]:
-            columns.setdefault(name, []).append(np.mean([ages[name] for ages in found], axis=0))
-    ages = {name: np.concatenate(values) for name, values in columns.items()}
-    age = np.array([scan.age for scan in scans])
-    more = {"fold": [folds[scan.subject_id] for scan in scans]}
-    write_ages(output, scans, ages, more=more, overwrite=args.overwrite)
-    predictors = {"predicted": ages["predicted_age"]}
-    if "rounded_age" in ages:
-        predictors = {"stage one": ages["stage_one_age"], "stage two": ages["predicted_age"]}
-    if len(args.runs) > 1:
-        each = dict(zip(args.runs, np.concatenate(seeds, axis=1), strict=True))
-        predictors |= {Path(folder).name: values for folder, values in each.items()}
-    report = {name: score_with_intervals(age, values) for name, values in predictors.items()}
-    print(f"{len(scans)} scans, each predicted by networks that were not trained on it")
-    print(format_figures(report))
-    if "stage two" in predictors:
-        report["difference"] = mae_difference(age, *list(predictors.values())[1::-1])
-        print(format_difference("stage two minus stage one", report["difference"]))
-    for path in args.reference:
-        other = read_out_of_fold_ages(path)
-        theirs = np.array([other[scan.subject_id] for scan in scans])
-        report[path] = mae_difference(age, ages["predicted_age"], theirs)
-        print(format_difference(f"this minus {path}", report[path]))
+    scans, ages, seeds = collect(args, networks, table, labels, execution)
+    report = compare(scans, ages, seeds, args, step=age_step(networks))
+    if args.retest_folder:
+        predict_retest(args, networks, table, labels, execution)
     return report
 
 
-def load_fold(runs: Sequence[str], fold: int) -> list:
+def load_fold(runs: Sequence[str], fold: int) -> list["Checkpoint"]:
     """The checkpoint of one fold in each folder of runs."""
     from utils.checkpoint import load_checkpoint
 
     return [load_checkpoint(Path(folder) / str(fold) / BEST_NAME) for folder in runs]
 
 
-def predict_fold(checkpoints: list, scans: list, execution, mirror: bool | None) -> list[dict]:
-    """The named ages of the scans of one fold, from each checkpoint."""
+def age_step(networks: dict[int, list["Checkpoint"]]) -> float | None:
+    """Years between rounded ages; None of first stages."""
+    return getattr(next(iter(networks.values()))[0].model, "age_step", None)
+
+
+def collect(
+    args: argparse.Namespace,
+    networks: dict[int, list["Checkpoint"]],
+    table: dict[str, int],
+    labels: dict,
+    execution: "Execution",
+) -> tuple[list["Scan"], dict[str, "np.ndarray"], "np.ndarray"]:
+    """Predicts every fold's scans by its own networks and writes the table.
+
+    Returns:
+        The scans; their named ages, (scans,) years each, means over seeds; (seeds, scans) years.
+    """
+    import numpy as np
+
+    from utils.cohort import open_cohort
+    from utils.cross_validation import hold_out
+    from utils.results import write_ages
+
+    scans: list[Scan] = []
+    found = []
+    for fold, checkpoints in networks.items():
+        pooled = [
+            scan
+            for folder in args.scan_folders
+            for scan in open_cohort(folder, labels, checkpoints[0].preparation, need_age=True)
+        ]
+        held = hold_out(pooled, table, fold)[1]
+        found.append(predict_each(checkpoints, held, execution, args.mirror))
+        scans += held
+    ages = {name: np.concatenate([of[name] for of in found], axis=1) for name in found[0]}
+    means = {name: values.mean(axis=0) for name, values in ages.items()}
+    more = {"fold": [table[scan.subject_id] for scan in scans]}
+    write_ages(Path(args.output), scans, means, more=more, overwrite=args.overwrite)
+    return scans, means, ages["predicted_age"]
+
+
+def predict_each(
+    checkpoints: list["Checkpoint"],
+    scans: list["Scan"],
+    execution: "Execution",
+    mirror: bool | None,
+) -> dict[str, "np.ndarray"]:
+    """The named ages of each network, (networks, scans) years each."""
+    import numpy as np
+
     from utils.prediction import Prediction, predict_scans
 
     how = Prediction(mirror=mirror)
-    return [predict_scans(checkpoint, scans, execution, how) for checkpoint in checkpoints]
+    found = [predict_scans(checkpoint, scans, execution, how) for checkpoint in checkpoints]
+    return {name: np.stack([ages[name] for ages in found]) for name in found[0]}
+
+
+def compare(
+    scans: list["Scan"],
+    ages: dict[str, "np.ndarray"],
+    seeds: "np.ndarray",
+    args: argparse.Namespace,
+    *,
+    step: float | None,
+) -> dict:
+    """Prints and returns the figures of both stages, of each seed, and paired differences."""
+    import numpy as np
+
+    from utils.cross_validation import read_out_of_fold_ages
+    from utils.metrics import mae_difference, score_with_intervals
+    from utils.results import format_difference, format_figures
+
+    age = np.array([scan.age for scan in scans])
+    predicted = ages["predicted_age"]
+    predictors = {"predicted": predicted}
+    if step:
+        predictors = {"stage one": ages["stage_one_age"], "stage two": predicted}
+    if len(seeds) > 1:
+        predictors |= {
+            Path(folder).name: values for folder, values in zip(args.runs, seeds, strict=True)
+        }
+    report: dict = {name: score_with_intervals(age, each) for name, each in predictors.items()}
+    print(f"{len(scans)} scans, each predicted by networks that were not trained on it")
+    print(format_figures(report))
+    if step:
+        report["difference"] = mae_difference(age, predicted, ages["stage_one_age"])
+        print(format_difference("stage two minus stage one", report["difference"]))
+        report["within_bins"] = within_bins(age, ages["stage_one_age"], predicted, step)
+    for path in args.reference:
+        other = read_out_of_fold_ages(path)
+        theirs = np.array([other[scan.subject_id] for scan in scans])
+        report[path] = mae_difference(age, predicted, theirs)
+        print(format_difference(f"this minus {path}", report[path]))
+    return report
+
+
+def within_bins(
+    age: "np.ndarray", stage_one: "np.ndarray", stage_two: "np.ndarray", step: float
+) -> dict[str, float]:
+    """What the second stage says of scans of one rounded age, all (scans,) years; prints it."""
+    import numpy as np
+
+    from utils.metrics import within_bin_correlation, within_bin_spread
+
+    rounded = np.floor(stage_one / step + 0.5) * step
+    residual, needed = stage_two - rounded, age - rounded
+    values = {
+        "spread": within_bin_spread(residual, rounded),
+        "spread_needed": within_bin_spread(needed, rounded),
+        "correlation": within_bin_correlation(residual, needed, rounded),
+    }
+    print(
+        f"within rounded ages: spread of the residual {values['spread']:.2f} years, needed "
+        f"{values['spread_needed']:.2f}; correlation of both {values['correlation']:.2f}"
+    )
+    return values
+
+
+def predict_retest(
+    args: argparse.Namespace,
+    networks: dict[int, list["Checkpoint"]],
+    table: dict[str, int],
+    labels: dict,
+    execution: "Execution",
+) -> None:
+    """Predicts second scans by the networks that had not seen the person, and writes their table.
+
+    People of no fold, such as those of a test folder, get the mean of all networks.
+    """
+    import numpy as np
+
+    from analysis.tables import person_of_scan
+    from utils.cohort import open_cohort
+    from utils.results import write_ages
+
+    fold_of = {person_of_scan(scan): fold for scan, fold in table.items()}
+    everyone = [checkpoint for checkpoints in networks.values() for checkpoint in checkpoints]
+    scans = open_cohort(args.retest_folder, labels, everyone[0].preparation)
+    fold = [fold_of.get(person_of_scan(scan.subject_id), "none") for scan in scans]
+    ages: dict[str, np.ndarray] = {}
+    for held in set(fold):
+        places = [index for index, of in enumerate(fold) if of == held]
+        chosen = [scans[index] for index in places]
+        found = predict_each(networks.get(held, everyone), chosen, execution, args.mirror)
+        for name, values in found.items():
+            ages.setdefault(name, np.empty(len(scans)))[places] = values.mean(axis=0)
+    write_ages(Path(args.retest_output), scans, ages, more={"fold": fold}, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from utils.metrics import (
     mae_difference,
     score,
     score_with_intervals,
+    within_bin_correlation,
     within_bin_spread,
 )
 
@@ -75,3 +76,19 @@ def test_within_bin_spread_is_the_pooled_sd_inside_bins():
     assert within_bin_spread(values, bins) == pytest.approx(expected)
     assert within_bin_spread(np.where(bins == 50, 4.0, 7.0), bins) == 0
     assert np.isnan(within_bin_spread(values, np.arange(6)))
+
+
+def test_within_bin_correlation_is_that_of_deviations_from_the_bins_means():
+    generator = np.random.default_rng(0)
+    bins = np.repeat([20, 25, 30], 40)
+    first = generator.standard_normal(120)
+    second = first + generator.standard_normal(120)
+    expected = np.corrcoef(
+        np.concatenate([v - v.mean() for v in first.reshape(3, 40)]),
+        np.concatenate([v - v.mean() for v in second.reshape(3, 40)]),
+    )[0, 1]
+    # What is common to a bin does not count.
+    found = within_bin_correlation(first + 3.0 * bins, second - 5.0 * bins, bins)
+    assert found == pytest.approx(expected)
+    assert np.isnan(within_bin_correlation(first, second, np.arange(120)))
+    assert np.isnan(within_bin_correlation(np.ones(120), second, bins))

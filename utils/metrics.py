@@ -97,10 +97,23 @@ def within_bin_spread(values: np.ndarray, bins: np.ndarray) -> float:
     For the second stage: the spread of its residual among scans of one rounded age. Near 0 it
     repeats one age for everyone in a bin, as the published training is reported to end.
     """
-    total, count = 0.0, 0
-    for group in np.unique(bins):
-        inside = values[bins == group]
-        if len(inside) > 1:
-            total += ((inside - inside.mean()) ** 2).sum()
-            count += len(inside) - 1
-    return float(np.sqrt(total / count)) if count else float("nan")
+    inside, groups = _within_bins(values, bins)
+    count = len(inside) - groups
+    return float(np.sqrt((inside**2).sum() / count)) if count else float("nan")
+
+
+def within_bin_correlation(first: np.ndarray, second: np.ndarray, bins: np.ndarray) -> float:
+    """Pooled correlation of two quantities within groups of equal `bins`; NaN where undefined.
+
+    For the second stage: of its residual with the true one among scans of one rounded age. 0 says
+    that it adds nothing to the rounded age.
+    """
+    (first, _), (second, _) = _within_bins(first, bins), _within_bins(second, bins)
+    return float(correlation(first, second)) if len(first) > 1 else float("nan")
+
+
+def _within_bins(values: np.ndarray, bins: np.ndarray) -> tuple[np.ndarray, int]:
+    """Deviations from the mean of their bin, of bins of two and more; the number of these bins."""
+    groups = [values[bins == group] for group in np.unique(bins)]
+    groups = [group - group.mean() for group in groups if len(group) > 1]
+    return np.concatenate([np.empty(0), *groups]), len(groups)
