@@ -44,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dementia", metavar="CSV", help="ages of people with dementia; '': none")
     add("--participants", metavar="TSV",
         help="scan_id (or participant_id) and CDR, for figures by CDR; '': none")  # fmt: skip
+    add("--labels", metavar="SHEET",
+        help="label sheet with age and sex of the scans in --out_of_fold; '' or unset: it has the "
+        "columns age and sex itself")  # fmt: skip
     add("--caliper", type=number(float, low=0), default=5.0,
         help="largest age difference of a patient and the matched healthy scan, years")  # fmt: skip
     add("--subject_pattern", type=_regular_expression,
@@ -70,15 +73,18 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from analysis.calibration import apply_calibration, fit_calibration
     from analysis.tables import PERSON_PATTERN, read_predictions, require_unseen
     from utils.files import require_absent
+    from utils.labels import read_labels
 
     output = Path(args.output_dir)
     if not args.overwrite:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)
         require_absent(*map(output.joinpath, names))
     pattern = args.subject_pattern or PERSON_PATTERN
-    tables = {"out_of_fold": [args.out_of_fold], "test": [args.test], "retest": args.retest}
+    tables = {"test": [args.test], "retest": args.retest}
     tables |= {"first": args.first, "dementia": [args.dementia] if args.dementia else []}
-    read = {group: [read_predictions(path) for path in paths] for group, paths in tables.items()}
+    labels = read_labels(args.labels) if args.labels else None
+    read = {"out_of_fold": [read_predictions(args.out_of_fold, labels)]}
+    read |= {group: [read_predictions(path) for path in paths] for group, paths in tables.items()}
     (out_of_fold,) = read["out_of_fold"]
     for other in (*read["test"], *read["dementia"]):
         require_unseen(out_of_fold, other, pattern)

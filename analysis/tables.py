@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.labels import OLDEST_AGE, SEX_WORDS, UNKNOWN_WORDS, raise_all, read_rows
+from utils.labels import OLDEST_AGE, SEX_WORDS, UNKNOWN_WORDS, Label, raise_all, read_rows
 from utils.results import SEX_NAMES
 
 # What stands before the last session: sub-01_ses-2_T1w (BIDS), OAS1_0061_MR2 and
@@ -30,18 +30,30 @@ class Predictions:
     without_age: int
 
 
-def read_predictions(path: str | Path) -> Predictions:
+def read_predictions(path: str | Path, labels: dict[str, Label] | None = None) -> Predictions:
     """Reads a table of predictions; columns beyond the four that are needed are ignored.
 
     Args:
         path: a .csv (.tsv, .xlsx ...) with the columns participant_id, age, sex and predicted_age.
+        labels: of `utils.labels.read_labels`, in place of the columns age and sex: a table of ages
+            that a network gave may be passed on where those of the people may not.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no scan of known age, or all problems of the rows, each with what was expected.
     """
     read = {"age": _age, "sex": _sex, "predicted_age": _predicted_age}
-    rows = _read_columns(path, {"participant_id": ("participant_id",)}, read)
+    identity = {"participant_id": ("participant_id",)}
+    if labels is None:
+        rows = _read_columns(path, identity, read)
+    else:
+        rows = _read_columns(path, identity, {"predicted_age": _predicted_age})
+        missing = [name for name in rows if name not in labels]
+        if missing:
+            raise ValueError(f"{path}: {', '.join(missing[:5])} have no row in the label sheet")
+        for name, row in rows.items():
+            age, sex = labels[name].age, labels[name].sex
+            row |= {"age": math.nan if age is None else age, "sex": SEX_NAMES[sex]}
     scans = pd.DataFrame.from_dict(rows, orient="index", columns=list(read))
     scans.index.name = "participant_id"
     known = scans[scans["age"].notna()].astype({"age": float, "predicted_age": float})

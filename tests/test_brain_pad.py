@@ -232,3 +232,20 @@ def test_script_runs_with_its_own_flags(tables, tmp_path):
     assert parsed.output_dir == str(tmp_path / "out")
     assert parsed.out_of_fold == str(tables["out_of_fold"])
     assert parsed.caliper == 5
+
+
+def test_ages_and_sexes_may_come_from_the_label_sheet(tables, tmp_path):
+    whole = pd.read_csv(tables["out_of_fold"])
+    bare, sheet = tmp_path / "bare.csv", tmp_path / "labels.csv"
+    whole[["participant_id", "predicted_age"]].to_csv(bare, index=False)
+    whole[["participant_id", "age", "sex"]].to_csv(sheet, index=False)
+    common = ["--test", str(tables["test"]), "--output_dir"]
+    given = ["--out_of_fold", str(bare), "--labels", str(sheet)]
+    first = brain_pad.main([*given, *common, str(tmp_path / "a")])
+    second = brain_pad.main(
+        ["--out_of_fold", str(tables["out_of_fold"]), *common, str(tmp_path / "b")]
+    )
+    assert first["test"] == second["test"]
+    sheet.write_text("\n".join(sheet.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match="OAS1_0099_MR1 have no row in the label sheet"):
+        brain_pad.main([*given, *common, str(tmp_path / "c")])
