@@ -12,7 +12,7 @@ import pytest
 
 import test
 import train_sorter
-from analysis import brain_pad, out_of_fold
+from analysis import brain_pad, out_of_fold, saliency
 from benchmark import __main__ as benchmark
 from benchmark import heads
 from data_preprocessing import (
@@ -41,7 +41,7 @@ ALLOWED = {
 WITH_BUILD_PARSER = (
     train_sorter, export, baseline, benchmark, heads, preprocess, collect_images, datasets,
     make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship, out_of_fold,
-    brain_pad, apply_mask,
+    brain_pad, apply_mask, saliency,
 )  # fmt: skip
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
@@ -103,6 +103,7 @@ QUICK_START = ROOT / "script" / "quickstart.sh"
 # What scripts with arguments of their own are called with.
 ARGUMENTS = {
     QUICK_START: ["out"],
+    ROOT / "script" / "oasis1.sh": ["out"],
     ROOT / "script" / "preprocess.sh": ["scan.nii.gz", "--output_dir", "out"],
     ROOT / "script" / "prepare_oasis1.sh": ["discs", "table.csv", "out"],
 }

@@ -31,7 +31,7 @@ PAPER_SECOND_STAGE = PAPER | {
 }  # fmt: skip
 # Where our second stage departs from the defaults of the first; docs/RESULTS.md has the figures.
 # A width of None is that of the first stage.
-OUR_SECOND_STAGE = {"lr": 5e-4, "epochs": 10, "width": None}
+OUR_SECOND_STAGE = {"lr": 5e-4, "warmup_lr": 1e-4, "epochs": 10, "width": None}
 
 
 def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -394,7 +394,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     """Optimiser, schedule, augmentation, stopping."""
     group = parser.add_argument_group("optimisation")
     rate = number(float, above=0)
-    group.add_argument("--epochs", type=number(int, low=1), default=40, help="at most")
+    group.add_argument("--epochs", type=number(int, low=1), default=24, help="at most")
     group.add_argument(
         "--batch_size",
         type=number(int, low=1),
@@ -408,7 +408,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         help="adam: with AMSGrad, as published for stage one; sgd: without "
         "momentum, as published for stage two",
     )
-    group.add_argument("--lr", type=rate, default=1.5e-3, help="learning rate")
+    group.add_argument("--lr", type=rate, default=2e-3, help="learning rate")
     group.add_argument("--weight_decay", type=number(float, low=0), default=0.01, help=" ")
     group.add_argument(
         "--schedule",
@@ -429,7 +429,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         "--warmup_lr",
         "--warmup_lr_init",
         type=rate,
-        default=1e-4,
+        default=5e-4,
         help="learning rate at the start of the warm-up",
     )
     group.add_argument(
@@ -466,7 +466,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--intensity_jitter",
         type=number(float, low=0, high=1),
-        default=0.1,
+        default=0.0,
         help="SD of a random factor on each scan's intensities",
     )
     for name, high, text in (

@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 row default
 row no_flip --flip false
-row shift --shift 2
+row no_shift --shift 0
 row jitter --intensity_jitter 0.1
 row affine --rotation 5 --scale 0.05
 row noise --noise 0.3

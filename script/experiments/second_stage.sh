@@ -11,7 +11,7 @@ ONLY="0 1 2 3 4" row seed_1 --seed 1
 
 export FIRST_STAGES="$RUNS/default"
 REFERENCE=
-FLAGS=(--epochs "$SECOND_EPOCHS" --validate_every "$SECOND_EPOCHS")
+FLAGS=(--epochs "$SECOND_EPOCHS" --validate_every "$SECOND_EPOCHS" --rank_weight 0)
 OUT_OF_FOLD=(--out_of_fold_ages "$RUNS/default.csv")
 OTHER=(--warm_start_net "$RUNS/seed_1/@FOLD@/$BEST" --rough_share 0.5)
 row second_published --recipe paper --width compact --batch_size 16 --ranks soft --schedule constant \
