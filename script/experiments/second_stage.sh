@@ -15,7 +15,7 @@ FLAGS=(--epochs "$SECOND_EPOCHS" --validate_every "$SECOND_EPOCHS" --rank_weight
 OUT_OF_FOLD=(--out_of_fold_ages "$RUNS/default.csv")
 OTHER=(--warm_start_net "$RUNS/seed_1/@FOLD@/$BEST" --rough_share 0.5)
 row second_published --recipe paper --width compact --batch_size 16 --ranks soft --schedule constant \
-  --early_stop 0 --epochs "$SECOND_EPOCHS"
+  --early_stop 0 --epochs "$SECOND_EPOCHS" --rank_weight 10
 row second_fresh --warm_start false --rough_age_noise 0 --lr 2e-3
 row second_warm --rough_age_noise 0 --rough_share 0
 row second_noise --rough_age_noise auto --rough_share 0
