@@ -10,7 +10,6 @@ report.json has all figures, brain_pad.csv a row a scan.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.entry import Switch, new_parser, number, run_entry
+from utils.entry import Switch, new_parser, number, regular_expression, run_entry
 
 TABLE, CALIBRATION, REPORT = "brain_pad.csv", "brain_pad.json", "report.json"
 NOTES = {
@@ -49,21 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
         "columns age and sex itself")  # fmt: skip
     add("--caliper", type=number(float, low=0), default=5.0,
         help="largest age difference of a patient and the matched healthy scan, years")  # fmt: skip
-    add("--subject_pattern", type=_regular_expression,
+    add("--subject_pattern", type=regular_expression,
         help="regular expression for the person in a scan's name (its first group, or the whole "
         "match); without it what stands before the last _MR1, _ses-1 and the like")  # fmt: skip
     add("--output_dir", required=True, metavar="DIR", help="receives the results")
     add("--overwrite", action=Switch, default=False, help="replace results that exist")
     return parser
-
-
-def _regular_expression(text: str) -> str:
-    """An argparse type: a regular expression that compiles."""
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
-    return text
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -79,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if not args.overwrite:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)
         require_absent(*map(output.joinpath, names))
-    pattern = args.subject_pattern or PERSON_PATTERN
+    pattern = args.subject_pattern.pattern if args.subject_pattern else PERSON_PATTERN
     tables = {"test": [args.test], "retest": args.retest}
     tables |= {"first": args.first, "dementia": [args.dementia] if args.dementia else []}
     labels = read_labels(args.labels) if args.labels else None
@@ -182,14 +172,12 @@ def write_results(
     output: Path, calibration, report: dict, groups: dict, *, overwrite: bool
 ) -> None:
     """Writes all results; the picture of groups only with a dementia table."""
-    import json
-
     import pandas as pd
 
     from analysis.calibration import PADS, write_calibration
     from analysis.dementia import levels_of
     from analysis.pictures import pad_against_age, pad_by_group
-    from utils.files import replacing
+    from utils.files import replacing, write_json
 
     pictures = {AGE_PICTURE: pad_against_age(groups["out_of_fold"], groups["test"])}
     scans = pd.concat(groups.values())
@@ -206,8 +194,7 @@ def write_results(
         scans["age"] = scans["age"].map("{:g}".format)
         scans[[*columns, *more]].to_csv(temporary, float_format="%.2f", na_rep="n/a")
     write_calibration(output / CALIBRATION, calibration, overwrite=overwrite)
-    with replacing(output / REPORT, overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_json(output / REPORT, report, overwrite=overwrite)
     for name, figure in pictures.items():
         with replacing(output / name, overwrite=overwrite) as temporary:
             figure.savefig(temporary, dpi=150)
@@ -215,7 +202,7 @@ def write_results(
 
 def format_report(report: dict) -> str:
     """What is printed: ages raw and corrected, coverage, agreement and dementia."""
-    from utils.results import format_figures
+    from utils.results import format_figure, format_figures
 
     test = report["test"]
     rows = {"unseen, raw": report["out_of_fold"]["raw"], "test, raw": test["raw"]}
@@ -238,7 +225,7 @@ def format_report(report: dict) -> str:
         lines.append(f"test-retest, {found['pairs']} pairs (first scans: {sources})")
         for name in ("predicted_age", "brain_pad"):
             figures = ("mean_absolute_difference", "sd_of_difference", "icc_2_1", "icc_3_1")
-            cells = (f"{key} {_cell(found['all'][name][key])}" for key in figures)
+            cells = (f"{key} {format_figure(found['all'][name][key])}" for key in figures)
             lines.append(f"  {name}: {', '.join(cells)}")
     if "dementia" in report:
         lines += _format_dementia(report["dementia"])
@@ -246,32 +233,27 @@ def format_report(report: dict) -> str:
 
 
 def _format_dementia(report: dict) -> list[str]:
-    balance = report["balance"]
+    from utils.results import format_figure
+
+    balance, healthy = report["balance"], report["mean"]["matched_healthy"]
+    shown = ("brain_pad", "brain_pad_cole", "svm")
     sources = ", ".join(f"{n} {group}" for group, n in report["matched_healthy_from"].items())
     lines = [
         f"dementia: {report['pairs']} of {report['patients']} patients matched with healthy scans "
         f"({sources}); mean ages {balance['patients']['mean_age']:.1f} and "
         f"{balance['matched_healthy']['mean_age']:.1f}, largest difference "
         f"{balance['largest_age_difference_in_pair']:g} years",
-        f"  mean PAD, matched healthy: {_cell(report['mean']['matched_healthy']['brain_pad'])}",
+        f"  mean PAD, matched healthy: {format_figure(healthy['brain_pad'])}",
     ]
     for level, aucs in report["auc"].items():
-        mean = _cell(report["mean"][level]["brain_pad"])
-        cells = (f"{name} {_cell(aucs[name])}" for name in ("brain_pad", "brain_pad_cole", "svm"))
+        mean = format_figure(report["mean"][level]["brain_pad"])
+        cells = (f"{name} {format_figure(aucs[name])}" for name in shown)
         lines.append(f"  {level}, n = {aucs['pairs']}: mean PAD {mean}; AUC {', '.join(cells)}")
     return lines
 
 
 def _share(cell: dict) -> str:
     return f"{100 * cell['value']:.0f} [{100 * cell['low']:.0f}, {100 * cell['high']:.0f}]"
-
-
-def _cell(figure: dict) -> str:
-    if figure["value"] is None:
-        return "-"
-    if figure["low"] is None:
-        return f"{figure['value']:.2f}"
-    return f"{figure['value']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.bias_correction import BiasCorrection, fit_bias_correction
 from analysis.conformal import MINIMUM_GROUP, Limits, fit_limits
 from analysis.tables import Predictions, as_arrays
-from utils.files import replacing, sha256_of
+from utils.files import sha256_of, write_json
 
 FORMAT = "TSAN brain-PAD calibration 1"
 TERCILES = 3
@@ -81,9 +81,7 @@ def apply_calibration(calibration: Calibration, scans: pd.DataFrame) -> pd.DataF
 
 def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
     """Writes the JSON file that `read_calibration` reads."""
-    with replacing(path, overwrite=overwrite) as temporary:
-        content = {"format": FORMAT} | asdict(calibration)
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(path, {"format": FORMAT} | asdict(calibration), overwrite=overwrite)
 
 
 def read_calibration(path: str | Path) -> Calibration:

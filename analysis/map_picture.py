@@ -7,7 +7,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from analysis.regions import load_template
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE
 
 # MNI152 mm of the planes that are shown, as many of each axis.
@@ -38,7 +38,7 @@ def draw_map(
         signed: whether colours run from negative through 0 to positive, or from 0 up.
         meaning: what the sign means, at the foot.
     """
-    brain, mask = load_template()
+    brain, mask = load_template().brain, load_template().mask
     low, high = np.percentile(brain[mask], WINDOW)
     limit = float(np.percentile(np.abs(effect[mask]), FULL_COLOUR)) or 1.0
     opacity = (np.abs(effect) / limit - VISIBLE_FROM) / (OPAQUE_FROM - VISIBLE_FROM)

@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
     if bool(args.retest_folder) != bool(args.retest_output):
         raise ValueError("--retest_folder and --retest_output: give both, or neither")
+    if args.retest_folder and args.only:
+        raise ValueError(
+            "--retest_folder and --only: networks of all folds expected, or people of the folds "
+            "left out would be predicted by networks that have seen them"
+        )
     if not args.overwrite:
         require_absent(*(Path(path) for path in (args.output, args.retest_output) if path))
     use_machine_well(args.threads)
@@ -118,14 +123,15 @@ def collect(
     from utils.cross_validation import hold_out
     from utils.results import write_ages
 
+    preparation = next(iter(networks.values()))[0].preparation
+    pooled = [
+        scan
+        for folder in args.scan_folders
+        for scan in open_cohort(folder, labels, preparation, need_age=True)
+    ]
     scans: list[Scan] = []
     found = []
     for fold, checkpoints in networks.items():
-        pooled = [
-            scan
-            for folder in args.scan_folders
-            for scan in open_cohort(folder, labels, checkpoints[0].preparation, need_age=True)
-        ]
         held = hold_out(pooled, table, fold)[1]
         found.append(predict_each(checkpoints, held, execution, args.mirror))
         scans += held
@@ -145,10 +151,17 @@ def predict_each(
     """The named ages of each network, (networks, scans) years each."""
     import numpy as np
 
-    from utils.prediction import Prediction, predict_scans
+    from utils.dataset import open_for_one_reading
+    from utils.prediction import Prediction, predict_dataset
 
+    # Decoded once for all networks that read them alike.
+    preparations = {checkpoint.preparation for checkpoint in checkpoints}
+    opened = {each: open_for_one_reading(scans, each) for each in preparations}
     how = Prediction(mirror=mirror)
-    found = [predict_scans(checkpoint, scans, execution, how) for checkpoint in checkpoints]
+    found = [
+        predict_dataset(checkpoint, opened[checkpoint.preparation], execution, how)
+        for checkpoint in checkpoints
+    ]
     return {name: np.stack([ages[name] for ages in found]) for name in found[0]}
 
 
@@ -163,7 +176,7 @@ def compare(
     """Prints and returns the figures of both stages, of each seed, and paired differences."""
     import numpy as np
 
-    from utils.cross_validation import read_out_of_fold_ages
+    from utils.cross_validation import out_of_fold_ages
     from utils.metrics import mae_difference, score_with_intervals
     from utils.results import format_difference, format_figures
 
@@ -184,8 +197,7 @@ def compare(
         print(format_difference("stage two minus stage one", report["difference"]))
         report["within_bins"] = within_bins(age, ages["stage_one_age"], predicted, step)
     for path in args.reference:
-        other = read_out_of_fold_ages(path)
-        theirs = np.array([other[scan.subject_id] for scan in scans])
+        theirs = out_of_fold_ages(path, scans, "scans")
         report[path] = mae_difference(age, predicted, theirs)
         print(format_difference(f"this minus {path}", report[path]))
     return report
@@ -195,11 +207,12 @@ def within_bins(
     age: "np.ndarray", stage_one: "np.ndarray", stage_two: "np.ndarray", step: float
 ) -> dict[str, float]:
     """What the second stage says of scans of one rounded age, all (scans,) years; prints it."""
-    import numpy as np
+    import torch
 
+    from model.tsan import discretize_age
     from utils.metrics import within_bin_correlation, within_bin_spread
 
-    rounded = np.floor(stage_one / step + 0.5) * step
+    rounded = discretize_age(torch.from_numpy(stage_one), step).numpy()
     residual, needed = stage_two - rounded, age - rounded
     values = {
         "spread": within_bin_spread(residual, rounded),

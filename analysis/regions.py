@@ -15,15 +15,14 @@ narrow to be told from it in most places. Good for "which part of the brain", no
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import nibabel
 import numpy as np
 from scipy import ndimage
 
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "data_preprocessing" / "template"
 # Template intensities (0 to 255) of the valleys between CSF, grey and white matter.
 GREY_FROM, WHITE_FROM = 140, 212
 DEEP = 12  # mm from the surface of the brain: sulci are nearer, ventricles are not
@@ -47,16 +46,6 @@ class Regions:
     names: tuple[str, ...]
 
 
-@cache
-def load_template() -> tuple[np.ndarray, np.ndarray]:
-    """Intensities (float32) and brain mask (bool) of the template, (91, 109, 91) each."""
-    brain, mask = (
-        np.asarray(nibabel.load(TEMPLATE / name).dataobj)
-        for name in ("brain_2mm.nii.gz", "brain_mask_2mm.nii.gz")
-    )
-    return brain.astype(np.float32), mask > 0
-
-
 def grid_coordinates() -> np.ndarray:
     """(3, 91, 109, 91) MNI152 mm of each voxel of the grid: x to the right, y forward, z up."""
     voxels = np.indices(GRID_SHAPE).reshape(3, -1)
@@ -70,7 +59,8 @@ def coarse_regions() -> Regions:
     Where rules overlap, the first of STRUCTURES wins, and lobes get the rest. The plane x = 0
     counts as left.
     """
-    brain, mask = load_template()
+    template = load_template()
+    brain, mask = template.brain, template.mask
     coordinates = grid_coordinates()
     structures = dict(zip(STRUCTURES, _structures(brain, mask, coordinates), strict=True))
     tissue = np.digitize(brain, (GREY_FROM, WHITE_FROM))  # 0 csf, 1 grey, 2 white

@@ -13,7 +13,6 @@ than its size or its border matters.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent, write_tsv
+from utils.files import replacing, require_absent, write_json, write_tsv
 from utils.options import add_label_flags
 from utils.volumes import BRAIN_BOX, GRID_AFFINE, GRID_SHAPE, Preparation
 
@@ -152,6 +151,7 @@ def open_scans(args: argparse.Namespace, checkpoint, preparation: Preparation) -
     """The scans that the flags name, and how they were made against the training scans."""
     from utils.cohort import describe, open_cohort
     from utils.labels import parse_sex_codes, read_labels
+    from utils.prediction import note_unknown_sexes
     from utils.sidecars import compare_preprocessing, format_comparison
 
     labels = None
@@ -163,9 +163,7 @@ def open_scans(args: argparse.Namespace, checkpoint, preparation: Preparation) -
     print(format_comparison(comparison))
     if checkpoint.preparation.any_grid:
         print("note: trained with --any_grid; these scans may lie otherwise than those it knows")
-    unknown = sum(scan.sex is None for scan in scans)
-    if unknown and checkpoint.uses_sex:
-        print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
+    note_unknown_sexes(checkpoint, scans)
     if checkpoint.stage == 2 and args.method == "smoothgrad":
         print("note: gradients of the second stage's residual; occlusion sees the whole cascade")
     return scans, comparison
@@ -258,9 +256,9 @@ def rank_correlation(maps: MeanMaps, others: MeanMaps) -> float | None:
     """Spearman's, of mean magnitudes in the template's brain; None where a map is constant."""
     from scipy import stats
 
-    from analysis.regions import load_template
+    from utils.template import load_template
 
-    ours, theirs = (each.magnitude[load_template()[1]] for each in (maps, others))
+    ours, theirs = (each.magnitude[load_template().mask] for each in (maps, others))
     if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return float(stats.spearmanr(ours, theirs).statistic)
@@ -282,8 +280,7 @@ def write_results(report: dict, maps: MeanMaps, folder: Path, *, overwrite: bool
     )
     with replacing(folder / "saliency.png", overwrite=overwrite) as temporary:
         figure.savefig(temporary, dpi=130)
-    with replacing(folder / "saliency.json", overwrite=overwrite) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_json(folder / "saliency.json", report, overwrite=overwrite)
     print(f"{format_regions(rows, unit)}\n{report['seconds_per_scan']:.1f} s a scan")
     correlation = report["rank_correlation_with_random_weights"]
     if correlation is not None:

@@ -98,7 +98,7 @@ def preprocess(path: Path, recipe: Recipe, *, picture: Path, title: str) -> Plac
     """
     from data_preprocessing.builtin import map_scan, template_to_scan
     from data_preprocessing.quality import correlation
-    from data_preprocessing.template import load_template
+    from utils.template import load_template
 
     template = load_template()
     with tempfile.TemporaryDirectory(prefix="heads-") as workspace:

@@ -33,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import nibabel
     import numpy as np
 
-    from data_preprocessing.template import load_template
     from utils.files import replacing
+    from utils.template import load_template
     from utils.volumes import GRID_AFFINE, Preparation, find_scans, image_stem, read_volume
 
     mask = load_template().mask

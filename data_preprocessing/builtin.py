@@ -32,7 +32,7 @@ from data_preprocessing.registration import (
     resample,
     to_itk,
 )
-from data_preprocessing.template import load_template
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE
 
 ENGINES = {"deepbet": "deepbet", "SimpleITK": "SimpleITK", "picsl_greedy": "picsl-greedy"}

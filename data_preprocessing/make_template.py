@@ -27,9 +27,9 @@ from data_preprocessing.registration import (
     resample,
     to_itk,
 )
-from data_preprocessing.template import BRAIN_FILE, MASK_FILE
 from utils.entry import new_parser, run_entry
 from utils.files import replacing
+from utils.template import BRAIN_FILE, MASK_FILE
 from utils.volumes import GRID_AFFINE, Preparation, read_volume
 
 # Two averages of many brains: smooth, and so close that a fine warp is safe.

@@ -20,9 +20,9 @@ from data_preprocessing.inputs import Source, convert_dicom
 from data_preprocessing.mosaic import PageRow, draw_mosaic
 from data_preprocessing.quality import judge
 from data_preprocessing.recipe import Identity, Mapped, Recipe
-from data_preprocessing.template import load_template
 from utils.files import replacing, require_absent, sha256_of
 from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE
 
 

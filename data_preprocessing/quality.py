@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_preprocessing.recipe import Mapped
-from data_preprocessing.template import Template, load_template
+from utils.template import Template, load_template
 
 # Affine: of 165 scans of OASIS-1 one in a hundred lies below either limit; turned by 20 degrees 19
 # in 20 lie below the first, upside down all. Deformable: 27 good scans have at least 0.73 and 0.91.

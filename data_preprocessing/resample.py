@@ -16,7 +16,7 @@ from scipy import ndimage
 from data_preprocessing.contents import foreground, seen_contents
 from data_preprocessing.native import Native, read_native
 from data_preprocessing.recipe import Identity, Mapped, Recipe
-from data_preprocessing.template import load_template
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
 # The grid with its first axis from left to right, as `read_native` orders axes.

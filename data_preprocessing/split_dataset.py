@@ -21,7 +21,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.entry import new_parser, number, run_entry
+from utils.entry import new_parser, number, regular_expression, run_entry
 from utils.files import replacing, require_empty, write_tsv
 from utils.labels import label_of, parse_sex_codes, raise_all, read_labels
 from utils.volumes import find_scans, image_stem
@@ -227,19 +227,11 @@ def describe(
     return "\n".join(lines)
 
 
-def _regular_expression(text: str) -> re.Pattern:
-    """An argparse type: a compiled regular expression."""
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
-
-
 def add_subject_pattern(parser: argparse.ArgumentParser) -> None:
     """How the person is found in a scan's name, see `person_of_scan`."""
     parser.add_argument(
         "--subject_pattern",
-        type=_regular_expression,
+        type=regular_expression,
         help="regular expression for the person in a scan's name (its first group, or the whole "
         "match); without it sub-XXX of BIDS and OAS1_XXXX of OASIS names, else the whole name",
     )

@@ -4,7 +4,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from data_preprocessing.template import load_template
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE
 
 PAD = 12  # voxels of 2 mm around the grid, where skull and scalp find room

@@ -14,7 +14,7 @@ from data_preprocessing.native import Native
 from data_preprocessing.quality import LIMITS, judge
 from data_preprocessing.recipe import REQUIREMENTS, Mapped, Recipe
 from data_preprocessing.registration import Transform, grid_points, resample
-from data_preprocessing.template import load_template
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
 engines = pytest.mark.skipif(

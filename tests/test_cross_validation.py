@@ -117,6 +117,18 @@ def test_two_seeds_give_the_mean_of_their_ages_and_a_paired_difference(
         collect(cohort, folds, tmp_path / "two.csv", runs)
 
 
+def test_a_reference_without_a_scan_and_networks_of_some_folds_for_retests_are_refused(
+    cohort, folds, runs, tmp_path
+):
+    other = tmp_path / "other.csv"
+    other.write_text("participant_id,predicted_age\ntrain-1,40\n")
+    with pytest.raises(ValueError, match=r"other\.csv: no row for 11 scans"):
+        collect(cohort, folds, tmp_path / "a.csv", runs, more=["--reference", str(other)])
+    more = ["--only", "0", "--retest_folder", str(cohort / "test"), "--retest_output", "b.csv"]
+    with pytest.raises(ValueError, match="networks that have seen them"):
+        collect(cohort, folds, tmp_path / "b.csv", runs, more=more)
+
+
 def test_second_stage_trains_on_out_of_fold_ages(cohort, folds, runs, tmp_path, capsys):
     collect(cohort, folds, tmp_path / "ages.csv", runs)
     flags = [

@@ -281,7 +281,7 @@ def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend
     assert axes.max_mm < 1e-6
     # Turned by 25 degrees about z, a point r mm from that axis is off by 2 r sin(12.5 degrees).
     points = world(GRID_SHAPE, GRID_AFFINE)
-    points = points[sys.modules["data_preprocessing.template"].load_template().mask.ravel()]
+    points = points[sys.modules["utils.template"].load_template().mask.ravel()]
     radius = np.linalg.norm(0.5 * points[:, :2], axis=1)
     expected = 2 * radius * np.sin(np.radians(12.5))
     assert rotation.mean_mm == pytest.approx(expected.mean(), abs=0.3)

@@ -11,10 +11,10 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 from data_preprocessing import preprocess, resample
-from data_preprocessing.template import load_template
 from model.scaledense import ScaleDense
 from utils.checkpoint import save_checkpoint
 from utils.sidecars import Preprocessing, read_sidecar
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans, read_volume
 
 pytestmark = pytest.mark.slow

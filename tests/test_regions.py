@@ -9,9 +9,9 @@ from analysis.regions import (
     TISSUES,
     coarse_regions,
     format_regions,
-    load_template,
     region_table,
 )
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
 
@@ -27,7 +27,7 @@ def test_every_voxel_of_the_brain_is_in_exactly_one_region_and_no_region_is_empt
     regions = coarse_regions()
 
     assert regions.labels.shape == GRID_SHAPE
-    np.testing.assert_array_equal(regions.labels > 0, load_template()[1])
+    np.testing.assert_array_equal(regions.labels > 0, load_template().mask)
     parts = [*STRUCTURES, *(f"{lobe} {tissue}" for lobe in LOBES for tissue in TISSUES)]
     assert set(regions.names) == {OUTSIDE, *(f"{s} {p}" for s in ("left", "right") for p in parts)}
     assert len(set(regions.names)) == len(regions.names)

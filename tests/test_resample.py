@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from data_preprocessing import resample
 from data_preprocessing.recipe import Recipe
-from data_preprocessing.template import load_template
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
 TEMPLATE, SUBJECT = Recipe("resample"), Recipe("resample", mask="subject")

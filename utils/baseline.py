@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     from sklearn.linear_model import RidgeCV
 
     from utils.cohort import describe, open_cohort
-    from utils.cross_validation import read_folds
+    from utils.cross_validation import hold_out, read_folds
     from utils.dataset import open_for_one_reading
     from utils.labels import parse_sex_codes, read_labels
     from utils.metrics import score_with_intervals
@@ -53,39 +53,37 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     preparation = Preparation(resolution=4)
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
 
-    def voxels_and_ages(folder: str) -> tuple[np.ndarray, np.ndarray]:
+    voxels: dict[Path, np.ndarray] = {}
+
+    def read(folder: str) -> list:
         scans = open_cohort(folder, labels, preparation, need_age=True)
         print(f"{folder}: {describe(scans)}")
         dataset = open_for_one_reading(scans, preparation)
-        voxels = np.stack([item["image"].numpy().ravel() for item in dataset])
-        names.extend(scan.subject_id for scan in scans)
-        return voxels, np.array([scan.age for scan in scans])
+        for scan, item in zip(scans, dataset, strict=True):
+            voxels[scan.path] = item["image"].numpy().ravel()
+        return scans
 
-    names: list[str] = []
-    cohorts = [voxels_and_ages(folder) for folder in args.train_folders]
-    voxels = np.concatenate([cohort[0] for cohort in cohorts])
-    ages = np.concatenate([cohort[1] for cohort in cohorts])
+    scans = [scan for folder in args.train_folders for scan in read(folder)]
     if args.folds:
         folds = read_folds(args.folds)
-        fold = np.array([folds[name] for name in names])
-        splits = [(fold != held, fold == held) for held in np.unique(fold)]
-        all_voxels, all_ages = voxels, ages
+        splits = [hold_out(scans, folds, fold) for fold in sorted(set(folds.values()))]
+        tested = scans
     else:
-        test_voxels, test_ages = voxels_and_ages(args.test_folder)
-        all_voxels, all_ages = (
-            np.concatenate([voxels, test_voxels]),
-            np.concatenate([ages, test_ages]),
-        )
-        train = np.arange(len(all_ages)) < len(ages)
-        splits = [(train, ~train)]
-    mean, ridge_ages = np.full(len(all_ages), np.nan), np.full(len(all_ages), np.nan)
+        tested = read(args.test_folder)
+        splits = [(scans, tested)]
+    mean, ridge_ages = {}, {}
     for train, test in splits:
-        ridge = RidgeCV(np.array(ALPHAS)).fit(all_voxels[train], all_ages[train])
-        print(f"{train.sum()} training scans: alpha {ridge.alpha_:g}")
-        mean[test], ridge_ages[test] = all_ages[train].mean(), ridge.predict(all_voxels[test])
-    tested = np.isfinite(mean)
-    test_ages = all_ages[tested]
-    predictions = {"mean age": mean[tested], "kernel ridge": ridge_ages[tested]}
+        ages = np.array([scan.age for scan in train])
+        ridge = RidgeCV(np.array(ALPHAS)).fit(np.stack([voxels[s.path] for s in train]), ages)
+        print(f"{len(train)} training scans: alpha {ridge.alpha_:g}")
+        found = ridge.predict(np.stack([voxels[scan.path] for scan in test]))
+        for scan, age in zip(test, found, strict=True):
+            mean[scan.path], ridge_ages[scan.path] = ages.mean(), age
+    test_ages = np.array([scan.age for scan in tested])
+    predictions = {
+        name: np.array([of[scan.path] for scan in tested])
+        for name, of in (("mean age", mean), ("kernel ridge", ridge_ages))
+    }
     report = {
         name: score_with_intervals(test_ages, predicted) for name, predicted in predictions.items()
     }

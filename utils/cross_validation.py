@@ -5,6 +5,7 @@ Both are small tables beside a label sheet: which fold a scan belongs to, and it
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from utils.cohort import Scan
@@ -77,6 +78,20 @@ def read_out_of_fold_ages(path: str | Path) -> dict[str, float]:
             ages[image_stem(scan)] = float(age)
     raise_all(problems)
     return ages
+
+
+def out_of_fold_ages(path: str | Path, scans: list[Scan], what: str) -> np.ndarray:
+    """The out-of-fold ages of `scans`, (scans,) years.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_out_of_fold_ages`; or scans without a row, of which
+            the message says `what` they are.
+    """
+    known = read_out_of_fold_ages(path)
+    missing = [scan.subject_id for scan in scans if scan.subject_id not in known]
+    if missing:
+        raise ValueError(f"{path}: no row for {len(missing)} {what}: {', '.join(missing[:5])}")
+    return np.array([known[scan.subject_id] for scan in scans])
 
 
 def _read_table(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ Nothing heavy is imported here, so `--help` answers at once.
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -66,6 +67,14 @@ def number(
         return value
 
     return parse
+
+
+def regular_expression(text: str) -> re.Pattern:
+    """An argparse type: a compiled regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
 
 
 def run_entry(main: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -61,6 +62,12 @@ def write_tsv(
     ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerows([" ".join(str(cell).split()) for cell in row] for row in rows)
+
+
+def write_json(path: str | Path, content: dict, *, overwrite: bool = False) -> None:
+    """Writes plain values as JSON to be read by people too; ValueError for NaN and infinity."""
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def require_absent(*paths: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from model.layers import fuse_for_inference
 from utils.checkpoint import Checkpoint
 from utils.cohort import Scan
-from utils.dataset import evaluation_loader, open_for_one_reading
+from utils.dataset import ScanDataset, evaluation_loader, open_for_one_reading
 from utils.engine import Execution, compile_network, predict, settle_precision
 from utils.options import BEST_NAME
 
@@ -47,9 +47,14 @@ def predict_scans(
         ValueError: all scans that cannot be read, at once.
     """
     dataset = open_for_one_reading(scans, checkpoint.preparation)
-    unknown = sum(scan.sex is None for scan in scans)
-    if unknown and checkpoint.uses_sex:
-        print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
+    return predict_dataset(checkpoint, dataset, execution, how)
+
+
+def predict_dataset(
+    checkpoint: Checkpoint, dataset: ScanDataset, execution: Execution, how: Prediction
+) -> dict[str, np.ndarray]:
+    """As `predict_scans`, of scans that are open already, prepared as the checkpoint says."""
+    note_unknown_sexes(checkpoint, dataset.scans)
     model = fuse_for_inference(checkpoint.model) if how.fuse else checkpoint.model
     model = execution.place(model)
     if how.compile:
@@ -60,6 +65,13 @@ def predict_scans(
     loader = evaluation_loader(dataset, batch_size=how.batch_size, num_workers=how.num_workers)
     mirror = checkpoint.saw_mirrored if how.mirror is None else how.mirror
     return predict(model, loader, execution, mirror=mirror)
+
+
+def note_unknown_sexes(checkpoint: Checkpoint, scans: list[Scan]) -> None:
+    """Says what becomes of scans of unknown sex, where a network reads the sex."""
+    unknown = sum(scan.sex is None for scan in scans)
+    if unknown and checkpoint.uses_sex:
+        print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
 
 
 def find_checkpoints(output_dir: Path, names: list[str] | None) -> list[Path]:

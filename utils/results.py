@@ -1,7 +1,6 @@
 """What test.py writes: table, figures of merit, scatter plot and the authors' .npz."""
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cohort import Scan
-from utils.files import replacing, require_absent
+from utils.files import replacing, require_absent, write_json
 from utils.metrics import mae_difference, score_with_intervals
 from utils.plots import age_scatter
 
@@ -138,8 +137,7 @@ def write_report(
     report: dict, scans: list[Scan], ages: dict[str, np.ndarray], files: ResultFiles, *, name: str
 ) -> None:
     """Writes metrics.json and, where ages are known, the scatter plot; files are replaced."""
-    with replacing(files.metrics, overwrite=True) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    write_json(files.metrics, report, overwrite=True)
     known = np.array([scan.age is not None for scan in scans])
     if not known.any():
         return
@@ -178,19 +176,22 @@ def format_report(report: dict) -> str:
 
 def format_difference(title: str, difference: dict[str, float]) -> str:
     """What `mae_difference` returns, as a line."""
-    return f"{title}, paired: {_cell(difference).strip()} years"
+    return f"{title}, paired: {format_figure(difference)} years"
 
 
 def format_figures(rows: dict[str, dict]) -> str:
     """A table of PRINTED figures, from what `score_with_intervals` returns by row title."""
     lines = [f"{'':12s}" + "".join(f"{figure:>23s}" for figure in PRINTED)]
     for title, figures in rows.items():
-        lines.append(f"{title:12s}" + "".join(_cell(figures[figure]) for figure in PRINTED))
+        lines.append(
+            f"{title:12s}" + "".join(f" {format_figure(figures[name]):>22s}" for name in PRINTED)
+        )
     return "\n".join(lines)
 
 
-def _cell(figure: dict) -> str:
+def format_figure(figure: dict) -> str:
+    """A value with its interval in brackets, where there is one; - where it is undefined."""
     text = "-" if figure["value"] is None else f"{figure['value']:.2f}"
     if figure["low"] is not None:
         text += f" [{figure['low']:.2f}, {figure['high']:.2f}]"
-    return " " + text.rjust(22)
+    return text

@@ -12,7 +12,7 @@ from utils.augment import Augmentation
 from utils.cache import Cache
 from utils.checkpoint import Checkpoint, require_alike
 from utils.cohort import describe, open_cohort
-from utils.cross_validation import hold_out, read_folds, read_out_of_fold_ages
+from utils.cross_validation import hold_out, out_of_fold_ages, read_folds
 from utils.dataset import ScanDataset, require_readable, require_shareable
 from utils.distributed import World
 from utils.engine import Execution, choose_execution, compile_network
@@ -114,14 +114,8 @@ def use_out_of_fold_ages(args: argparse.Namespace, train_set: ScanDataset) -> No
         return
     if args.mixup:
         raise ValueError("--mixup and --out_of_fold_ages: mixed scans have no out-of-fold age")
-    known = read_out_of_fold_ages(args.out_of_fold_ages)
-    missing = [scan.subject_id for scan in train_set.scans if scan.subject_id not in known]
-    if missing:
-        raise ValueError(
-            f"{args.out_of_fold_ages}: no row for {len(missing)} training scans: "
-            f"{', '.join(missing[:5])}"
-        )
-    train_set.rough_age = torch.tensor([[known[scan.subject_id]] for scan in train_set.scans])
+    ages = out_of_fold_ages(args.out_of_fold_ages, train_set.scans, "training scans")
+    train_set.rough_age = torch.from_numpy(ages).float()[:, None]
     error = train_set.rough_age - train_set.age
     print(
         f"rough ages of training scans: {args.out_of_fold_ages}, MAE {error.abs().mean():.2f} years"

@@ -1,7 +1,8 @@
 """The template that scans are registered to: a brain in FSL's MNI152 space on the 2 mm grid.
 
 FSL's own template may not be shipped here. This one is the ICBM 152 average that comes with
-nilearn, warped into FSL's space by `make_template.py`; template/NOTICE.txt has its terms.
+nilearn, warped into FSL's space by data_preprocessing/make_template.py; the NOTICE.txt beside the
+files has its terms.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-FOLDER = Path(__file__).resolve().parent / "template"
+FOLDER = Path(__file__).resolve().parent.parent / "data_preprocessing" / "template"
 BRAIN_FILE = FOLDER / "brain_2mm.nii.gz"
 MASK_FILE = FOLDER / "brain_mask_2mm.nii.gz"
 
