@@ -202,7 +202,7 @@ def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys):
     file = tmp_path / "performance.json"
     flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
 
-    rows = main([*flags, "--cache", "none 32", "disk 16", "device 8", "--json", str(file)])
+    rows = main([*flags, "--cache", "disk 16", "--json", str(file)])
 
     printed = capsys.readouterr().out
     assert "no GPU: not measured on one" in printed

@@ -6,7 +6,14 @@ from conftest import TINY
 
 from utils import cache
 from utils.cohort import open_cohort
-from utils.dataset import ScanDataset, evaluation_loader, open_for_one_reading, training_loader
+from utils.dataset import (
+    ScanDataset,
+    StratifiedBatches,
+    batch_sizes,
+    evaluation_loader,
+    open_for_one_reading,
+    training_loader,
+)
 from utils.volumes import Preparation
 
 ANY = Preparation(any_grid=True)
@@ -49,6 +56,43 @@ def test_dropped_scans_differ_between_epochs(seven_scans):
         for _ in range(6)
     }
     assert len(epochs) > 1
+
+
+@pytest.mark.parametrize(
+    ("scans", "largest", "equal", "sizes"),
+    [(7, 4, False, [4, 3]), (164, 16, False, [15] * 10 + [14]), (164, 16, True, [16] * 10),
+     (32, 16, True, [16, 16]), (3, 2, False, [2]), (1, 2, False, [1]), (5, 8, False, [5])],
+)  # fmt: skip
+def test_stratified_batches_are_alike_in_size_and_age(scans, largest, equal, sizes):
+    ages = 18 + 75 * torch.rand(scans, 1).square()  # skewed, as cohorts are
+    least = min(2, scans)
+    assert batch_sizes(scans, largest, least=least, equal=equal, even=True) == sizes
+    batches = StratifiedBatches(ages, sizes)
+    random_spread = ages.std() / largest**0.5 if scans > 1 else 0
+    for _ in range(3):
+        drawn = list(batches)
+        assert [len(batch) for batch in drawn] == sizes
+        seen = list(chain.from_iterable(drawn))
+        assert len(set(seen)) == len(seen)
+        means = torch.stack([ages[batch].mean() for batch in drawn])
+        assert len(sizes) < 5 or means.std() < random_spread / 3
+
+
+def test_stratified_batches_are_drawn_anew_and_leave_out_and_shorten_any_age():
+    ages, sizes = torch.arange(11.0)[:, None], [3, 3, 2]
+    epochs = [list(StratifiedBatches(ages, sizes)) for _ in range(300)]
+    assert len({tuple(map(tuple, epoch)) for epoch in epochs}) > 290
+    # Nobody is left out more often than others, stands at a place, or is in small batches alone.
+    left_out = torch.zeros(11)
+    first, small = torch.zeros(11), torch.zeros(11)
+    for epoch in epochs:
+        seen = set(chain.from_iterable(epoch))
+        left_out += torch.tensor([float(scan not in seen) for scan in range(11)])
+        first[epoch[0][0]] += 1
+        small[epoch[-1]] += 1
+    assert (left_out / 300 - 3 / 11).abs().max() < 0.12
+    assert (first / 300 - 1 / 11).abs().max() < 0.08
+    assert (small / 300 - 2 / 11).abs().max() < 0.11
 
 
 def test_one_scan_is_its_part_of_a_batch_and_there_is_none_past_the_last(seven_scans):

@@ -23,7 +23,13 @@ from utils import distributed
 from utils.cache import Cache
 from utils.checkpoint import load_checkpoint
 from utils.cohort import open_cohort
-from utils.dataset import BatchShares, ScanDataset, evaluation_loader, training_loader
+from utils.dataset import (
+    BatchShares,
+    ScanDataset,
+    StratifiedBatches,
+    evaluation_loader,
+    training_loader,
+)
 from utils.distributed import SINGLE, World, joined, own_device, read_launch
 from utils.engine import (
     Execution,
@@ -266,9 +272,19 @@ def test_the_batches_of_all_processes_are_those_of_one(seven, batch_size, size, 
         shares.append(list(loader.batch_sampler))
     together = chain(*chain(*zip(*shares, strict=True)))
     torch.manual_seed(5)
-    order = list(torch.utils.data.RandomSampler(seven))
-    assert list(together) == order[: sum(expected)]
+    assert list(together) == torch.randperm(7).tolist()[: sum(expected)]
     assert all(share for parts in shares for share in parts)
+
+
+def test_stratified_batches_of_all_processes_are_those_of_one():
+    ages, sizes = torch.linspace(20, 80, 11)[:, None], [4, 4, 3]
+    shares = []
+    for rank in range(3):
+        torch.manual_seed(5)
+        shares.append(list(BatchShares(StratifiedBatches(ages, sizes), World(rank, 3))))
+    torch.manual_seed(5)
+    alone = list(StratifiedBatches(ages, sizes))
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == alone
 
 
 def test_a_batch_smaller_than_the_world_is_an_error(seven):

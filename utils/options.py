@@ -24,7 +24,7 @@ PAPER = {
     "width": "released", "epochs": 150, "batch_size": 32, "optimizer": "adam", "lr": 1e-3,
     "weight_decay": 5e-4, "schedule": "plateau", "warmup_epochs": 0, "early_stop": 20, "ema": 0.0,
     "ranks": "sodeep", "pairs": "random", "rank_weight": 10.0, "pair_weight": 1.0, "flip": False,
-    "shift": 0, "intensity_jitter": 0.0, "refresh_statistics": False,
+    "shift": 0, "intensity_jitter": 0.0, "refresh_statistics": False, "stratify": False,
 }  # fmt: skip
 PAPER_SECOND_STAGE = PAPER | {
     "optimizer": "sgd", "lr": 1e-5, "warm_start": False, "rough_age_noise": 0.0,
@@ -400,6 +400,12 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         type=number(int, low=1),
         default=16,
         help="scans a step, of all processes and GPUs together",
+    )
+    group.add_argument(
+        "--stratify",
+        action=Switch,
+        default=True,
+        help="make batches alike in age: one scan of every stratum of like ages",
     )
     group.add_argument(
         "--optimizer",

@@ -179,6 +179,7 @@ def training(args: argparse.Namespace) -> Training:
             cutout=args.cutout,
             mixup=args.mixup,
         ),
+        stratify=args.stratify,
         refresh_statistics=args.refresh_statistics,
         early_stop=args.early_stop,
         seed=args.seed,

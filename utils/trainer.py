@@ -63,6 +63,7 @@ class Training:
     Attributes:
         epochs: at most.
         batch_size: scans a step, of all processes together.
+        stratify: whether batches are made alike in age, see `StratifiedBatches`.
         optimisation: see there.
         augmentation: see there.
         refresh_statistics: whether batch statistics are recomputed before each validation.
@@ -79,6 +80,7 @@ class Training:
     batch_size: int
     optimisation: Optimisation
     augmentation: Augmentation
+    stratify: bool = False
     refresh_statistics: bool = True
     early_stop: int = 0
     seed: int = 0
@@ -215,6 +217,7 @@ class Trainer:
             self.train_set,
             batch_size=self.training.batch_size,
             full_batches=self.loss.sorter is not None,
+            stratify=self.training.stratify,
             num_workers=self.training.num_workers,
             world=self.world,
         )
