@@ -4,17 +4,21 @@ The intraclass correlations are those of Shrout and Fleiss 1979 (doi 10.1037/003
 the limits of agreement those of Bland and Altman 1986 (doi 10.1016/S0140-6736(86)90837-8).
 """
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from analysis.tables import PERSON_PATTERN, person_of_scan
 from utils.metrics import resample, with_interval
+from utils.persons import people_of
 
 
 def pair_scans(
-    first: Mapping[str, pd.DataFrame], second: pd.DataFrame, *, pattern: str = PERSON_PATTERN
+    first: Mapping[str, pd.DataFrame],
+    second: pd.DataFrame,
+    *,
+    pattern: re.Pattern | None = None,
 ) -> pd.DataFrame:
     """Each person's first scan with their second one.
 
@@ -24,7 +28,7 @@ def pair_scans(
     Args:
         first: scans, indexed by name, with their ages, by where they come from.
         second: the second scans. The first by name where a person has several, in `first` as well.
-        pattern: where the person stands in a scan's name.
+        pattern: where the person stands in a scan's name, see `person_of_scan`.
 
     Returns:
         Columns person, first_scan, second_scan, first_from; predicted_age and brain_pad in years,
@@ -35,11 +39,10 @@ def pair_scans(
     """
     found: dict[str, tuple[str, str]] = {}
     for source, scans in first.items():
-        for scan in sorted(scans.index):
-            found.setdefault(person_of_scan(scan, pattern), (source, scan))
+        for scan, person in people_of(sorted(scans.index), pattern=pattern).items():
+            found.setdefault(person, (source, scan))
     pairs: dict[str, dict] = {}
-    for scan in sorted(second.index):
-        person = person_of_scan(scan, pattern)
+    for scan, person in people_of(sorted(second.index), pattern=pattern).items():
         source, other = found.get(person, ("", scan))
         if other == scan or person in pairs:
             continue
@@ -51,7 +54,7 @@ def pair_scans(
     if len(pairs) < 2:
         raise ValueError(
             f"{len(pairs)} of {len(second)} second scans have a first one of the same person, at "
-            f"least 2 expected; persons are found by {pattern!r}"
+            "least 2 expected; --subject_pattern says where the person stands in a name"
         )
     return pd.DataFrame(list(pairs.values()))
 

@@ -17,7 +17,8 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.entry import Switch, new_parser, number, regular_expression, run_entry
+from utils.entry import Switch, new_parser, number, run_entry
+from utils.persons import add_subject_pattern
 
 TABLE, CALIBRATION, REPORT = "brain_pad.csv", "brain_pad.json", "report.json"
 NOTES = {
@@ -48,9 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         "columns age and sex itself")  # fmt: skip
     add("--caliper", type=number(float, low=0), default=5.0,
         help="largest age difference of a patient and the matched healthy scan, years")  # fmt: skip
-    add("--subject_pattern", type=regular_expression,
-        help="regular expression for the person in a scan's name (its first group, or the whole "
-        "match); without it what stands before the last _MR1, _ses-1 and the like")  # fmt: skip
+    add_subject_pattern(parser)
     add("--output_dir", required=True, metavar="DIR", help="receives the results")
     add("--overwrite", action=Switch, default=False, help="replace results that exist")
     return parser
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     args = build_parser().parse_args(argv)
     from analysis.agreement import pair_scans, report_agreement
     from analysis.calibration import apply_calibration, fit_calibration
-    from analysis.tables import PERSON_PATTERN, read_predictions, require_unseen
+    from analysis.tables import read_predictions, require_unseen
     from utils.files import require_absent
     from utils.labels import read_labels
 
@@ -69,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if not args.overwrite:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)
         require_absent(*map(output.joinpath, names))
-    pattern = args.subject_pattern.pattern if args.subject_pattern else PERSON_PATTERN
     tables = {"test": [args.test], "retest": args.retest}
     tables |= {"first": args.first, "dementia": [args.dementia] if args.dementia else []}
     labels = read_labels(args.labels) if args.labels else None
@@ -77,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> dict:
     read |= {group: [read_predictions(path) for path in paths] for group, paths in tables.items()}
     (out_of_fold,) = read["out_of_fold"]
     for other in (*read["test"], *read["dementia"]):
-        require_unseen(out_of_fold, other, pattern)
+        require_unseen(out_of_fold, other, args.subject_pattern)
     for other in read["dementia"]:
-        require_unseen(read["test"][0], other, pattern)
+        require_unseen(read["test"][0], other, args.subject_pattern)
     calibration = fit_calibration(out_of_fold)
     groups = {
         group: apply_calibration(calibration, join(found)).assign(group=group)
@@ -95,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     if args.retest:
         second = groups["retest"]
         first = {name: groups[name] for name in ("out_of_fold", "test", "first") if name in groups}
-        report["agreement"] = report_agreement(pair_scans(first, second, pattern=pattern))
+        pairs = pair_scans(first, second, pattern=args.subject_pattern)
+        report["agreement"] = report_agreement(pairs)
     if args.dementia:
         report["dementia"] = compare_dementia(groups, args.participants, args.caliper)
     write_results(output, calibration, report, groups, overwrite=args.overwrite)

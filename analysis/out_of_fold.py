@@ -239,8 +239,8 @@ def predict_retest(
     """
     import numpy as np
 
-    from analysis.tables import person_of_scan
     from utils.cohort import open_cohort
+    from utils.persons import person_of_scan
     from utils.results import write_ages
 
     fold_of = {person_of_scan(scan): fold for scan, fold in table.items()}

@@ -10,11 +10,8 @@ import numpy as np
 import pandas as pd
 
 from utils.labels import OLDEST_AGE, SEX_WORDS, UNKNOWN_WORDS, Label, raise_all, read_rows
+from utils.persons import people_of
 from utils.results import SEX_NAMES
-
-# What stands before the last session: sub-01_ses-2_T1w (BIDS), OAS1_0061_MR2 and
-# OAS30001_MR_d0129 (OASIS).
-PERSON_PATTERN = r"^(.+)_(?:MR\d+|MR_d\d+|ses-[A-Za-z0-9]+)(?=_|$)"
 
 
 @dataclass(frozen=True)
@@ -75,12 +72,6 @@ def read_ratings(path: str | Path) -> dict[str, float | None]:
     """
     rows = _read_columns(path, {"scan_id": ("scan_id", "participant_id")}, {"CDR": _rating})
     return {scan: cells["CDR"] for scan, cells in rows.items()}
-
-
-def person_of_scan(scan: str, pattern: str = PERSON_PATTERN) -> str:
-    """The first group of `pattern` in a scan's name, or all of the match; else the whole name."""
-    match = re.search(pattern, scan)
-    return (match[1] if match.re.groups else match[0]) if match else scan
 
 
 def _read_columns(
@@ -157,10 +148,13 @@ def _rating(text: str) -> float | None:
     return _number(text, 0, 3, "a rating from 0 to 3 or n/a")
 
 
-def require_unseen(known: Predictions, other: Predictions, pattern: str = PERSON_PATTERN) -> None:
+def require_unseen(
+    known: Predictions, other: Predictions, pattern: re.Pattern | None = None
+) -> None:
     """Raises ValueError where `other` holds scans of persons who are in `known` already."""
-    persons = {person_of_scan(scan, pattern) for scan in known.scans.index}
-    seen = [scan for scan in other.scans.index if person_of_scan(scan, pattern) in persons]
+    persons = set(people_of(known.scans.index, pattern=pattern).values())
+    others = people_of(other.scans.index, pattern=pattern)
+    seen = [scan for scan, person in others.items() if person in persons]
     if seen:
         raise ValueError(
             f"{other.path}: {len(seen)} scans are of persons in {known.path} too, such as "

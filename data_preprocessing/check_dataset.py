@@ -20,11 +20,11 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_preprocessing.split_dataset import add_subject_pattern, person_of_scan
 from utils.entry import Switch, new_parser, number, run_entry
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.labels import Label, examine_labels, label_of, parse_sex_codes, raise_all
 from utils.options import add_label_flags
+from utils.persons import add_subject_pattern, person_of_scan
 from utils.sidecars import Preprocessing, read_sidecar, recorded
 from utils.volumes import Preparation, image_stem, list_scans, read_header, read_volume
 

@@ -17,9 +17,9 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 
 import numpy as np
 
-from data_preprocessing.split_dataset import add_subject_pattern, people_of
 from utils.entry import new_parser, number, run_entry
 from utils.options import add_label_flags
+from utils.persons import add_subject_pattern, people_of
 
 
 def deal(people: Mapping[str, tuple[float, int]], *, folds: int, seed: int = 0) -> dict[str, int]:

@@ -10,7 +10,6 @@ changed or opened.
 """
 
 import argparse
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,15 +20,14 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.entry import new_parser, number, regular_expression, run_entry
+from utils.entry import new_parser, number, run_entry
 from utils.files import replacing, require_empty, write_tsv
 from utils.labels import label_of, parse_sex_codes, raise_all, read_labels
+from utils.persons import add_subject_pattern, people_of
 from utils.volumes import find_scans, image_stem
 
 FOLDS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
-# sub-01_ses-2_T1w (BIDS), OAS1_0001_MR1 (OASIS-1 and -2), OAS30001_MR_d0129 (OASIS-3 and -4).
-PERSON_IN_KNOWN_NAMES = re.compile(r"^(sub-[A-Za-z0-9]+|OAS[12]_\d{4}|OAS[34]\d{4})(?=_|$)")
 
 
 def split_by_person(
@@ -124,27 +122,6 @@ def _seats(people: list[str], *, shares: np.ndarray) -> list[tuple[list[str], np
     return dealt
 
 
-def person_of_scan(scan: str, *, pattern: re.Pattern | None = None) -> str:
-    """Who was scanned, from a scan's name without image suffix.
-
-    Args:
-        scan: such as `sub-01_ses-2_T1w` or `OAS1_0001_MR1`.
-        pattern: where in the name the person stands: its first group, or all of the match.
-            None: BIDS and OASIS names as they are defined; any other name is a person of its own.
-
-    Raises:
-        ValueError: `pattern` is given and does not occur in the name.
-    """
-    if pattern is None:
-        known = PERSON_IN_KNOWN_NAMES.search(scan)
-        return known[1] if known else scan
-    match = pattern.search(scan)
-    person = match and (match[1] if pattern.groups else match[0])
-    if not person:
-        raise ValueError(f"{scan}: --subject_pattern {pattern.pattern!r} finds no person in it")
-    return person
-
-
 def read_ages(
     scans: Sequence[Path], *, sheet: Path, sex_codes: dict[str, int] | None = None
 ) -> dict[str, float]:
@@ -165,18 +142,6 @@ def read_ages(
             ages[image_stem(scan.name)] = label.age
     raise_all(problems)
     return ages
-
-
-def people_of(scans: Sequence[str], *, pattern: re.Pattern | None) -> dict[str, str]:
-    """Who was scanned, by scan; ValueError listing every name in which no person is found."""
-    people, problems = {}, []
-    for scan in scans:
-        try:
-            people[scan] = person_of_scan(scan, pattern=pattern)
-        except ValueError as error:
-            problems.append(str(error))
-    raise_all(problems)
-    return people
 
 
 def write_lists(folds: dict[str, list[str]], *, path_of: dict[str, Path], output_dir: Path) -> None:
@@ -225,16 +190,6 @@ def describe(
             line += f"{years.min():g} to {years.max():g}) years"
         lines.append(line)
     return "\n".join(lines)
-
-
-def add_subject_pattern(parser: argparse.ArgumentParser) -> None:
-    """How the person is found in a scan's name, see `person_of_scan`."""
-    parser.add_argument(
-        "--subject_pattern",
-        type=regular_expression,
-        help="regular expression for the person in a scan's name (its first group, or the whole "
-        "match); without it sub-XXX of BIDS and OAS1_XXXX of OASIS names, else the whole name",
-    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,6 @@ from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import datasets, public_tables
 from data_preprocessing.datasets import RELEASES, recognise
-from data_preprocessing.split_dataset import person_of_scan
 from data_preprocessing.unoriented import (
     QUASIRAW_SHAPE,
     T88_SHAPE,
@@ -22,6 +21,7 @@ from data_preprocessing.unoriented import (
     read_t88,
 )
 from utils.labels import read_labels
+from utils.persons import person_of_scan
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("TSAN_DATA", ""))

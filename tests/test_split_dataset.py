@@ -7,7 +7,8 @@ import pytest
 from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import split_dataset
-from data_preprocessing.split_dataset import FOLDS, person_of_scan, split_by_person
+from data_preprocessing.split_dataset import FOLDS, split_by_person
+from utils.persons import person_of_scan
 
 FRACTIONS = (0.7, 0.15, 0.15)
 

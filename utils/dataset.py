@@ -201,7 +201,7 @@ def _pinned(dataset: ScanDataset) -> bool:
 
 
 class StratifiedBatches(Sampler[list[int]]):
-    """Batches alike in age: of every run of scans that are next to each other in age, each gets one.
+    """Batches alike in age: every stratum of scans next to each other in age gives each one scan.
 
     Batch normalisation takes the batch's mean out of every feature, and in the last block, where a
     scan is one voxel or few, that is the mean age: with 16 scans drawn blindly of a cohort with an
