@@ -1,11 +1,14 @@
 """ScaleDense, the network of both stages, and the first stage itself.
 
-Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Two widths:
+Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Three widths:
 
 - `released`: what the authors' code builds (102 million parameters);
-- `compact`: what the paper's figure draws (1.5 million parameters).
+- `compact`: what the paper's figure draws (1.5 million parameters);
+- `halved`: ours, `compact` behind a stem of 8 channels that halves the volume: it reads 2 mm scans
+  for little more than what `compact` takes for 4 mm ones (docs/RESULTS.md, "stem").
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,14 +20,14 @@ from model.layers import DenseBlock3d, initialise
 
 IMAGE_FEATURES, SEX_FEATURES = 32, 8
 SMALLEST_SIDE = 32  # voxels; five halvings leave nothing of less
-STEM_MARGIN = 10  # voxels that the released stem takes along each axis
 
 
 @dataclass(frozen=True)
 class Width:
-    """What distinguishes the two published descriptions of the network."""
+    """What distinguishes the descriptions of the network."""
 
-    stem_channels: int  # channels of the 7x7x7 stem; 0: none, the blocks read the image
+    stem: Callable[[], nn.Sequential]  # (N, 1, D, H, W) -> what the blocks read
+    smallest_side: int  # voxels along each axis, of which the last block still makes one
     block_channels: tuple[int, ...]  # new channels of each block
     pooled_channels: int  # length of the globally pooled vector
     last_block_keeps_input: bool  # whether the pooled vector includes the earlier scales
@@ -32,30 +35,44 @@ class Width:
     age_activation: type[nn.Module]  # between the layers of the second stage's age branch
 
 
+def released_stem() -> nn.Sequential:
+    """(N, 1, D, H, W) -> (N, 8, D - 10, H - 10, W - 10)."""
+    return nn.Sequential(nn.Conv3d(1, 8, kernel_size=7, dilation=2, padding=1), nn.ELU())
+
+
+def halving_stem() -> nn.Sequential:
+    """(N, 1, D, H, W) -> (N, 8, D // 2, H // 2, W // 2).
+
+    The mean over 2x2x2 voxels is taken after a non-linear step: features may then say how much of
+    4 mm is fluid, which the mean intensity of scans at 4 mm does not.
+    """
+    return nn.Sequential(nn.Conv3d(1, 8, kernel_size=3, padding=1), nn.ELU(), nn.AvgPool3d(2))
+
+
+COMPACT_CHANNELS = (8, 16, 32, 64, 128)
 WIDTHS = {
-    "released": Width(8, (16, 48, 144, 432, 1296), 1944, True, False, nn.ReLU),
-    "compact": Width(0, (8, 16, 32, 64, 128), 128, False, True, nn.ELU),
+    "released": Width(
+        released_stem, SMALLEST_SIDE + 10, (16, 48, 144, 432, 1296), 1944, True, False, nn.ReLU
+    ),
+    "compact": Width(nn.Sequential, SMALLEST_SIDE, COMPACT_CHANNELS, 128, False, True, nn.ELU),
+    "halved": Width(halving_stem, 2 * SMALLEST_SIDE, COMPACT_CHANNELS, 128, False, True, nn.ELU),
 }
 
 
 class Backbone(nn.Module):
     """Five dense blocks and global average pooling.
 
-    Any volume of 32 voxels a side or more; 42 in the released width, whose stem takes ten.
+    Any volume of 32 voxels a side or more; 42 in the released width, whose stem takes ten; 64 in
+    the halved one.
     Released, on 91x109x91: stem to 81x99x81, then channels 8, 24, 72, 216, 648, 1944.
-    Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included.
+    Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included;
+    halved: 8, 16, 32, 64 and 128, the stem's channels instead of the image.
     """
 
     def __init__(self, width: Width):
         super().__init__()
-        self.stem = nn.Sequential()
-        channels, self.smallest_side = 1, SMALLEST_SIDE
-        if width.stem_channels:
-            channels = width.stem_channels
-            self.smallest_side += STEM_MARGIN
-            self.stem = nn.Sequential(
-                nn.Conv3d(1, channels, kernel_size=7, dilation=2, padding=1), nn.ELU()
-            )
+        self.stem, self.smallest_side = width.stem(), width.smallest_side
+        channels = self.stem[0].out_channels if len(self.stem) else 1
         self.blocks = nn.ModuleList()
         for index, new_channels in enumerate(width.block_channels):
             last = index == len(width.block_channels) - 1
@@ -111,7 +128,7 @@ class ScaleDense(nn.Module):
     """The first stage: scan and sex to an age in years.
 
     Args:
-        width: `released` or `compact`.
+        width: `released`, `compact` or `halved`.
         use_sex: whether the sex is an input; without it `forward` ignores its argument.
         mean_age: start of the output bias, years: the mean training age.
         age_spread: factor on the first weights of the output: the SD of the training ages makes

@@ -10,13 +10,12 @@ SCANS=120                            # synthetic people
 RESOLUTION=4                         # mm; 2 is eight times slower
 FIRST_EPOCHS=12
 SECOND_EPOCHS=5
-BATCH_SIZE=8 # scans; the cohort is small, and more steps help
+SECOND_LR=5e-4
 EMA=0.9      # average over fewer steps than by default, as there are few
 
 CHECKPOINT=ScaleDense_best_model.pth.tar
 DATA="$OUTPUT/synthetic_cohort"
-COMMON=(--train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$DATA/Dataset.xls"
-  --batch_size "$BATCH_SIZE" --ema "$EMA")
+COMMON=(--train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$DATA/Dataset.xls" --ema "$EMA")
 
 # train PROGRAM FOLDER FLAGS...: trains, or continues an interrupted training.
 train() {
@@ -36,7 +35,7 @@ echo "2/4 first stage"
 train train_first_stage.py "$OUTPUT/first_stage" --resolution "$RESOLUTION" \
   --epochs "$FIRST_EPOCHS"
 echo "3/4 second stage"
-train train_second_stage.py "$OUTPUT/second_stage" --epochs "$SECOND_EPOCHS" \
+train train_second_stage.py "$OUTPUT/second_stage" --epochs "$SECOND_EPOCHS" --lr "$SECOND_LR" \
   --first_stage_net "$OUTPUT/first_stage/$CHECKPOINT"
 echo "4/4 test on scans that neither stage has seen"
 "$PYTHON" "$ROOT/test.py" --test_folder "$DATA/test" --labels "$DATA/Dataset.xls" \

@@ -31,7 +31,7 @@ PAPER_SECOND_STAGE = PAPER | {
 }  # fmt: skip
 # Where our second stage departs from the defaults of the first; docs/RESULTS.md has the figures.
 # A width of None is that of the first stage.
-OUR_SECOND_STAGE = {"lr": 5e-4, "warmup_lr": 1e-4, "epochs": 10, "width": None}
+OUR_SECOND_STAGE = {"lr": 1e-4, "warmup_lr": 1e-4, "epochs": 2, "width": None}
 
 
 def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -322,10 +322,10 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--width",
-        choices=("compact", "released"),
+        choices=("halved", "compact", "released"),
         default="compact",
-        help="compact: the paper's figure, 1.5 million parameters; released: the "
-        "authors' code, 102 million",
+        help="halved: compact behind a stem that halves 2 mm scans; compact: the paper's figure, "
+        "1.5 million parameters; released: the authors' code, 102 million",
     )
     group.add_argument(
         "--use_sex", "--use_gender", action=Switch, default=True, help="whether the sex is an input"
@@ -352,7 +352,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
         "--rank_weight",
         "--lbd",
         type=number(float, low=0),
-        default=10.0,
+        default=0.0,
         help="lambda; 0 leaves the auxiliary loss out",
     )
     group.add_argument(
@@ -394,11 +394,11 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     """Optimiser, schedule, augmentation, stopping."""
     group = parser.add_argument_group("optimisation")
     rate = number(float, above=0)
-    group.add_argument("--epochs", type=number(int, low=1), default=24, help="at most")
+    group.add_argument("--epochs", type=number(int, low=1), default=16, help="at most")
     group.add_argument(
         "--batch_size",
         type=number(int, low=1),
-        default=16,
+        default=8,
         help="scans a step, of all processes and GPUs together",
     )
     group.add_argument(
@@ -441,7 +441,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ema",
         type=number(float, low=0, high=0.9999),
-        default=0.98,
+        default=0.99,
         help="decay per step of the running average of the weights; 0: none",
     )
     group.add_argument(
@@ -467,7 +467,10 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--flip", action=Switch, default=True, help="random left-right mirroring")
     group.add_argument(
-        "--shift", type=number(int, low=0, high=16), default=2, help="largest random shift, voxels"
+        "--shift",
+        type=number(float, low=0, high=40),
+        default=8.0,
+        help="largest random shift along each axis, mm; rounded to voxels",
     )
     group.add_argument(
         "--intensity_jitter",

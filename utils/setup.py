@@ -154,8 +154,8 @@ def age_loss(args: argparse.Namespace) -> AgeLoss:
     )
 
 
-def training(args: argparse.Namespace) -> Training:
-    """What the run does."""
+def training(args: argparse.Namespace, resolution: int) -> Training:
+    """What the run does; `resolution` is that of the network's input, mm a voxel."""
     return Training(
         epochs=args.epochs,
         batch_size=args.batch_size,
@@ -171,7 +171,7 @@ def training(args: argparse.Namespace) -> Training:
         ),
         augmentation=Augmentation(
             flip=args.flip,
-            shift=args.shift,
+            shift=round(args.shift / resolution),
             intensity=args.intensity_jitter,
             rotation=args.rotation,
             scale=args.scale,
@@ -207,7 +207,7 @@ def start(
         model,
         loss,
         datasets=sets,
-        training=training(args),
+        training=training(args, sets[0].preparation.resolution),
         execution=execution,
         output_dir=Path(args.output_dir),
     )
