@@ -155,7 +155,7 @@ def test_fused_network_equals_the_plain_one(width):
 
 
 def test_unknown_width_is_refused():
-    with pytest.raises(ValueError, match=r"released, compact expected, got 'wide'"):
+    with pytest.raises(ValueError, match=r"released, compact, halved expected, got 'wide'"):
         ScaleDense("wide")
 
 
