@@ -12,7 +12,7 @@ REGISTRATION=                   # of the scans: affine or deformable; empty: as 
 MASK=                           # of the scans: template or subject; empty: as their sidecars say
 # What follows was measured on OASIS-1: the rows named are those of docs/RESULTS.md.
 WIDTH=halved    # "halved"; compact: the paper's figure; released: the authors' code (GPU)
-RESOLUTION=2    # mm; with WIDTH=compact 4: half the time, "batches of 8"
+RESOLUTION=2    # mm; WIDTH=compact RESOLUTION=4: as good on four folds, half the time, "batches of 8"
 CROP=true       # to the template's brain: fewer voxels; not measured for itself
 EPOCHS=16       # "halved"
 BATCH_SIZE=8    # scans; "batches of 8"

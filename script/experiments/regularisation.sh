@@ -4,6 +4,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 row default
+row blind_batches --stratify false
+row batches_of_16 --batch_size 16 --ema 0.98
 row no_flip --flip false
 row no_shift --shift 0
 row jitter --intensity_jitter 0.1

@@ -3,7 +3,7 @@
 # other scripts' row "default", on all five folds; "seed_1" are the same of another seed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-SECOND_EPOCHS="${SECOND_EPOCHS:-4}"
+SECOND_EPOCHS="${SECOND_EPOCHS:-2}"
 BEST=ScaleDense_best_model.pth.tar
 
 ONLY="0 1 2 3 4" row default
