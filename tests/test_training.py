@@ -233,7 +233,7 @@ def test_resuming_with_other_flags_is_refused(cohort, trained, tmp_path):
     for other, message in (
         (["--no-use_sex"], "--use_sex was True, is False"),
         (["--lr", "0.5"], r"--lr was 0\.002, is 0\.5"),
-        (["--rank_weight", "1"], r"--rank_weight was 0\.0, is 1\.0"),
+        (["--rank_weight", "1"], r"--rank_weight was 10\.0, is 1\.0"),
     ):
         with pytest.raises(ValueError, match=f"use the same flags to resume .{message}"):
             train_first_stage.main([*flags, *other])

@@ -352,7 +352,7 @@ def add_loss_flags(parser: argparse.ArgumentParser) -> None:
         "--rank_weight",
         "--lbd",
         type=number(float, low=0),
-        default=0.0,
+        default=10.0,
         help="lambda; 0 leaves the auxiliary loss out",
     )
     group.add_argument(
