@@ -5,7 +5,7 @@ Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Three widths:
 - `released`: what the authors' code builds (102 million parameters);
 - `compact`: what the paper's figure draws (1.5 million parameters);
 - `halved`: ours, `compact` behind a stem of 8 channels that halves the volume: it reads 2 mm scans
-  for little more than what `compact` takes for 4 mm ones (docs/RESULTS.md, "stem").
+  in twice the time that `compact` takes for 4 mm ones (docs/RESULTS.md, "halved").
 """
 
 from collections.abc import Callable

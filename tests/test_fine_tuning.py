@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
+from conftest import write_scan
 
 import train_first_stage
 from data_preprocessing.make_demo_cohort import load_template, make_volume, person_generator
-from utils.volumes import GRID_AFFINE
 
 ROOT = Path(__file__).parent.parent
 AGES = {"train": np.linspace(20, 85, 8), "val": np.linspace(23, 82, 6)}
@@ -21,7 +20,6 @@ def other_scanner(tmp_path_factory):
     folder, template = tmp_path_factory.mktemp("other_scanner"), load_template()
     noise, rows = np.random.default_rng(0), []
     for name, ages in AGES.items():
-        (folder / name).mkdir()
         for index, age in enumerate(ages):
             rng = person_generator(2, person=len(rows))
             volume, _ = make_volume(template, age=float(age), sex=index % 2, rng=rng)
@@ -29,8 +27,8 @@ def other_scanner(tmp_path_factory):
             brain = volume > 0
             grain = 1 + 0.08 * noise.standard_normal(volume.shape)
             changed = np.where(brain, (volume / volume.max()) ** 1.7 * grain + 0.01, 0)
-            image = nibabel.Nifti1Image(changed.clip(0).astype(np.float32), GRID_AFFINE)
-            nibabel.save(image, folder / name / f"{name}{index}.nii.gz")
+            path = folder / name / f"{name}{index}.nii.gz"
+            write_scan(path, changed.clip(0).astype(np.float32))
             rows.append(f"{name}{index}.nii.gz,{age},{index % 2}")
     (folder / "labels.csv").write_text("\n".join(rows) + "\n")
     return folder

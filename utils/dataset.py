@@ -200,7 +200,7 @@ def _pinned(dataset: ScanDataset) -> bool:
     return dataset.cache.device.type == "cuda" and dataset.cache.kind != "device"
 
 
-class StratifiedBatches(Sampler[list[int]]):
+class StratifiedBatches:
     """Batches alike in age: every stratum of scans next to each other in age gives each one scan.
 
     Batch normalisation takes the batch's mean out of every feature, and in the last block, where a
@@ -217,9 +217,6 @@ class StratifiedBatches(Sampler[list[int]]):
     def __init__(self, ages: Tensor, sizes: list[int]):
         self.ages, self.sizes = ages.flatten(), sizes
 
-    def __len__(self) -> int:
-        return len(self.sizes)
-
     def __iter__(self) -> Iterator[list[int]]:
         chosen = torch.randperm(len(self.ages))[: sum(self.sizes)]
         order = chosen[self.ages[chosen].argsort(stable=True)]  # scans of one age in random order
@@ -234,14 +231,11 @@ class StratifiedBatches(Sampler[list[int]]):
             yield scans[torch.randperm(len(scans))].tolist()
 
 
-class RandomBatches(Sampler[list[int]]):
+class RandomBatches:
     """Scans in random order, cut into batches of these sizes; what is over is left out."""
 
     def __init__(self, scans: int, sizes: list[int]):
         self.scans, self.sizes = scans, sizes
-
-    def __len__(self) -> int:
-        return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = torch.randperm(self.scans)[: sum(self.sizes)]
@@ -249,22 +243,20 @@ class RandomBatches(Sampler[list[int]]):
 
 
 class BatchShares(Sampler[list[int]]):
-    """This process's share of every global batch; the order is drawn alike in all processes."""
+    """This process's share of every global batch; the order is drawn alike in all processes.
+
+    `global_sizes` are the scans of each batch, in all processes together.
+    """
 
     def __init__(self, batches: StratifiedBatches | RandomBatches, world: World):
-        self.batches, self.world = batches, world
+        self.batches, self.world, self.global_sizes = batches, world, batches.sizes
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.global_sizes)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
             yield batch[self.world.share(len(batch))]
-
-    @property
-    def global_sizes(self) -> list[int]:
-        """Scans of each batch, in all processes together."""
-        return self.batches.sizes
 
 
 def batch_sizes(scans: int, largest: int, *, least: int, equal: bool, even: bool) -> list[int]:

@@ -50,5 +50,5 @@ def add_subject_pattern(parser: argparse.ArgumentParser) -> None:
         "--subject_pattern",
         type=regular_expression,
         help="regular expression for the person in a scan's name (its first group, or the whole "
-        "match); without it sub-XXX of BIDS and OAS1_XXXX of OASIS names, else the whole name",
+        "match); without it sub-01 of BIDS and OAS1_0001 of OASIS names, else the whole name",
     )
