@@ -43,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     labels = None
     if args.labels:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    scans = open_cohort(args.test_folder, labels, checkpoint.preparation)
+    scans = open_cohort(
+        args.test_folder,
+        labels,
+        checkpoint.preparation,
+        smallest_side=checkpoint.smallest_side,
+    )
     comparison = compare_preprocessing([scan.path for scan in scans], checkpoint.preprocessing)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
     print(format_comparison(comparison))

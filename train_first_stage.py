@@ -44,7 +44,7 @@ def train(args: Namespace, world: "World") -> Path:
     preparation = Preparation(
         args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop
     )
-    sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution))
+    sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution, args.width))
     ages = np.array([scan.age for scan in sets[0].scans])
     model = ScaleDense(
         args.width,

@@ -48,7 +48,9 @@ def train(args: Namespace, world: "World") -> Path:
         net = args.warm_start_net
         start = load_first_stage(net, use_sex=args.use_sex) if net else first
         second_stage.start_from(start.model, rough_share=args.rough_share)
-    sets, made = world.everyone(lambda: setup.datasets(args, first.preparation, execution, first))
+    sets, made = world.everyone(
+        lambda: setup.datasets(args, first.preparation, execution, width, first)
+    )
     setup.use_out_of_fold_ages(args, sets[0])
     noise = args.rough_age_noise
     if noise == "auto" and args.out_of_fold_ages:

@@ -412,3 +412,11 @@ def test_flags_out_of_range_are_refused(flags, capsys):
         parse_first_stage([*NEEDED, *flags])
     assert exited.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_volumes_too_small_for_the_width_are_refused_before_the_first_batch(cohort, tmp_path):
+    flags = [*training_flags(cohort, tmp_path / "run"), "--any_grid"]
+    for width, side in (("halved", 64), ("released", 42)):
+        with pytest.raises(ValueError, match=rf"train-1\.nii\.gz: .* at least {side} a side"):
+            train_first_stage.main([*flags, "--width", width])
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ import torch
 
 from model.authors import from_authors, stage_of, to_authors
 from model.ensemble import Ensemble
-from model.scaledense import Encoder, ScaleDense
+from model.scaledense import Backbone, Encoder, ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.files import replacing
 from utils.sidecars import UNKNOWN, Preprocessing
@@ -58,6 +58,12 @@ class Checkpoint:
         """Whether any of its stages reads the sex."""
         encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
         return any(encoder.use_sex for encoder in encoders)
+
+    @property
+    def smallest_side(self) -> int:
+        """Voxels along each axis of its input that all of its stages need at least."""
+        backbones = [module for module in self.model.modules() if isinstance(module, Backbone)]
+        return max(backbone.smallest_side for backbone in backbones)
 
     @property
     def saw_mirrored(self) -> bool:

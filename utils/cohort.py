@@ -38,6 +38,7 @@ def open_cohort(
     *,
     need_age: bool = False,
     need_sex: bool = False,
+    smallest_side: int = SMALLEST_SIDE,
 ) -> list[Scan]:
     """Pairs every scan of `folder` with its label and checks all of them before any work.
 
@@ -49,6 +50,7 @@ def open_cohort(
         preparation: decides whether other grids are let through.
         need_age: whether a scan without an age is a problem (training) or merely unknown.
         need_sex: the same for the sex.
+        smallest_side: voxels along each axis of the network's input that it needs at least.
 
     Raises:
         FileNotFoundError: no folder or no scan in it.
@@ -75,21 +77,21 @@ def open_cohort(
             problems.append(str(error))
         else:
             scans.append(Scan(stem, path, age, sex, header.orientation, header.shape))
-    raise_all(problems + _unfit_shapes(scans, preparation))
+    raise_all(problems + _unfit_shapes(scans, preparation, smallest_side))
     return scans
 
 
-def _unfit_shapes(scans: list[Scan], preparation: Preparation) -> list[str]:
-    """What `any_grid` lets through and no batch or network can hold."""
+def _unfit_shapes(scans: list[Scan], preparation: Preparation, smallest_side: int) -> list[str]:
+    """What no batch or network can hold: too small at this resolution, or of several shapes."""
     problems = []
     firsts: dict[tuple[int, ...], Scan] = {}
     for scan in scans:
         firsts.setdefault(scan.shape, scan)
         shape = preparation.input_shape(scan.shape)
-        if min(shape) < SMALLEST_SIDE:
+        if min(shape) < smallest_side:
             problems.append(
                 f"{scan.path}: the network's input would have {_by(shape)} voxels, at least "
-                f"{SMALLEST_SIDE} a side expected"
+                f"{smallest_side} a side expected"
             )
     if len(firsts) > 1:
         found = ", ".join(f"{_by(shape)} ({scan.path.name})" for shape, scan in firsts.items())

@@ -7,6 +7,7 @@ import torch
 
 from model.layers import recompute_activations
 from model.losses import AgeLoss
+from model.scaledense import WIDTHS
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
 from utils.cache import Cache
@@ -59,12 +60,20 @@ def datasets(
     args: argparse.Namespace,
     preparation: Preparation,
     execution: Execution,
+    width: str,
     first_stage: Checkpoint | None = None,
 ) -> tuple[tuple[ScanDataset, ScanDataset], Preprocessing]:
     """Training and validation scans, checked before the first is read, and how they were made."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    needs = {
+        "need_age": True,
+        "need_sex": args.use_sex,
+        "smallest_side": max(
+            WIDTHS[width].smallest_side, first_stage.smallest_side if first_stage else 0
+        ),
+    }
     cohorts = [
-        open_cohort(folder, labels, preparation, need_age=True, need_sex=args.use_sex)
+        open_cohort(folder, labels, preparation, **needs)
         for folder in (args.train_folder, args.val_folder)
     ]
     require_disjoint(*cohorts)
