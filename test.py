@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.engine import choose_execution
     from utils.labels import parse_sex_codes, read_labels
     from utils.machine import use_machine_well
-    from utils.prediction import Prediction, find_checkpoints, predict_scans
+    from utils.predictor import Prediction, Predictor, find_checkpoints, note_unknown_sexes
     from utils.setup import say_unused
     from utils.sidecars import compare_preprocessing, format_comparison
 
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         mirror=args.mirror,
         insist=args.precision == "bfloat16",
     )
-    ages = predict_scans(checkpoint, scans, execution, how)
+    note_unknown_sexes(checkpoint, scans)
+    ages = Predictor(checkpoint, execution, how).ages(scans)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)

@@ -152,14 +152,15 @@ def predict_each(
     import numpy as np
 
     from utils.dataset import open_for_one_reading
-    from utils.prediction import Prediction, predict_dataset
+    from utils.predictor import Prediction, Predictor, note_unknown_sexes
 
     # Decoded once for all networks that read them alike.
     preparations = {checkpoint.preparation for checkpoint in checkpoints}
     opened = {each: open_for_one_reading(scans, each) for each in preparations}
     how = Prediction(mirror=mirror)
+    note_unknown_sexes(checkpoints[0], scans)
     found = [
-        predict_dataset(checkpoint, opened[checkpoint.preparation], execution, how)
+        Predictor(checkpoint, execution, how).ages(opened[checkpoint.preparation])
         for checkpoint in checkpoints
     ]
     return {name: np.stack([ages[name] for ages in found]) for name in found[0]}

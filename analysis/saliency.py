@@ -151,7 +151,7 @@ def open_scans(args: argparse.Namespace, checkpoint, preparation: Preparation) -
     """The scans that the flags name, and how they were made against the training scans."""
     from utils.cohort import describe, open_cohort
     from utils.labels import parse_sex_codes, read_labels
-    from utils.prediction import note_unknown_sexes
+    from utils.predictor import note_unknown_sexes
     from utils.sidecars import compare_preprocessing, format_comparison
 
     labels = None

@@ -10,7 +10,7 @@ from model.tsan import TSAN, SecondStage
 from utils import ship
 from utils.checkpoint import load_checkpoint, save_checkpoint, start_from_checkpoint
 from utils.files import sha256_of
-from utils.prediction import PRETRAINED, SHIPPED, find_checkpoints
+from utils.predictor import PRETRAINED, SHIPPED, find_checkpoints
 from utils.sidecars import Preprocessing
 from utils.volumes import Preparation
 

@@ -1,0 +1,51 @@
+"""Ages of single scans in Python, against test.py's."""
+
+import csv
+
+import pytest
+from conftest import TINY, brain, write_scan
+
+import test
+from utils.checkpoint import load_checkpoint
+from utils.engine import choose_execution
+from utils.predictor import Predictor, load_pretrained
+from utils.volumes import GRID_SHAPE, find_scans
+
+
+def test_three_lines_give_the_ages_of_test_py(trained, cohort, tmp_path):
+    test.main(
+        [
+            *("--test_folder", str(cohort / "test"), "--labels", str(cohort / "labels.csv")),
+            *("--output_dir", str(tmp_path), "--model_name", str(trained["second"])),
+            *("--device", "cpu"),
+        ]
+    )
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = {row["participant_id"]: row for row in csv.DictReader(file)}
+    predictor = load_pretrained(trained["second"], device="cpu")
+    for path in find_scans(cohort / "test"):
+        row = rows[path.name.removesuffix(".nii.gz")]
+        ages = predictor.predict(path, sex=row["sex"])
+        assert ages["predicted_age"] == pytest.approx(float(row["predicted_age"]), abs=0.006)
+        assert ages["stage_one_age"] == pytest.approx(float(row["stage_one_age"]), abs=0.006)
+
+
+def test_an_unknown_sex_is_the_mean_of_both(trained, cohort):
+    predictor = Predictor(load_checkpoint(trained["first"]), choose_execution("cpu", "float32"))
+    path = find_scans(cohort / "test")[0]
+    female, male, unknown = (
+        predictor.predict(path, sex=sex)["predicted_age"] for sex in ("female", 1, None)
+    )
+    assert female != pytest.approx(male, abs=1e-4)
+    assert unknown == pytest.approx((female + male) / 2, abs=1e-3)
+    with pytest.raises(ValueError, match="sex 'x': F, M or None"):
+        predictor.predict(path, sex="x")
+
+
+def test_the_shipped_networks_take_brains_on_the_grid_alone(tmp_path):
+    predictor = load_pretrained(device="cpu")
+    path = write_scan(tmp_path / "a.nii.gz", brain(GRID_SHAPE, 50))
+    assert {"stage_one_age", "predicted_age"} <= set(predictor.predict(path, sex="F"))
+    off = write_scan(tmp_path / "b.nii.gz", brain(TINY, 50))
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: not on the FSL MNI152 2 mm grid"):
+        predictor.predict(off)
