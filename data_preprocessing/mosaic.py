@@ -3,9 +3,7 @@
 Numbers find most failures; a wrong brain outline or a swapped hemisphere is seen at once.
 """
 
-import base64
 import html
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ import numpy as np
 from nibabel import aff2axcodes
 
 from utils.files import replacing
+from utils.inline_pictures import picture_element
 from utils.volumes import GRID_AFFINE, GRID_SHAPE
 
 # MNI152 mm of the planes that are shown; as many of each as fill a row of the picture.
@@ -35,7 +34,6 @@ OUTLINE, WARNING = "#56B4E9", "#E69F00"
 
 STATUSES = ("failed", "flagged", "done")  # in the order of the page
 FULL_PICTURES = 200  # the page shows the others at half size: thousands must still open
-SMALL_QUALITY = 60  # of JPEG
 MARKS = {"failed": "✕", "flagged": "▲", "done": "●"}  # nothing is said by colour alone
 STYLE = """
 :root { --failed: #222222; --flagged: #A84300; --done: #0072B2; }
@@ -362,30 +360,11 @@ def _article(row: PageRow, *, anchor: str, halved: bool) -> str:
     picture = ""
     if row.picture is not None:
         try:
-            picture = _image(row.picture, halved=halved, name=row.name)
+            alt = f"planes of {row.name} with the template's outline"
+            picture = picture_element(row.picture, alt=alt, halved=halved)
         # The second is what Pillow raises for a broken PNG.
         except (OSError, SyntaxError) as error:
             lines.append(html.escape(f"Its picture cannot be shown: {error}"))
     text = "\n".join(f"<p>{line}</p>" for line in lines)
     heading = f"<h2>{html.escape(row.name)}</h2>"
     return f'<article class="{row.status}"{anchor}>\n{heading}\n{text}\n{picture}</article>\n'
-
-
-def _image(path: Path, *, halved: bool, name: str) -> str:
-    """The `img` element with the picture's bytes in it."""
-    from PIL import Image
-
-    content, kind = path.read_bytes(), "png"
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-        picture.load()  # a file that is cut off is found here, not by the reader
-        if halved:
-            picture = picture.convert("RGB").reduce(2)
-            small = io.BytesIO()
-            picture.save(small, format="JPEG", quality=SMALL_QUALITY)
-            content, kind = small.getvalue(), "jpeg"
-        width, height = picture.size
-    return (
-        f'<img loading="lazy" width="{width}" height="{height}" '
-        f'alt="planes of {html.escape(name)} with the template\'s outline" '
-        f'src="data:image/{kind};base64,{base64.b64encode(content).decode()}">\n'
-    )
