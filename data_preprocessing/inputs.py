@@ -1,8 +1,8 @@
 """What the user named on the command line, as single scans with names of their own.
 
-Files, folders, BIDS datasets (`sub-*`, with or without `ses-*`) and folders of DICOM files. Names
-are file names without suffix; where two scans share one, the folders that tell them apart are put
-in front, so that no scan takes the place of another.
+Files, folders, BIDS datasets (`sub-*`, with or without `ses-*`), outputs of fsl_anat and folders of
+DICOM files. Names are file names without suffix; where two scans share one, the folders that tell
+them apart are put in front, so that no scan takes the place of another.
 """
 
 import hashlib
@@ -22,6 +22,9 @@ from utils.volumes import IMAGE_SUFFIXES
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
 # A folder is one of DICOM files if one of its first files is.
 DICOM_FILES_TRIED = 3
+# What fsl_anat leaves in its folder, the best to start from first: brain, head, head as it came.
+FSL_ANAT = ".anat"
+FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
 
@@ -88,6 +91,8 @@ def _scans_of(given: Path, *, beyond: Path) -> list[Path]:
             return [given]
         advice = ": give the folder of its series" if _is_dicom(given) else ""
         raise ValueError(f"{given}: {', '.join(SCAN_SUFFIXES)} expected{advice}")
+    if given.resolve().name.endswith(FSL_ANAT):
+        return [_fsl_anat_scan(given)]
     bids = sorted(_bids_scans(given))
     if not bids and (given / "dataset_description.json").is_file():
         raise ValueError(f"{given}: a BIDS dataset without a sub-*/[ses-*/]anat/*_T1w.nii.gz")
@@ -114,8 +119,20 @@ def _all_scans(folder: Path, *, beyond: Path) -> Iterator[Path]:
     for inner in sorted(folder.iterdir()):
         hidden = inner.name[0] == "." or inner.name in NOT_RAW
         ours = inner.resolve() == beyond
-        if inner.is_dir() and not inner.is_symlink() and not hidden and not ours:
+        if not inner.is_dir() or inner.is_symlink() or hidden or ours:
+            continue
+        if inner.name.endswith(FSL_ANAT):
+            yield _fsl_anat_scan(inner)
+        else:
             yield from _all_scans(inner, beyond=beyond)
+
+
+def _fsl_anat_scan(folder: Path) -> Path:
+    """The scan in an output folder of fsl_anat; its other images are steps on the way."""
+    for name in FSL_ANAT_SCANS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder}: an output of fsl_anat without {' or '.join(FSL_ANAT_SCANS)}")
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -149,6 +166,8 @@ def _with_parents(path: Path, count: int) -> str:
     suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
     parents = path.parts[1:-1]
     stem = path.name[: len(path.name) - len(suffix)]
+    if parents and parents[-1].endswith(FSL_ANAT):  # all have the same file names
+        *parents, stem = (*parents[:-1], parents[-1].removesuffix(FSL_ANAT))
     return _plain("_".join((*parents[max(0, len(parents) - count) :], stem)))
 
 

@@ -164,8 +164,14 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         require_alike(other.source, other.preprocessing, first)
     everyone = (first, *others)
     means = [one.summary.get("mean_training_age") for one in everyone]
+    ranges = [one.summary.get("training_ages") for one in everyone]
     summary = {
         "mean_training_age": None if None in means else sum(means) / len(means),
+        # What all of them know.
+        "training_ages": None
+        if None in ranges
+        else [max(low for low, _ in ranges), min(high for _, high in ranges)],
+        "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
         "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
     }
     return Checkpoint(

@@ -26,6 +26,7 @@ COLUMN_NAMES = {
     ),
     "age": ("age", "age_years", "age_at_scan", "age_in_years", "chronological_age"),
     # M/F is OASIS's, SEX_ID (1=m, 2=f) IXI's.
+    "site": ("site", "scanner", "center", "centre", "site_id"),
     "sex": ("sex", "gender", "sex_id", "m_f", "f_m", "sex_m_f", "sex_f_m", "sex_id_1_m_2_f"),
 }  # fmt: skip
 SHOWN_PROBLEMS = 20
@@ -34,12 +35,13 @@ OLDEST_AGE = 120
 
 @dataclass(frozen=True)
 class Label:
-    """One row of a sheet: age in years and sex (0 female, 1 male), None where unknown."""
+    """One row of a sheet: age in years, sex (0 female, 1 male) and site, None where unknown."""
 
     subject_id: str
     age: float | None
     sex: int | None
     row: int
+    site: str | None = None
 
 
 def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) -> dict[str, Label]:
@@ -210,7 +212,7 @@ def _read_row(
     problems = [f"{subject_id}: {text}" for text in (age_problem, sex_problem) if text]
     if not subject_id:
         problems.append("the file name or id is empty")
-    return Label(subject_id, age, sex, number), problems
+    return Label(subject_id, age, sex, number, cells.get("site") or None), problems
 
 
 def _parse_age(text: str) -> tuple[float | None, str | None]:

@@ -1,0 +1,138 @@
+"""Any scan, made ready for the network: found on the grid, or brought there; judged and drawn.
+
+What `predict.py` needs of this package in one function. A scan that lies on the network's grid is
+left where it is; any other is preprocessed as `preprocess.py` does it.
+"""
+
+import os
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_preprocessing.inputs import Source
+from data_preprocessing.mosaic import draw_mosaic
+from data_preprocessing.one_scan import Job, preprocess
+from data_preprocessing.quality import inspect
+from utils.sidecars import read_sidecar, recorded
+from utils.template import load_template
+from utils.volumes import IMAGE_SUFFIXES, Preparation, read_header, read_volume
+
+AS_STORED = Preparation()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A scan as the network may read it, or why it may not.
+
+    Attributes:
+        scan: on the grid; None where it failed.
+        contents: what it was: `grid` (ready already), `head` or `brain`.
+        flags: code of quality to a sentence, see quality.py.
+        notes: what else people should know, a sentence each.
+        picture: its mosaic; None where there is none.
+        error: why there is no scan.
+    """
+
+    scan: Path | None
+    contents: str = ""
+    flags: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    picture: Path | None = None
+    error: str = ""
+
+
+def lies_on_grid(source: Source) -> bool:
+    """Whether a scan is a NIfTI file on the network's grid, by its header alone."""
+    if source.is_dicom or not source.path.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    try:
+        read_header(source.path)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is the same for all scans of a call.
+
+    Attributes:
+        output_dir: for pictures, and for the scans that are made.
+        registration: of the network's training scans, for scans that do not say theirs.
+        job: how scans off the grid are preprocessed; None where there are none.
+    """
+
+    output_dir: Path
+    registration: str | None
+    job: Job | None
+
+
+def prepare_all(
+    sources: Sequence[Source], ready: set[Source], wanted: Wanted, *, jobs: int
+) -> Iterator[tuple[Source, Ready]]:
+    """Every scan as it becomes ready, in any order; a killed process is a failure of its scans.
+
+    Args:
+        sources: all scans; their names may hold folders.
+        ready: those that lie on the grid already, to be left where they are.
+        wanted: see there.
+        jobs: processes at a time.
+    """
+    from joblib import Parallel, delayed
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
+    waiting = dict.fromkeys(sources)
+    done = pool(delayed(_prepare)(source, source in ready, wanted) for source in sources)
+    try:
+        for source, found in done:
+            waiting.pop(source, None)
+            yield source, found
+    except TerminatedWorkerError:
+        lost = "not done: a worker process was killed; run again, with fewer --jobs"
+        for source in waiting:
+            yield source, Ready(None, error=f"{source.path}: {lost}")
+
+
+def _prepare(source: Source, ready: bool, wanted: Wanted) -> tuple[Source, Ready]:
+    try:
+        if ready:
+            return source, _as_it_is(source, wanted)
+        return source, _preprocessed(source, wanted.job)
+    except Exception as error:  # whatever it is, the other scans go on
+        if os.environ.get("TSAN_DEBUG") == "1":
+            traceback.print_exc()
+        known = isinstance(error, (ValueError, OSError))
+        message = str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
+        return source, Ready(None, error=message)
+
+
+def _as_it_is(source: Source, wanted: Wanted) -> Ready:
+    """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
+    volume = read_volume(source.path, AS_STORED)
+    record = read_sidecar(source.path)
+    registration = recorded(record).registration if record else wanted.registration
+    quality = inspect(volume, registration=registration)
+    picture = wanted.output_dir / f"{source.name}.png"
+    draw_mosaic(
+        volume,
+        load_template().mask,
+        picture,
+        title="\n".join((Path(source.name).name, *quality.flags.values())),
+        flagged=bool(quality.flags),
+        overwrite=True,  # of an earlier call that was interrupted before its row
+    )
+    notes = () if record else ("no record of how it was preprocessed",)
+    return Ready(source.path, "grid", quality.flags, notes, picture)
+
+
+def _preprocessed(source: Source, job: Job) -> Ready:
+    row = preprocess(source, job)
+    if row.status == "failed":
+        return Ready(None, error=row.message)
+    scan = job.output_dir / f"{source.name}.nii.gz"
+    record = read_sidecar(scan)
+    return Ready(
+        scan, record["contents"], record["qc"]["flags"], tuple(record["notes"]), row.picture
+    )
