@@ -13,6 +13,7 @@ import numpy as np
 from analysis.calibration import Calibration
 from utils.files import replacing, write_json, write_tsv
 
+TABLE, DESCRIPTION = "predictions.tsv", "predictions.json"
 YEARS = {"Units": "years"}
 COLUMNS = {
     "participant_id": {"Description": "participant, or the scan's name where it is not of BIDS"},
@@ -84,8 +85,8 @@ def write_table(rows: Sequence[dict], folder: Path, *, as_csv: bool, overwrite: 
         overwrite: whether they may exist.
     """
     table = [list(COLUMNS), *([_cell(row[name]) for name in COLUMNS] for row in rows)]
-    path = folder / "predictions.tsv"
-    write_json(folder / "predictions.json", COLUMNS, overwrite=overwrite)
+    path = folder / TABLE
+    write_json(folder / DESCRIPTION, COLUMNS, overwrite=overwrite)
     if as_csv:
         with (
             replacing(folder / "predictions.csv", overwrite=overwrite) as temporary,

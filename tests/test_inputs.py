@@ -174,3 +174,19 @@ def test_names_that_are_no_text_are_kept_apart(tmp_path):
         touch(tmp_path / os.fsdecode(name))
     with pytest.raises(ValueError, match="cannot be told apart"):
         names(tmp_path)
+
+
+def test_an_output_of_fsl_anat_is_one_scan_named_for_its_folder(tmp_path):
+    for person in ("sub-1", "sub-2"):
+        touch(
+            *(tmp_path / f"{person}.anat" / name for name in ("T1.nii.gz", "T1_to_MNI_lin.nii.gz"))
+        )
+    touch(tmp_path / "sub-2.anat" / "T1_biascorr_brain.nii.gz")
+    assert [(source.name, source.path.name) for source in sources_of(tmp_path)] == [
+        ("sub-1", "T1.nii.gz"),
+        ("sub-2", "T1_biascorr_brain.nii.gz"),
+    ]
+    assert names(tmp_path / "sub-2.anat") == ["sub-2"]
+    (tmp_path / "sub-3.anat").mkdir()
+    with pytest.raises(ValueError, match=r"sub-3\.anat: an output of fsl_anat without"):
+        sources_of(tmp_path)

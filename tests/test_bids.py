@@ -1,0 +1,77 @@
+"""Names of BIDS, and what is written for a derivative dataset."""
+
+import json
+
+import pytest
+
+from data_preprocessing.bids import (
+    derivative_name,
+    describe_dataset,
+    find_participant_tables,
+    select_participants,
+    split_name,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("sub-01_T1w", ("sub-01", None)),
+        ("sub-01_ses-pre_acq-mprage_run-2_T1w", ("sub-01", "ses-pre")),
+        ("sub-01_bold", None),
+        ("site_sub-01_T1w", None),
+        ("sub-0_1_T1w", None),
+        ("OAS1_0001_MR1", None),
+    ],
+)
+def test_participant_and_session_of_a_name(name, who):
+    assert split_name(name) == who
+
+
+@pytest.mark.parametrize(
+    ("name", "derivative"),
+    [
+        ("sub-01_T1w", "sub-01/anat/sub-01_space-MNI152NLin6Asym_res-2_desc-brain_T1w"),
+        (
+            "sub-01_ses-1_run-2_T1w",
+            "sub-01/ses-1/anat/sub-01_ses-1_run-2_space-MNI152NLin6Asym_res-2_desc-brain_T1w",
+        ),
+        (
+            "sub-01_space-MNI152NLin6Asym_res-2_desc-brain_T1w",
+            "sub-01/anat/sub-01_space-MNI152NLin6Asym_res-2_desc-brain_T1w",
+        ),
+        ("OAS1_0001_MR1", None),
+    ],
+)
+def test_the_name_of_a_brain_on_the_grid(name, derivative):
+    assert derivative_name(name) == derivative
+
+
+def test_participants_are_asked_for_with_or_without_sub():
+    names = ["sub-01_T1w", "sub-1_T1w", "sub-10_ses-1_T1w", "sub-10_ses-2_T1w", "other"]
+    assert select_participants(names, ["sub-01", "10"]) == [0, 2, 3]
+    with pytest.raises(ValueError, match=r"no scan of sub-11, sub-2; found sub-01, sub-1, sub-10"):
+        select_participants(names, ["2", "11", "1"])
+    with pytest.raises(ValueError, match="none has a name of BIDS"):
+        select_participants(["other"], ["1"])
+
+
+def test_tables_of_participants_are_found_and_nothing_else(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "participants.tsv").write_text("participant_id\tage\n")
+    (tmp_path / "more").mkdir()
+    found = find_participant_tables([tmp_path / "more", tmp_path / "data", tmp_path / "a.nii"])
+    assert found == [tmp_path / "data" / "participants.tsv"]
+
+
+def test_a_description_is_written_once_and_never_replaced(tmp_path):
+    describe_dataset(tmp_path)
+    content = json.loads((tmp_path / "dataset_description.json").read_text())
+    assert content["DatasetType"] == "derivative"
+    assert content["GeneratedBy"][0]["Name"]
+    assert "predictions.*" in (tmp_path / ".bidsignore").read_text().splitlines()
+    for name in ("dataset_description.json", ".bidsignore"):
+        (tmp_path / name).write_text("mine")
+    describe_dataset(tmp_path)
+    assert (tmp_path / "dataset_description.json").read_text() == "mine"
+    assert (tmp_path / ".bidsignore").read_text() == "mine"
