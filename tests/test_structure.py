@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import predict
 import test
 import train_sorter
 from analysis import brain_pad, out_of_fold, saliency
@@ -30,16 +31,17 @@ from utils import baseline, export, options, ship
 
 ROOT = Path(__file__).parent.parent
 ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
-PACKAGES = {"model", "utils", "data_preprocessing", "analysis", "benchmark"}
+PACKAGES = {"model", "utils", "data_preprocessing", "analysis", "prediction", "benchmark"}
 ALLOWED = {
     "model": {"model"},
     "utils": {"utils", "model"},
     "analysis": {"analysis", "utils", "model"},
     "data_preprocessing": {"data_preprocessing", "utils", "model"},
+    "prediction": {"prediction", "data_preprocessing", "analysis", "utils", "model"},
     "benchmark": {"benchmark", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, export, baseline, benchmark, heads, preprocess, collect_images, datasets,
+    train_sorter, predict, export, baseline, benchmark, heads, preprocess, collect_images, datasets,
     make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship, out_of_fold,
     brain_pad, apply_mask, saliency,
 )  # fmt: skip
@@ -105,6 +107,7 @@ ARGUMENTS = {
     QUICK_START: ["out"],
     ROOT / "script" / "oasis1.sh": ["out"],
     ROOT / "script" / "preprocess.sh": ["scan.nii.gz", "--output_dir", "out"],
+    ROOT / "script" / "predict.sh": ["scan.nii.gz", "--output_dir", "out"],
     ROOT / "script" / "prepare_oasis1.sh": ["discs", "table.csv", "out"],
 }
 SCRIPTS = sorted(
