@@ -20,6 +20,7 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_preprocessing.quality import sentences
 from utils.entry import Switch, new_parser, number, run_entry
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.labels import Label, examine_labels, label_of, parse_sex_codes, raise_all
@@ -115,7 +116,7 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
     if flags:
         yield error(
             path,
-            f"flagged by preprocessing: {'; '.join(map(str, flags))}",
+            f"flagged by preprocessing: {'; '.join(sentences(flags))}",
             f"look at its picture; leave it out or {AGAIN}, or, where it is good, empty qc.flags "
             "in its sidecar",
         )

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_preprocessing.inputs import Source, convert_dicom
 from data_preprocessing.mosaic import PageRow, draw_mosaic
-from data_preprocessing.quality import judge
+from data_preprocessing.quality import inspect, sentences
 from data_preprocessing.recipe import Identity, Mapped, Recipe
 from utils.files import replacing, require_absent, sha256_of
 from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
@@ -125,13 +125,15 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
         return record
     made = workspace / "grid.nii.gz"
     save_scan(mapped.volume, made)
+    registration = job.recipe.registration
+    quality = inspect(mapped.volume, registration=registration, brain=mapped.brain)
     record = {
         "source": str(source.path),
         **_wanted(source, job),
         "contents": mapped.contents,
         "transform": mapped.transform,
         "transform_files": sorted(mapped.kept),
-        "qc": asdict(judge(mapped, job.recipe.registration)),
+        "qc": asdict(quality),
         "notes": mapped.notes,
         "output_sha256": sha256_of(made),
         "seconds": round(time.perf_counter() - start, 1),
@@ -145,14 +147,15 @@ def _write(source: Source, job: Job, mapped: Mapped, record: dict) -> None:
     """Everything but the scan; the record first, so that what a kill leaves is known for ours."""
     write_sidecar(_scan_path(source, job), record, overwrite=True)
     qc = record["qc"]
-    title = f"{source.name}   {job.recipe.registration}   correlation {qc['correlation']:.2f}"
-    if qc["overlap"] is not None:
-        title += f"   overlap {qc['overlap']:.2f}"
+    title = (
+        f"{source.name}   {job.recipe.registration}   correlation {qc['correlation']:.2f}   "
+        f"overlap {qc['overlap']:.2f}"
+    )
     draw_mosaic(
         mapped.volume,
         load_template().mask,
         _picture_path(source, job),
-        title="\n".join((title, *qc["flags"])),
+        title="\n".join((title, *sentences(qc["flags"]))),
         flagged=bool(qc["flags"]),
         overwrite=True,
     )
@@ -202,7 +205,7 @@ def row_of(name: str, folder: Path, record: dict) -> PageRow:
         "flagged" if qc["flags"] else "done",
         correlation=qc["correlation"],
         overlap=qc["overlap"],
-        flags=qc["flags"],
+        flags=sentences(qc["flags"]),
         message=" ".join(record["notes"]),
         picture=picture if picture.is_file() else None,
         seconds=record["seconds"],

@@ -15,7 +15,7 @@ import test
 import train_sorter
 from analysis import brain_pad, out_of_fold, saliency
 from benchmark import __main__ as benchmark
-from benchmark import heads
+from benchmark import heads, quality
 from data_preprocessing import (
     apply_mask,
     check_dataset,
@@ -41,9 +41,9 @@ ALLOWED = {
     "benchmark": {"benchmark", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, preprocess, collect_images, datasets,
-    make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship, out_of_fold,
-    brain_pad, apply_mask, saliency,
+    train_sorter, predict, export, baseline, benchmark, heads, quality, preprocess,
+    collect_images, datasets, make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship,
+    out_of_fold, brain_pad, apply_mask, saliency,
 )  # fmt: skip
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
@@ -265,7 +265,7 @@ def commands(document: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_in_the_documents_is_understood(document, tmp_path):
     for line in commands(document):
-        line = line.replace("-m benchmark.heads", "benchmark/heads.py")
+        line = re.sub(r"-m benchmark\.(\w+)", r"benchmark/\1.py", line)
         words = shlex.split(line.replace("-m benchmark", "benchmark/__main__.py"), comments=True)
         for at, word in enumerate(words):
             if word in PARSERS:
