@@ -57,26 +57,26 @@ RULES = {
         lowest=True,
     ),
     "incomplete": Rule(
-        "missing", 0.3, 0.3, "{value:.0%} of the {part} of the brain is empty, above {limit:.0%}"
+        "missing", 0.12, 0.12, "{value:.0%} of the {part} of the brain is empty, above {limit:.0%}"
     ),
     "skull": Rule(
-        "outside", 0.2, 0.2,
+        "outside", 0.17, 0.17,
         "{value:.0%} of a brain's volume lies outside the brain, above {limit:.0%}: skull, eyes or "
         "neck left on",
     ),
     "rotated": Rule(
-        "rotation_degrees", 6.0, 6.0,
+        "rotation_degrees", 4.0, 4.0,
         "turned by {value:.1f} degrees against the template, above {limit:.1f}",
     ),
     "shifted": Rule(
-        "shift_mm", 6.0, 6.0, "shifted by {value:.1f} mm against the template, above {limit:.1f}"
+        "shift_mm", 3.5, 3.5, "shifted by {value:.1f} mm against the template, above {limit:.1f}"
     ),
     "clipped": Rule(
         "plateau", 0.02, 0.02,
         "{value:.1%} of the voxels have the highest value, above {limit:.1%}: intensities clipped",
     ),
     "noisy": Rule(
-        "noise", 0.1, 0.1, "noise of {value:.3f} of the brain's intensity, above {limit:.3f}"
+        "noise", 0.08, 0.08, "noise of {value:.3f} of the brain's intensity, above {limit:.3f}"
     ),
 }  # fmt: skip
 SIDES = {

@@ -236,11 +236,14 @@ def test_mixed_preprocessing_is_an_error_of_the_scans_that_are_fewer(data):
     ]
 
 
-def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data):
+@pytest.mark.parametrize("by_code", [True, False])  # earlier versions wrote no codes
+def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data, by_code):
     for folder in NAMES:
         record(data / folder, "affine")
     recipe = {"registration": "affine", "mask": "template", "backend": "builtin"}
-    flagged = {"recipe": recipe, "qc": {"flags": ["correlation 0.41 below 0.6"]}}
+    sentence = "correlation 0.41 below 0.6"
+    flags = {"correlation": sentence} if by_code else [sentence]
+    flagged = {"recipe": recipe, "qc": {"flags": flags}}
     write_sidecar(data / "train" / "a.nii", flagged, overwrite=True)
     write_sidecar(data / "train" / "b.nii", {"recipe": recipe, "qc": {"flags": []}}, overwrite=True)
     sidecar_path(data / "val" / "d.nii").write_text("{")

@@ -41,8 +41,8 @@ ALLOWED = {
     "benchmark": {"benchmark", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, quality, preprocess,
-    collect_images, datasets, make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship,
+    train_sorter, predict, export, baseline, benchmark, heads, quality, preprocess, collect_images,
+    datasets, make_template, check_dataset, make_demo_cohort, split_dataset, make_folds, ship,
     out_of_fold, brain_pad, apply_mask, saliency,
 )  # fmt: skip
 PARSERS = {
