@@ -32,13 +32,17 @@ from utils.inline_pictures import picture_element
 from utils.results import format_difference, format_figure
 
 FULL_PICTURES = 200  # the page shows the others at half size: thousands must still open
+FEWEST_DRAWN = 3  # scans; a figure of fewer says less than the table
 MARKS = {"failed": "✕", "flagged": "▲", "ok": "●"}  # nothing is said by colour alone
 STYLE = Path(__file__).with_name("report.css")
 SCRIPT = Path(__file__).with_name("report.js")
 NOTICE = (
     "Predicted ages are for research. They are no diagnosis and no ground for a decision about a "
-    "person. The 90 % intervals assume people, scanners and preprocessing like those of the "
-    "calibration cohort; for others they promise nothing."
+    "person."
+)
+ASSUMPTION = (
+    " The 90 % intervals assume people, scanners and preprocessing like those of the calibration "
+    "cohort; for others they promise nothing."
 )
 FLATTERS = (
     "Beheshti's correction uses the chronological age: whatever is computed from it flatters, so "
@@ -156,6 +160,7 @@ def _head(table: pd.DataFrame, *, title: str) -> str:
         if state in first
     )
     escaped = html.escape(title)
+    notice = NOTICE + (ASSUMPTION if table["predicted_age_low"].notna().any() else "")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -174,7 +179,7 @@ def _head(table: pd.DataFrame, *, title: str) -> str:
 <a href="#summary">Summary</a> <a href="#table">Table</a> <a href="#scans">Scans</a>
 <a href="#origin">Origin</a>
 </nav>
-<p class="notice">{NOTICE}</p>
+<p class="notice">{notice}</p>
 </header>
 <main>
 """
@@ -199,7 +204,8 @@ def _summary(table: pd.DataFrame, known: pd.DataFrame) -> str:
             "over scans, flagged ones included unless a line says otherwise; below "
             f"{MINIMUM} scans neither intervals nor correlations are given."
         )
-        notes.append(FLATTERS)
+        if known["brain_pad_beheshti"].notna().any():
+            notes.append(FLATTERS)
     elif (table["state"] == "failed").all():
         notes.append("No scan could be predicted; the messages are in the table.")
     else:
@@ -208,7 +214,9 @@ def _summary(table: pd.DataFrame, known: pd.DataFrame) -> str:
         percents = {name: 100 * share[name] for name in ("value", "low", "high")}
         tiles.append(_tile("Ages inside their 90 % interval", percents, "{:.0f} %"))
     ages = table["predicted_age"].dropna()
-    if len(ages):
+    if len(ages) == 1:
+        tiles.append(("Predicted age", f"{ages.iloc[0]:.1f}", "years"))
+    elif len(ages):
         tiles.append(("Predicted ages", f"{ages.min():.1f} to {ages.max():.1f}", "years"))
     if (difference := stage_difference(known)) is not None:
         title = "MAE of stage two minus MAE of stage one"
@@ -254,9 +262,11 @@ def _lines_table(lines: Sequence[Line], corner: str, names: Sequence[str]) -> st
 
 def _figures(table: pd.DataFrame, known: pd.DataFrame, groups: Sequence[Line]) -> Iterator[str]:
     """The section of figures, if there is anything to draw."""
-    drawn: list[Picture] = error_pictures(known, groups) if len(known) else []
+    drawn: list[Picture] = error_pictures(known, groups) if len(known) >= FEWEST_DRAWN else []
     predicted = table[table["predicted_age"].notna()]
-    if len(known) < len(predicted) / 2:  # otherwise the first figure says it
+    if max(FEWEST_DRAWN, 2 * len(known) + 1) <= len(
+        predicted
+    ):  # otherwise the first figure says it
         drawn.append(histogram_of_ages(predicted))
     if not drawn:
         return
@@ -342,14 +352,13 @@ def _scans(
 ) -> Iterator[str]:
     """An article for every scan, with its pictures."""
     halved = ""
-    if (
-        sum(scan in known for scan in table["scan"] for known in (pictures, overlays))
-        > FULL_PICTURES
-    ):
+    count = sum(scan in found for scan in table["scan"] for found in (pictures, overlays))
+    if count > FULL_PICTURES:
         halved = f" Pictures after the first {FULL_PICTURES} are at half size."
     yield (
         '<section id="scans">\n<h2>Scans</h2>\n<p>Failed first, then flagged, then the others; '
-        f'among these, the largest brain-PAD first. Brackets: 90 % intervals.{halved}</p>\n<div class="scans">\n'
+        f"among these, the largest brain-PAD first. Brackets: 90 % intervals."
+        f'{halved}</p>\n<div class="scans">\n'
     )
     count = 0
     for row in _worst_first(table).itertuples():

@@ -27,6 +27,7 @@ STYLE = {
     "axes.spines.right": False,
 }  # fmt: skip
 WITH_INTERVALS = 100  # scans; the lines of more would hide the points
+MANY = 300  # scans; the points of more are smaller
 AS_PIXELS = 1000  # scans; the points of more are stored as pixels, which take less
 GROUPS = 30  # in one figure
 NAME = 24  # characters of a group's name
@@ -95,7 +96,7 @@ def scatter_of_ages(known: pd.DataFrame) -> Picture:
         note += " Grey: the 90 % interval of each scan."
     values = known[columns].to_numpy()
     low, high = np.nanmin(values) - 3, np.nanmax(values) + 3
-    axes.plot([low, high], [low, high], color="black", linewidth=1, label="identity")
+    axes.plot([low, high], [low, high], color="black", linewidth=1, zorder=4, label="identity")
     _points(axes, known, "age", "predicted_age")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     _legend(figure)
@@ -147,7 +148,9 @@ def pad_against_age(
     if len(scans) >= MINIMUM and np.ptp(scans["age"]) > 0:
         line = np.polynomial.Polynomial.fit(scans["age"], scans[column], 1)
         ends = np.array([scans["age"].min(), scans["age"].max()])
-        axes.plot(ends, line(ends), "--", color="black", linewidth=1.2, label="least squares")
+        axes.plot(
+            ends, line(ends), "--", color="black", linewidth=1.2, zorder=4, label="least squares"
+        )
         slope = f" Slope {line.convert().coef[1]:+.2f} years a year."
     _points(axes, scans, "age", column)
     axes.set_ylim(-limit, limit)
@@ -215,14 +218,15 @@ def _new_figure(across: str, up: str) -> tuple[Figure, Axes]:
 def _points(axes: Axes, scans: pd.DataFrame, across: str, up: str) -> None:
     """The scans as points, flagged ones as triangles above the others."""
     flagged = scans["state"] == "flagged"
-    style = {"linewidths": 0.5, "edgecolors": "white", "rasterized": len(scans) > AS_PIXELS}
+    area = 1 if len(scans) <= MANY else 0.4
+    style = {"linewidths": 0.5 * area, "edgecolors": "white", "rasterized": len(scans) > AS_PIXELS}
     for inside, colour, mark, size, word in (
         (~flagged, BLUE, "o", 24, "ok"),
         (flagged, ORANGE, "^", 44, "flagged"),
     ):
         if inside.any():
             axes.scatter(
-                scans.loc[inside, across], scans.loc[inside, up], s=size, color=colour,
+                scans.loc[inside, across], scans.loc[inside, up], s=size * area, color=colour,
                 marker=mark, zorder=3, label=f"{inside.sum()} {word}", **style,
             )  # fmt: skip
 
