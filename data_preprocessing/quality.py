@@ -138,8 +138,9 @@ def inspect(
 ) -> Quality:
     """Measures a scan and flags what no age should be trusted of.
 
-    A left-right flip cannot be seen in an image: the affine of the file is trusted. Nor can an
-    age-like change of size: 12 degrees of freedom are registered, and 6 are checked.
+    A left-right flip cannot be seen in an image: the affine of the file is trusted. Nor is a wrong
+    size looked for, only turns and shifts; and a brain so badly bent that its outline fits is seen
+    by its correlation alone.
 
     Args:
         volume: (91, 109, 91) in LAS order, as `read_volume` reads a scan at 2 mm; any scale of
