@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SECONDS = 60  # for an answer; a busy machine is slow
+SECONDS = 120  # for an answer; a busy machine is slow
 # The browser reads messages from descriptor 3 and writes them to 4.
 START = 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
 
