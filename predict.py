@@ -10,7 +10,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONTENTS = ("auto", "head", "brain", "grid")
 BACKENDS = ("builtin", "fsl")
+REPORT = "report.html"
 SOME_FAILED = 3  # exit code
 SHOWN_FAILURES = 5
 CALIBRATION = Path(__file__).resolve().parent / "pretrained" / "tsan_oasis1_calibration.json"
@@ -73,7 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group = parser.add_argument_group("results")
     group.add_argument("--csv", action=Switch, default=False, help="predictions.csv as well")
-    group.add_argument("--report", action=Switch, default=True, help="report.html")
+    group.add_argument("--report", action=Switch, default=True, help=REPORT)
+    group.add_argument(
+        "--saliency", action=Switch, default=False,
+        help="show in the report which voxels moved each age (SmoothGrad; seconds a scan)",
+    )  # fmt: skip
     group.add_argument(
         "--overwrite", action=Switch, default=False, help="replace results that exist"
     )
@@ -94,9 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     # After parsing, so that --help does not wait for torch.
     from analysis.predictions import TABLE, complete_row, write_table
+    from analysis.report import write_report
     from data_preprocessing.bids import describe_dataset
     from data_preprocessing.preprocess import require_writable
     from prediction.items import find_items, read_all_labels, require_table_of
+    from prediction.overlays import draw_overlays
     from prediction.records import Call, predict_all, row_of
     from utils.labels import parse_sex_codes
 
@@ -126,11 +133,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = [write_table(rows, output, as_csv=args.csv, overwrite=True)]
     if args.report:
         pictures = {
-            row["scan"]: output / records[item.source]["picture"]
-            for row, item in zip(rows, items, strict=True)
+            str(item.source.path): output / records[item.source]["picture"]
+            for item in items
             if records[item.source]["picture"]
         }
-        written.append(report(rows, pictures, predictor, calibration, argv, args))
+        overlays = {}
+        if args.saliency:
+            overlays = draw_overlays(items, records, predictor, output, overwrite=args.overwrite)
+        write_report(
+            rows,
+            output / REPORT,
+            title=f"Brain ages: {output.resolve().name}",
+            pictures=pictures,
+            calibration=calibration,
+            card=card_of(predictor),
+            command=shlex.join(["predict.py", *(sys.argv[1:] if argv is None else argv)]),
+            versions=versions(),
+            overlays=overlays,
+            overwrite=True,
+        )
+        written.append(output / REPORT)
     return conclude(rows, written)
 
 
@@ -170,30 +192,25 @@ def open_calibration(args: argparse.Namespace) -> "Calibration | None":
     return None
 
 
-def report(
-    rows: Sequence[dict],
-    pictures: dict[str, Path],
-    predictor: "Predictor",
-    calibration: "Calibration | None",
-    argv: Sequence[str] | None,
-    args: argparse.Namespace,
-) -> Path:
-    """Writes report.html and returns its path."""
-    from analysis.report import write_report
+def card_of(predictor: "Predictor") -> str:
+    """What the checkpoints say of themselves, as text."""
+    card = predictor.checkpoint.summary.get("card") or {}
+    return "\n".join(lines_of(card)) or "The checkpoint has no model card."
 
-    path = args.output_dir / "report.html"
-    write_report(
-        rows,
-        path,
-        title=f"Brain ages: {args.output_dir.resolve().name}",
-        pictures=pictures,
-        calibration=calibration,
-        card=predictor.checkpoint.summary.get("card"),
-        command=shlex.join(["predict.py", *(sys.argv[1:] if argv is None else argv)]),
-        versions=versions(),
-        overwrite=True,
-    )
-    return path
+
+def lines_of(content: Mapping, depth: int = 0) -> Iterator[str]:
+    """Nested plain values, one a line, indented."""
+    from utils.results import format_figure
+
+    for name, value in content.items():
+        indent = "  " * depth
+        if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
+            yield f"{indent}{name}: {format_figure(value)}"
+        elif isinstance(value, Mapping):
+            yield f"{indent}{name}:"
+            yield from lines_of(value, depth + 1)
+        else:
+            yield f"{indent}{name}: {value}"
 
 
 def versions() -> dict[str, str]:

@@ -149,6 +149,7 @@ def predict_one(item: Item, ready: Ready, call: Call) -> dict:
         "format": FORMAT,
         "source": str(item.source.path),
         "source_sha256": sha256,
+        "scan": str(ready.scan.resolve()) if ready.scan else None,
         "model": call.model,
         "sex": SEX_NAMES[item.sex],
         "asked": call.contents,

@@ -1,6 +1,7 @@
 """predict.py from scans to table, records and exit codes, on generated brains."""
 
 import csv
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -12,17 +13,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import brain, write_scan
+from synthetic_head import make_head, rotation
 
 import predict
 import test
+from data_preprocessing import builtin
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.checkpoint import save_checkpoint
 from utils.predictor import Predictor
 from utils.sidecars import Preprocessing
+from utils.template import load_template
 from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans
 
 ROOT = Path(__file__).parent.parent
+engines = pytest.mark.skipif(
+    any(importlib.util.find_spec(module) is None for module in builtin.ENGINES),
+    reason="requirements-preprocessing.txt is not installed",
+)
 
 
 @pytest.fixture(scope="session")
@@ -254,3 +262,42 @@ def test_ages_beyond_those_of_the_training_are_flagged():
     )
     assert not flag_of_age({"age": None, "predicted_age": None}, trained)
     assert not flag_of_age({"age": 99.0, "predicted_age": 12.0}, None)
+
+
+def test_the_report_has_every_scan_with_its_picture_and_its_saliency(networks, scans, tmp_path):
+    output = tmp_path / "out"
+    flags = ("--report", "--saliency", "--labels", str(tmp_path / "labels.csv"))
+    assert run(networks, output, scans, flags=flags) == 0
+    page = (output / "report.html").read_text(encoding="utf-8")
+    for row in table_of(output):
+        assert row["participant_id"] in page
+        assert (output / "scans" / f"{row['participant_id']}_saliency.png").is_file()
+    assert page.count("data:image/png;base64,") >= 6
+    assert "predict.py" in page
+
+
+@pytest.mark.slow
+@engines
+def test_heads_brains_and_scans_on_the_grid_go_together(networks, tmp_path):
+    make_head().to_filename(tmp_path / "head.nii.gz")
+    make_head(stripped=True, placed=rotation(15, 0)).to_filename(tmp_path / "brain.nii.gz")
+    template = load_template().brain
+    write_scan(tmp_path / "ready.nii.gz", template + 5 * (template > 0))
+    output = tmp_path / "out"
+    inputs = [tmp_path / f"{name}.nii.gz" for name in ("head", "brain", "ready")]
+    assert run(networks, output, *inputs) == 0
+    rows = {row["participant_id"]: row for row in table_of(output)}
+    records = {
+        name: json.loads((output / "scans" / f"{name}_brainage.json").read_text()) for name in rows
+    }
+    assert {name: record["contents"] for name, record in records.items()} == {
+        "brain": "brain", "head": "head", "ready": "grid",
+    }  # fmt: skip
+    assert {row["qc_flag"] for row in rows.values()} == {"ok"}
+    ages = [float(row["predicted_age"]) for row in rows.values()]
+    assert np.ptp(ages) < 3  # one brain, in three forms
+    made = json.loads((output / "scans" / "head.json").read_text())
+    assert made["recipe"] | {"contents": "auto"} == {
+        "backend": "builtin", "registration": "affine", "mask": "subject", "contents": "auto",
+    }  # fmt: skip
+    assert not (output / "scans" / "ready.nii.gz").exists()

@@ -108,11 +108,18 @@ class Predictor:
         word = None if sex is None else str(sex).lower()
         if word is not None and word not in SEX_WORDS:
             raise ValueError(f"sex {sex!r}: F, M or None expected")
-        path, preparation = Path(path), self.checkpoint.preparation
-        header = read_header(path, any_grid=preparation.any_grid)
-        code = None if word is None else SEX_WORDS[word]
-        scan = Scan(image_stem(path.name), path, None, code, header.orientation, header.shape)
+        scan = self.scan(path, None if word is None else SEX_WORDS[word])
         return {name: float(years[0]) for name, years in self.ages([scan]).items()}
+
+    def scan(self, path: str | Path, sex: int | None) -> Scan:
+        """A scan of unknown age, its header checked; sex 0 female, 1 male, None unknown.
+
+        Raises:
+            ValueError: not a scan on the grid that the network reads.
+        """
+        path = Path(path)
+        header = read_header(path, any_grid=self.checkpoint.preparation.any_grid)
+        return Scan(image_stem(path.name), path, None, sex, header.orientation, header.shape)
 
 
 def load_pretrained(

@@ -1,0 +1,57 @@
+"""Which voxels moved each age: SmoothGrad over the template, a picture a scan."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from analysis.attribution import SmoothGrad
+from analysis.map_picture import draw_map
+from analysis.saliency import to_grid
+from data_preprocessing.inputs import Source
+from prediction.items import Item
+from utils.dataset import ScanDataset
+from utils.files import replacing
+from utils.predictor import Predictor
+
+
+def draw_overlays(
+    items: Sequence[Item],
+    records: Mapping[Source, dict],
+    predictor: Predictor,
+    folder: Path,
+    *,
+    overwrite: bool,
+) -> dict[str, Path]:
+    """Draws the map of every scan that has an age, unless it is there.
+
+    Args:
+        items: the scans of the call.
+        records: from `predict_all`.
+        predictor: that gave the ages.
+        folder: for results.
+        overwrite: whether pictures of an earlier call are drawn again.
+
+    Returns:
+        Pictures by the scan as it was given.
+    """
+    method, found = SmoothGrad(), {}
+    done = [item for item in items if records[item.source]["ages"]]
+    for item in tqdm(done, "saliency", disable=None, leave=False):
+        picture = folder / f"{item.source.name}_saliency.png"
+        found[str(item.source.path)] = picture
+        if picture.is_file() and not overwrite:
+            continue
+        scan = predictor.scan(records[item.source]["scan"], item.sex)
+        dataset = ScanDataset([scan], predictor.checkpoint.preparation)
+        image = predictor.execution.images(dataset[[0]])
+        effect = method(predictor.network, image, item.sex).cpu().numpy()
+        figure = draw_map(
+            to_grid(effect, dataset.preparation),
+            title=f"SmoothGrad, {Path(item.source.name).name}",
+            unit=method.unit,
+            signed=method.signed,
+        )
+        with replacing(picture, overwrite=overwrite) as temporary:
+            figure.savefig(temporary, dpi=80)
+    return found
