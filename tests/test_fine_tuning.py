@@ -40,7 +40,7 @@ def validation_mae(cohort, output, *flags: str) -> float:
         [
             *("--train_folder", str(cohort / "train"), "--val_folder", str(cohort / "val")),
             *("--labels", str(cohort / "labels.csv"), "--output_dir", str(output)),
-            *("--cache_dir", str(cohort / "cache"), "--width", "halved", "--crop"),
+            *("--cache_dir", str(cohort / "cache"), "--resolution", "4", "--crop"),
             *("--device", "cpu", "--batch_size", "4", "--ema", "0.8", "--epochs", "4", *flags),
         ]
     )

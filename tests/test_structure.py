@@ -167,7 +167,7 @@ def test_paper_recipe_reaches_training_through_the_scripts(stage, tmp_path):
     script = ROOT / "script" / f"train_{stage}_stage.sh"
     ours = parse_call(recorded_calls(script, tmp_path)[0])
     paper = parse_call(recorded_calls(script, tmp_path, "--recipe", "paper", "--epochs", "7")[0])
-    assert ours.width == {"first": "halved", "second": None}[stage]
+    assert ours.width == {"first": "compact", "second": None}[stage]
     assert (ours.batch_size, ours.pair_weight) == (8, 0)
     assert (paper.width, paper.batch_size, paper.pair_weight) == ("released", 32, 1)
     assert paper.lr == {"first": 1e-3, "second": 1e-5}[stage]
@@ -185,9 +185,9 @@ def test_scripts_say_the_parsers_own_defaults(stage, tmp_path):
     defaults = vars(PARSERS[f"train_{stage}_stage.py"](needed))
     differ = {"train_folder", "val_folder", "labels", "output_dir", "first_stage_net"}
     if stage == "first":
-        # The parser's own fit a volume of any size, the script's the grid of MNI152 at 2 mm.
-        differ |= {"width", "crop"}
-        assert (scripted["width"], scripted["crop"]) == ("halved", True)
+        # The parser's own fit a volume of any size, the script's the grid of MNI152.
+        differ |= {"resolution", "crop"}
+        assert (scripted["resolution"], scripted["crop"]) == (4, True)
     assert {k: v for k, v in scripted.items() if k not in differ} == {
         k: v for k, v in defaults.items() if k not in differ
     }

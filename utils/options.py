@@ -394,7 +394,7 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
     """Optimiser, schedule, augmentation, stopping."""
     group = parser.add_argument_group("optimisation")
     rate = number(float, above=0)
-    group.add_argument("--epochs", type=number(int, low=1), default=16, help="at most")
+    group.add_argument("--epochs", type=number(int, low=1), default=32, help="at most")
     group.add_argument(
         "--batch_size",
         type=number(int, low=1),
