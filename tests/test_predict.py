@@ -46,7 +46,7 @@ def networks(tmp_path_factory) -> dict[str, Path]:
             model,
             preparation=Preparation(4, crop=True),
             preprocessing=Preprocessing("affine", "subject"),
-            summary={"training_ages": [18.0, 95.0]},
+            summary={"training_ages": [0.0, 120.0]},
         )
     return {stage: folder / f"{stage}.pt" for stage in models}
 
