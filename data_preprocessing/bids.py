@@ -22,7 +22,7 @@ OURS = "_space-MNI152NLin6Asym_res-2_desc-brain"
 # What lies in our folders and has no name in BIDS.
 IGNORED = (
     "predictions.*", "report.html", "preprocessing*.html", "failures*.tsv", "*_brainage.json",
-    "*.png", "transforms/", "scans/",
+    "*.png", "scans",
 )  # fmt: skip
 
 

@@ -25,6 +25,14 @@ from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
 from utils.template import load_template
 from utils.volumes import GRID_AFFINE
 
+# What BIDS requires of the record of a derivative, beside what is ours.
+BIDS_KEYS = {
+    "Description": "brain in MNI152 space, what lies outside it set to zero",
+    "SpatialReference": "MNI152NLin6Asym, 2 mm",
+    "SkullStripped": True,
+    "Resolution": "voxels of 2 mm",
+}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -137,6 +145,7 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
         "notes": mapped.notes,
         "output_sha256": sha256_of(made),
         "seconds": round(time.perf_counter() - start, 1),
+        **BIDS_KEYS,
     }
     _write(source, job, mapped, record)
     _copy(made, _scan_path(source, job))

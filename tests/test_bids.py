@@ -11,6 +11,7 @@ from data_preprocessing.bids import (
     select_participants,
     split_name,
 )
+from data_preprocessing.one_scan import BIDS_KEYS
 
 
 @pytest.mark.parametrize(
@@ -75,3 +76,9 @@ def test_a_description_is_written_once_and_never_replaced(tmp_path):
     describe_dataset(tmp_path)
     assert (tmp_path / "dataset_description.json").read_text() == "mine"
     assert (tmp_path / ".bidsignore").read_text() == "mine"
+
+
+def test_the_record_of_a_scan_has_what_bids_requires_of_a_derivative():
+    # The keys that the BIDS validator 2 asks for; without them it reports an error.
+    assert BIDS_KEYS["SkullStripped"] is True
+    assert {"Resolution", "SpatialReference", "Description"} <= BIDS_KEYS.keys()
