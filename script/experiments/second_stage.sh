@@ -3,7 +3,8 @@
 # other scripts' row "default", on all five folds; "seed_1" are the same of another seed.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-SECOND_EPOCHS="${SECOND_EPOCHS:-2}"
+SECOND_EPOCHS="${SECOND_EPOCHS:-2}"  # from a first stage's weights
+FRESH_EPOCHS="${FRESH_EPOCHS:-16}"   # from fresh ones
 BEST=ScaleDense_best_model.pth.tar
 
 ONLY="0 1 2 3 4" row default
@@ -15,8 +16,9 @@ FLAGS=(--epochs "$SECOND_EPOCHS" --validate_every "$SECOND_EPOCHS" --rank_weight
 OUT_OF_FOLD=(--out_of_fold_ages "$RUNS/default.csv")
 OTHER=(--warm_start_net "$RUNS/seed_1/@FOLD@/$BEST" --rough_share 0.5)
 row second_published --recipe paper --width compact --batch_size 16 --ranks soft --schedule constant \
-  --early_stop 0 --epochs "$SECOND_EPOCHS" --rank_weight 10
-row second_fresh --warm_start false --rough_age_noise 0 --lr 2e-3
+  --early_stop 0 --epochs "$FRESH_EPOCHS" --validate_every "$FRESH_EPOCHS" --rank_weight 10
+row second_fresh --warm_start false --rough_age_noise 0 --lr 2e-3 --warmup_lr 5e-4 \
+  --epochs "$FRESH_EPOCHS" --validate_every "$FRESH_EPOCHS"
 row second_warm --rough_age_noise 0 --rough_share 0
 row second_noise --rough_age_noise auto --rough_share 0
 row second_out_of_fold "${OUT_OF_FOLD[@]}" --rough_share 0
