@@ -1,6 +1,6 @@
 r"""What the flags of quality catch: good scans as they are, and spoilt on purpose.
 
-    python -m benchmark.quality --data "$TSAN_DATA" --heads HEAD... --output_dir flags
+    python -m benchmark.quality --data "$TSAN_DATA" --output_dir flags --heads HEAD...
 
 Every scan of the folders is measured as it is: what is flagged there is a false alarm, or a scan
 that should not be there, which its picture tells. Some of them are then spoilt on the grid, in ways
@@ -192,13 +192,14 @@ def head_on_grid(path: Path) -> np.ndarray:
 def markdown(rows: Sequence[Row]) -> str:
     """A table for a document: of each case how many were flagged, and with which codes."""
     lines = ["| case | n | flagged % | by which codes (%) |", "| --- | --: | --: | --- |"]
-    for case in dict.fromkeys(row.case for row in rows):
+    named = dict.fromkeys(row.case for row in rows)
+    for case in sorted(named, key=lambda case: case in CASES):  # scans as they are first
         found = [row.quality.flags for row in rows if row.case == case]
         share = 100 / len(found)
         codes = Counter(code for flags in found for code in flags)
-        named = ", ".join(f"{code} {share * count:.0f}" for code, count in codes.most_common())
+        by = ", ".join(f"{code} {share * count:.0f}" for code, count in codes.most_common())
         flagged = share * sum(map(bool, found))
-        lines.append(f"| {case} | {len(found)} | {flagged:.1f} | {named} |")
+        lines.append(f"| {case} | {len(found)} | {flagged:.1f} | {by} |")
     return "\n".join(lines) + "\n"
 
 
@@ -245,7 +246,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--registration", choices=REGISTRATIONS, default="affine", help="whose limits are used"
     )
     parser.add_argument(
-        "--every", type=number(int, low=1), default=10, help="one scan of so many is spoilt"
+        "--every",
+        type=number(int, low=1),
+        default=30,
+        help="one scan of so many in a folder is spoilt",
     )
     parser.add_argument("--seed", type=number(int, low=0), default=0, help="of the noise")
     parser.add_argument("--overwrite", action=Switch, default=False, help="replace what is there")
