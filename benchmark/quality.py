@@ -249,7 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--every",
         type=number(int, low=1),
         default=30,
-        help="one scan of so many in a folder is spoilt",
+        help="one scan in so many is spoilt",
     )
     parser.add_argument("--seed", type=number(int, low=0), default=0, help="of the noise")
     parser.add_argument("--overwrite", action=Switch, default=False, help="replace what is there")

@@ -47,6 +47,8 @@ class Rule:
         return (min if self.lowest else max)(self.affine, self.deformable)
 
 
+# Affine: 1.5 times the highest of 199 good scans of OASIS-1, rounded; correlation and overlap lie
+# below 99 in 100. Deformable: 27 good scans have at least 0.73 and 0.91; the others are not learnt.
 RULES = {
     "correlation": Rule(
         "correlation", 0.40, 0.70,
