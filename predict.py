@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "inputs", nargs="+", metavar="SCANS",
         help="NIfTI or MGH files, folders of them, BIDS datasets, outputs of fsl_anat, folders of "
-        "a DICOM series",
+        "a DICOM series; before all flags",
     )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="for results")
     group = parser.add_argument_group("people")
@@ -102,21 +102,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from analysis.report import write_report
     from data_preprocessing.bids import describe_dataset
     from data_preprocessing.preprocess import require_writable
-    from prediction.items import find_items, read_all_labels, require_table_of
+    from prediction.items import find_items, read_people, require_table_of
     from prediction.overlays import draw_overlays
     from prediction.records import Call, predict_all, row_of
     from utils.labels import parse_sex_codes
 
     output = args.output_dir
-    labels = read_all_labels(args.labels, args.inputs, parse_sex_codes(args.sex_codes))
+    people = read_people(args.labels, args.inputs, parse_sex_codes(args.sex_codes))
     items = find_items(
         args.inputs,
-        labels,
+        people,
         output_dir=output,
         contents=args.contents,
         participants=args.participant_label or (),
     )
-    print(describe(items, labels))
+    print(describe(items, known=bool(people)))
     if not args.overwrite:
         require_table_of(items, output / TABLE)
     predictor, model = open_predictor(args)
@@ -156,10 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return conclude(rows, written)
 
 
-def describe(items: Sequence["Item"], labels: dict) -> str:
-    """One line: how many scans, how many are preprocessed already, how many have a row."""
+def describe(items: Sequence["Item"], *, known: bool) -> str:
+    """One line: how many scans, how many are preprocessed already, of how many the sheet knows."""
     text = f"{len(items)} scans, {sum(item.on_grid for item in items)} on the network's grid"
-    if labels:
+    if known:
         text += f"; {sum(item.label is not None for item in items)} have a row in the label sheet"
     return text
 

@@ -5,6 +5,7 @@ Source: the BIDS specification 1.10, "Common principles" and "Derivatives"
 brains on the grid become `..._space-MNI152NLin6Asym_res-2_desc-brain_T1w`, in folders of their own.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +72,19 @@ def select_participants(names: Sequence[str], labels: Sequence[str]) -> list[int
 
 
 def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
-    """`participants.tsv` of those inputs that are folders with one."""
-    tables = (Path(given) / "participants.tsv" for given in inputs)
-    return [table for table in tables if table.is_file()]
+    """`participants.tsv` of the datasets that the inputs are, or lie in as `sub-*/...`.
+
+    Returns:
+        Absolute paths, each once.
+    """
+    tables = {}
+    for given in inputs:
+        path = Path(os.path.abspath(given))  # noqa: PTH100  links (as in DataLad) keep their place
+        inside = [part for part in (path, *path.parents) if part.name.startswith("sub-")]
+        for folder in (path, *(part.parent for part in inside)):
+            if (folder / "participants.tsv").is_file():
+                tables[folder / "participants.tsv"] = None
+    return list(tables)
 
 
 def describe_dataset(folder: Path) -> None:

@@ -25,6 +25,8 @@ DICOM_FILES_TRIED = 3
 # What fsl_anat leaves in its folder, the best to start from first: brain, head, head as it came.
 FSL_ANAT = ".anat"
 FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
+# In a folder of predict.py's results, whose brains on the grid are no new scans.
+RESULTS = ("predictions.tsv", "predictions.json")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
 
@@ -103,8 +105,11 @@ def _scans_of(given: Path, *, beyond: Path) -> list[Path]:
 
 
 def _bids_scans(folder: Path) -> Iterator[Path]:
-    for session in ("", "ses-*/"):
-        for path in folder.glob(f"sub-*/{session}anat/*_T1w.nii*"):
+    """Of a dataset, of one participant's folder in it, or of one session's."""
+    name = folder.resolve().name
+    beyond = "sub-*/" * (not name.startswith(("sub-", "ses-")))
+    for session in ("", *(["ses-*/"] if not name.startswith("ses-") else [])):
+        for path in folder.glob(f"{beyond}{session}anat/*_T1w.nii*"):
             if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith("."):
                 yield path
 
@@ -119,7 +124,8 @@ def _all_scans(folder: Path, *, beyond: Path) -> Iterator[Path]:
     for inner in sorted(folder.iterdir()):
         hidden = inner.name[0] == "." or inner.name in NOT_RAW
         ours = inner.resolve() == beyond
-        if not inner.is_dir() or inner.is_symlink() or hidden or ours:
+        results = all((inner / file).is_file() for file in RESULTS)
+        if not inner.is_dir() or inner.is_symlink() or hidden or ours or results:
             continue
         if inner.name.endswith(FSL_ANAT):
             yield _fsl_anat_scan(inner)
@@ -168,10 +174,10 @@ def _with_parents(path: Path, count: int) -> str:
     stem = path.name[: len(path.name) - len(suffix)]
     if parents and parents[-1].endswith(FSL_ANAT):  # all have the same file names
         *parents, stem = (*parents[:-1], parents[-1].removesuffix(FSL_ANAT))
-    return _plain("_".join((*parents[max(0, len(parents) - count) :], stem)))
+    return plain("_".join((*parents[max(0, len(parents) - count) :], stem)))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name that every file system takes."""
     return re.sub(r"[^\w.+-]+", "_", name)
 

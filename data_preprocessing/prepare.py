@@ -71,7 +71,7 @@ class Wanted:
 def prepare_all(
     sources: Sequence[Source], ready: set[Source], wanted: Wanted, *, jobs: int
 ) -> Iterator[tuple[Source, Ready]]:
-    """Every scan as it becomes ready, in any order; a killed process is a failure of its scans.
+    """Every scan as it becomes ready, in any order; a process that is killed costs its own scan.
 
     Args:
         sources: all scans; their names may hold folders.
@@ -80,6 +80,7 @@ def prepare_all(
         jobs: processes at a time.
     """
     from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
@@ -90,9 +91,14 @@ def prepare_all(
             waiting.pop(source, None)
             yield source, found
     except TerminatedWorkerError:
-        lost = "not done: a worker process was killed; run again, with fewer --jobs"
+        # One at a time, each in a process that may die: a scan that kills its process costs itself.
         for source in waiting:
-            yield source, Ready(None, error=f"{source.path}: {lost}")
+            try:
+                alone = get_reusable_executor(max_workers=1)
+                yield alone.submit(_prepare, source, source in ready, wanted).result()
+            except TerminatedWorkerError:
+                lost = "its process was killed, for want of memory perhaps"
+                yield source, Ready(None, error=f"{source.path}: {lost}")
 
 
 def _prepare(source: Source, ready: bool, wanted: Wanted) -> tuple[Source, Ready]:
@@ -133,6 +139,7 @@ def _preprocessed(source: Source, job: Job) -> Ready:
         return Ready(None, error=row.message)
     scan = job.output_dir / f"{source.name}.nii.gz"
     record = read_sidecar(scan)
-    return Ready(
-        scan, record["contents"], record["qc"]["flags"], tuple(record["notes"]), row.picture
-    )
+    flags = record["qc"]["flags"]
+    if not isinstance(flags, dict):  # of before flags had codes
+        flags = {"quality": "; ".join(flags)} if flags else {}
+    return Ready(scan, record["contents"], flags, tuple(record["notes"]), row.picture)

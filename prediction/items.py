@@ -1,5 +1,6 @@
 """The scans of a call: where each is, who it shows, and what the label sheet says of it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from data_preprocessing.bids import (
     select_participants,
     split_name,
 )
-from data_preprocessing.inputs import Source, find_sources
+from data_preprocessing.inputs import SCAN_SUFFIXES, Source, find_sources, plain
 from data_preprocessing.prepare import lies_on_grid
-from utils.labels import Label, label_of, read_labels, read_rows
+from utils.labels import Label, examine_labels, label_of, raise_all, read_rows
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Item:
         """0 female, 1 male, None where unknown."""
         return self.label.sex if self.label else None
 
+    def overlay_path(self, folder: Path) -> Path:
+        """Where the picture of its saliency is kept."""
+        return folder / f"{self.source.name}_saliency.png"
+
     def record_path(self, folder: Path) -> Path:
         """Where its result is kept."""
         return folder / f"{self.source.name}_brainage.json"
@@ -50,7 +55,7 @@ class Item:
 
 def find_items(
     inputs: Sequence[str],
-    labels: dict[str, Label],
+    tables: Sequence["People"],
     *,
     output_dir: Path,
     contents: str = "auto",
@@ -60,49 +65,113 @@ def find_items(
 
     Args:
         inputs: files, folders, BIDS datasets, outputs of fsl_anat, folders of a DICOM series.
-        labels: rows by name; may be empty.
+        tables: from `read_people`; may be empty.
         output_dir: for results, which are no inputs.
         contents: `head`, `brain`, `grid`, or `auto`, which takes what lies on the grid as it is.
         participants: of BIDS datasets, these alone; all where empty.
 
     Raises:
-        ValueError: inputs without scans, or participants asked for who are not there.
+        ValueError: inputs without scans, or that lie in the output folder; participants asked for
+            who are not there.
     """
     sources = find_sources(inputs, output_dir=output_dir)
+    require_outside(sources, output_dir)
     if participants:
-        names = [source.name for source in sources]
-        sources = [sources[place] for place in select_participants(names, participants)]
+        places = select_participants([_bids_name(source) for source in sources], participants)
+        sources = [sources[place] for place in places]
+    names = [derivative_name(source.name) for source in sources]
+    times = Counter(name.lower() for name in names if name)
     items = []
-    for source in sources:
-        participant, session = split_name(source.name) or (source.name, None)
+    for source, name in zip(sources, names, strict=True):
+        # Of two files that would become one derivative, both get names of their own.
+        plain = name is None or times[name.lower()] > 1
+        participant, session = split_name(_bids_name(source)) or (source.name, None)
         on_grid = contents == "grid" or (contents == "auto" and lies_on_grid(source))
-        result = replace(source, name=derivative_name(source.name) or f"scans/{source.name}")
-        items.append(Item(result, participant, session, find_label(source, labels), on_grid))
+        result = replace(source, name=f"scans/{source.name}" if plain else name)
+        items.append(Item(result, participant, session, find_label(source, tables), on_grid))
     return items
 
 
-def read_all_labels(
+def require_outside(sources: Sequence[Source], output_dir: Path) -> None:
+    """Raises ValueError where scans lie in the output folder: results could take their place."""
+    for source in sources:
+        for path in (source.path, source.path.resolve()):
+            if path.is_relative_to(output_dir.resolve()):
+                raise ValueError(
+                    f"{path}: lies in --output_dir {output_dir}, where results could take the "
+                    "place of scans; give another folder"
+                )
+
+
+@dataclass(frozen=True)
+class People:
+    """Rows of a label sheet by name, and the folder whose scans it is of; None: of all."""
+
+    labels: dict[str, Label]
+    folder: Path | None = None
+
+
+def read_people(
     sheet: str | None, inputs: Sequence[str], sex_codes: dict[str, int] | None
-) -> dict[str, Label]:
-    """Rows of a label sheet, by name.
+) -> list[People]:
+    """The rows of a label sheet, or of every participants.tsv of the inputs.
+
+    Ages may be missing. What is wrong in a participants.tsv that nobody named is unknown, and said.
 
     Args:
-        sheet: its path; "": no labels; None: every participants.tsv of the inputs.
+        sheet: its path; "": no labels; None: participants.tsv.
         inputs: as for `find_items`.
         sex_codes: as for `read_labels`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_labels`, of a sheet that was named.
     """
-    sheets = find_participant_tables(inputs) if sheet is None else list(filter(None, [sheet]))
-    return {
-        name: label
-        for path in sheets
-        for name, label in read_labels(path, sex_codes=sex_codes).items()
-    }
+    if sheet == "":
+        return []
+    if sheet is not None:
+        labels, problems = examine_labels(sheet, sex_codes=sex_codes, need_ages=False)
+        raise_all(problems)
+        return [People(labels)]
+    found = []
+    for table in find_participant_tables(inputs):
+        try:
+            labels, problems = examine_labels(table, sex_codes=sex_codes, need_ages=False)
+        except ValueError as error:
+            labels, problems = {}, [str(error)]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            print(f"note: taken as unknown: {problems[0]}{more}")
+        found.append(People(labels, table.parent))
+    return found
 
 
-def find_label(source: Source, labels: dict[str, Label]) -> Label | None:
-    """The row of a scan: by its file's name, or by the name that tells it from the others."""
-    file = source.path.with_name(source.path.name.removesuffix(".mgz").removesuffix(".mgh"))
-    return label_of(file, labels) or label_of(Path(source.name), labels)
+def find_label(source: Source, tables: Sequence[People]) -> Label | None:
+    """The row of a scan: by the name that tells it from the others, or by its file's name.
+
+    The file's name alone says nothing where folders had to be put in front of it, unless it is one
+    of BIDS.
+    """
+    names = [source.name]
+    if split_name(_stem(source)) or plain(_stem(source)) == source.name:
+        names.append(_stem(source))
+    for people in tables:
+        if people.folder is None or source.path.is_relative_to(people.folder):
+            for name in names:
+                if label := label_of(Path(name), people.labels):
+                    return label
+    return None
+
+
+def _stem(source: Source) -> str:
+    """The file's name without the suffix of a scan."""
+    name = source.path.name
+    suffix = next((end for end in SCAN_SUFFIXES if name.lower().endswith(end)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def _bids_name(source: Source) -> str:
+    """The name that BIDS gives: the scan's or, with folders in front of it, the file's."""
+    return source.name if split_name(source.name) else _stem(source)
 
 
 def require_table_of(items: Sequence[Item], table: Path) -> None:
@@ -115,11 +184,16 @@ def require_table_of(items: Sequence[Item], table: Path) -> None:
     if not table.is_file():
         return
     header, *rows = read_rows(table) or [[]]
-    place = header.index("scan") if "scan" in header else None
-    ours = {" ".join(str(item.source.path).split()) for item in items}
-    others = [row for row in rows if place is None or row[place] not in ours]
+    place = header.index("scan") if "scan" in header else len(header)
+    ours = {" ".join(shown(item.source.path).split()) for item in items}
+    others = [row for row in rows if any(row) and (len(row) <= place or row[place] not in ours)]
     if others:
         raise FileExistsError(
             f"{table} has {len(others)} rows of scans that are not in this call, such as "
             f"{others[0][0]}: give all scans, another --output_dir, or --overwrite to replace it"
         )
+
+
+def shown(path: Path) -> str:
+    """A path as tables have it: bytes that are no text as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()

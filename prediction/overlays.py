@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from analysis.attribution import SmoothGrad
@@ -35,23 +36,31 @@ def draw_overlays(
     Returns:
         Pictures by the scan as it was given.
     """
-    method, found = SmoothGrad(), {}
+    found = {}
     done = [item for item in items if records[item.source]["ages"]]
     for item in tqdm(done, "saliency", disable=None, leave=False):
-        picture = folder / f"{item.source.name}_saliency.png"
+        picture = item.overlay_path(folder)
+        if overwrite or not picture.is_file():
+            try:
+                scan = predictor.scan(records[item.source]["scan"], item.sex)
+                dataset = ScanDataset([scan], predictor.checkpoint.preparation)
+                image = predictor.execution.images(dataset[[0]])
+            except (ValueError, OSError) as error:
+                print(f"warning: no saliency: {error}")
+                continue
+            _draw(image, item, predictor, picture)
         found[str(item.source.path)] = picture
-        if picture.is_file() and not overwrite:
-            continue
-        scan = predictor.scan(records[item.source]["scan"], item.sex)
-        dataset = ScanDataset([scan], predictor.checkpoint.preparation)
-        image = predictor.execution.images(dataset[[0]])
-        effect = method(predictor.network, image, item.sex).cpu().numpy()
-        figure = draw_map(
-            to_grid(effect, dataset.preparation),
-            title=f"SmoothGrad, {Path(item.source.name).name}",
-            unit=method.unit,
-            signed=method.signed,
-        )
-        with replacing(picture, overwrite=overwrite) as temporary:
-            figure.savefig(temporary, dpi=80)
     return found
+
+
+def _draw(image: Tensor, item: Item, predictor: Predictor, picture: Path) -> None:
+    method, preparation = SmoothGrad(), predictor.checkpoint.preparation
+    effect = method(predictor.network, image, item.sex).cpu().numpy()
+    figure = draw_map(
+        to_grid(effect, preparation),
+        title=f"SmoothGrad, {Path(item.source.name).name}",
+        unit=method.unit,
+        signed=method.signed,
+    )
+    with replacing(picture, overwrite=True) as temporary:
+        figure.savefig(temporary, dpi=80)

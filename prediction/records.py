@@ -1,6 +1,7 @@
 """What is known of each scan, kept in a file as soon as it is known, and its row of the table."""
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from utils.results import SEX_NAMES
 from utils.sidecars import read_preprocessing
 
 FORMAT = "tsan-prediction-1"
+# What a record must have for a row to be made of it.
+KEPT = {"format", "error", "ages", "flags", "notes", "picture", "sex", "model", "scan"}
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ def wanted_of(items: Sequence[Item], call: Call) -> Wanted:
     """
     checkpoint = call.predictor.checkpoint
     made, job = checkpoint.preprocessing, None
+    if checkpoint.preparation.any_grid:
+        raise ValueError(
+            f"{checkpoint.source}: trained with --any_grid, so nobody knows where its scans lie: "
+            "predict with test.py"
+        )
     if not all(item.on_grid for item in items):
         if made.registration is None or made.mask is None:
             raise ValueError(
@@ -112,12 +120,16 @@ def finished(item: Item, call: Call) -> dict | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, {FORMAT!r} expected")
+        if missing := KEPT - record.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} not in it")
         if record["error"]:
             return None
-        asked = (record["sex"], record["asked"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a record of a prediction ({error}); remove it") from error
-    now = {"model": call.model, "source_sha256": item.source.sha256()}
+    try:
+        now = asked_of(item, call) | {"source_sha256": item.source.sha256()}
+    except OSError:
+        return None  # that the scan is gone becomes its row
     differing = [
         f"{name} {record.get(name)}, now {value}"
         for name, value in now.items()
@@ -128,7 +140,13 @@ def finished(item: Item, call: Call) -> dict | None:
             f"{path}: of another prediction ({'; '.join(differing)}): give another --output_dir, "
             "or --overwrite to replace it"
         )
-    return record if asked == (SEX_NAMES[item.sex], call.contents) else None
+    return record if record["sex"] == SEX_NAMES[item.sex] else None
+
+
+def asked_of(item: Item, call: Call) -> dict:
+    """What of the call an age depends on; a record of another call is not replaced unasked."""
+    backend = None if item.on_grid else call.backend
+    return {"model": call.model, "asked": call.contents, "backend": backend}
 
 
 def predict_one(item: Item, ready: Ready, call: Call) -> dict:
@@ -139,6 +157,8 @@ def predict_one(item: Item, ready: Ready, call: Call) -> dict:
     if not error:
         try:
             ages = call.predictor.predict(ready.scan, sex=item.sex)
+            if not all(map(math.isfinite, ages.values())):
+                raise ValueError(f"{ready.scan}: the network gives no finite age")
             flags |= flags_of_preprocessing(ready.scan, call.predictor)
             sha256 = item.source.sha256()
         except (ValueError, OSError, RuntimeError) as failure:
@@ -149,10 +169,9 @@ def predict_one(item: Item, ready: Ready, call: Call) -> dict:
         "format": FORMAT,
         "source": str(item.source.path),
         "source_sha256": sha256,
-        "scan": str(ready.scan.resolve()) if ready.scan else None,
-        "model": call.model,
+        "scan": str(ready.scan) if ready.scan else None,
+        **asked_of(item, call),
         "sex": SEX_NAMES[item.sex],
-        "asked": call.contents,
         "contents": ready.contents,
         "ages": {name: round(years, 4) for name, years in ages.items()},
         "flags": flags,
@@ -162,6 +181,7 @@ def predict_one(item: Item, ready: Ready, call: Call) -> dict:
         "error": error,
     }
     write_json(item.record_path(call.output_dir), record, overwrite=True)
+    item.overlay_path(call.output_dir).unlink(missing_ok=True)  # of an earlier age
     return record
 
 

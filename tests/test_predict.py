@@ -18,8 +18,10 @@ from synthetic_head import make_head, rotation
 import predict
 import test
 from data_preprocessing import builtin
+from data_preprocessing.inputs import Source
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from prediction.items import find_items, read_people
 from utils.checkpoint import save_checkpoint
 from utils.predictor import Predictor
 from utils.sidecars import Preprocessing
@@ -301,3 +303,166 @@ def test_heads_brains_and_scans_on_the_grid_go_together(networks, tmp_path):
         "backend": "builtin", "registration": "affine", "mask": "subject", "contents": "auto",
     }  # fmt: skip
     assert not (output / "scans" / "ready.nii.gz").exists()
+
+
+def bids_dataset(folder, scan, people, names=("sub-01/anat/sub-01_T1w",)):
+    """A dataset of copies of one scan, with a participants.tsv of these lines."""
+    for name in names:
+        target = folder / f"{name}.nii.gz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scan, target)
+    (folder / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
+    (folder / "participants.tsv").write_text(people)
+    return folder
+
+
+def found(*inputs, output, **options):
+    people = read_people(options.pop("sheet", None), [str(one) for one in inputs], None)
+    return find_items([str(one) for one in inputs], people, output_dir=output, **options)
+
+
+def test_people_of_two_datasets_keep_their_own_ages(scans, tmp_path):
+    scan = find_scans(scans)[0]
+    first = bids_dataset(tmp_path / "A", scan, "participant_id\tage\nsub-01\t20\n")
+    second = bids_dataset(tmp_path / "B", scan, "participant_id\tage\nsub-01\t80\n")
+    (tmp_path / "C").mkdir()
+    loose = shutil.copy(scan, tmp_path / "C" / "sub-01_T1w.nii.gz")
+    items = found(first, second, loose, output=tmp_path / "out")
+    ages = {item.source.path.parts[-4]: item.label and item.label.age for item in items[:2]}
+    assert ages == {"A": 20.0, "B": 80.0}
+    assert items[2].label is None
+    assert {item.participant for item in items} == {"sub-01"}
+    assert len({item.source.name.lower() for item in items}) == 3
+    assert len(found(first, second, output=tmp_path / "out", participants=["01"])) == 2
+
+
+def test_a_session_has_its_own_row_and_ages_may_be_missing(scans, tmp_path):
+    scan = find_scans(scans)[0]
+    names = [f"sub-01/ses-{number}/anat/sub-01_ses-{number}_T1w" for number in (1, 2)]
+    data = bids_dataset(tmp_path / "data", scan, "participant_id\tsex\nsub-01\tF\n", names)
+    assert [(item.sex, item.label.age) for item in found(data, output=tmp_path / "out")] == [
+        (0, None), (0, None),
+    ]  # fmt: skip
+    sheet = tmp_path / "ages.csv"
+    sheet.write_text("id,age\nsub-01,60\nsub-01_ses-2,62\n")
+    items = found(data, output=tmp_path / "out", sheet=str(sheet))
+    assert [item.label.age for item in items] == [60.0, 62.0]
+
+
+def test_one_participant_of_a_dataset_brings_t1_alone_and_finds_its_row(scans, tmp_path):
+    scan = find_scans(scans)[0]
+    names = ["sub-01/anat/sub-01_T1w", "sub-01/anat/sub-01_T2w", "sub-02/anat/sub-02_T1w"]
+    data = bids_dataset(tmp_path / "data", scan, "participant_id\tage\nsub-01\t44\n", names)
+    (item,) = found(data / "sub-01", output=tmp_path / "out")
+    assert (item.source.path.name, item.label.age) == ("sub-01_T1w.nii.gz", 44.0)
+
+
+def test_a_wrong_cell_of_a_participants_table_is_unknown_and_said(scans, tmp_path, capsys):
+    scan = find_scans(scans)[0]
+    data = bids_dataset(
+        tmp_path / "data", scan, "participant_id\tage\nsub-01\t50\nsub-02\t37 weeks\n"
+    )
+    (item,) = found(data, output=tmp_path / "out")
+    assert item.label.age == 50
+    assert "37 weeks" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="37 weeks"):
+        found(data, output=tmp_path / "out", sheet=str(data / "participants.tsv"))
+
+
+def test_files_of_one_name_are_known_by_the_folders_in_front(scans, tmp_path):
+    scan = find_scans(scans)[0]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(scan, tmp_path / folder / "T1.nii.gz")
+    sheet = tmp_path / "ages.csv"
+    sheet.write_text("id,age\nT1,10\na_T1,30\n")
+    items = found(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", sheet=str(sheet))
+    assert [item.label and item.label.age for item in items] == [30.0, None]
+
+
+def test_two_files_never_share_a_result(scans, tmp_path):
+    scan = find_scans(scans)[0]
+    folder = tmp_path / "derived"
+    folder.mkdir()
+    for name in ("sub-01_T1w", "sub-01_desc-preproc_T1w", "sub-02_T1w"):
+        shutil.copy(scan, folder / f"{name}.nii.gz")
+    names = [item.source.name for item in found(folder, output=tmp_path / "out")]
+    assert len(set(names)) == 3
+    assert sum(name.startswith("scans/") for name in names) == 2
+
+
+def test_scans_are_never_in_the_output_folder(networks, scans, tmp_path):
+    before = {path: path.read_bytes() for path in find_scans(scans)}
+    for output in (scans, tmp_path):
+        with pytest.raises(ValueError, match=r"in --output_dir|lies in"):
+            run(networks, output, scans, flags=("--overwrite",))
+    assert before == {path: path.read_bytes() for path in find_scans(scans)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "scans"]
+
+
+def test_results_of_an_earlier_call_are_no_scans(networks, scans, tmp_path):
+    run(networks, tmp_path / "in" / "ages", scans)
+    shutil.copy(find_scans(scans)[0], tmp_path / "in" / "x.nii.gz")
+    shutil.copy(find_scans(scans)[0], tmp_path / "in" / "ages" / "scans" / "y.nii.gz")
+    items = found(tmp_path / "in", output=tmp_path / "out")
+    assert [item.source.path.name for item in items] == ["x.nii.gz"]
+
+
+def test_other_contents_are_another_call(networks, scans, tmp_path):
+    run(networks, tmp_path / "out", scans)
+    record = next((tmp_path / "out" / "scans").glob("*_brainage.json"))
+    before = record.read_bytes()
+    with pytest.raises(ValueError, match="asked auto, now grid"):
+        run(networks, tmp_path / "out", scans, flags=("--contents", "grid"))
+    assert record.read_bytes() == before
+
+
+def test_a_scan_that_is_gone_or_an_age_that_is_no_number_costs_its_row_alone(
+    networks, scans, tmp_path, monkeypatch
+):
+    first, second, _ = find_scans(scans)
+    original = Predictor.predict
+
+    def broken(self, path, **options):
+        ages = original(self, path, **options)
+        return dict.fromkeys(ages, float("nan")) if path == second else ages
+
+    monkeypatch.setattr(Predictor, "predict", broken)
+    assert run(networks, tmp_path / "out", scans) == 3
+    rows = table_of(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
+    assert "no finite age" in rows[1]["message"]
+    first.unlink()
+    first.symlink_to(tmp_path / "nowhere.nii.gz")
+    assert run(networks, tmp_path / "out", scans) == 3
+    assert [row["status"] for row in table_of(tmp_path / "out")] == ["failed", "failed", "ok"]
+
+
+@pytest.mark.slow
+def test_a_scan_that_kills_its_process_costs_itself_alone(tmp_path):
+    sources = [Source(f"s{number}", tmp_path / f"s{number}.nii.gz") for number in range(4)]
+    for source in sources:
+        write_scan(source.path, brain(GRID_SHAPE, 50))
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from data_preprocessing import prepare\n"
+        "from data_preprocessing.inputs import Source\n"
+        "def work(source, ready, wanted):\n"
+        "    if source.name == 's1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return source, prepare.Ready(source.path)\n"
+        "prepare._prepare = work\n"
+        "folder = Path(sys.argv[1])\n"
+        "sources = [Source(f's{n}', folder / f's{n}.nii.gz') for n in range(4)]\n"
+        "wanted = prepare.Wanted(folder, None, None)\n"
+        "for source, found in prepare.prepare_all(sources, set(), wanted, jobs=2):\n"
+        "    print(source.name, bool(found.error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert sorted(done.stdout.split("\n")[:-1]) == [
+        "s0 False", "s1 True", "s2 False", "s3 False",
+    ]  # fmt: skip

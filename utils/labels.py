@@ -65,9 +65,11 @@ def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) ->
 
 
 def examine_labels(
-    path: str | Path, *, sex_codes: dict[str, int] | None = None
+    path: str | Path, *, sex_codes: dict[str, int] | None = None, need_ages: bool = True
 ) -> tuple[dict[str, Label], list[str]]:
     """As `read_labels`, with all problems of the rows returned beside what could be read.
+
+    Without `need_ages` a column of names is enough.
 
     Raises:
         FileNotFoundError: no such file.
@@ -75,7 +77,7 @@ def examine_labels(
     """
     path = Path(path)
     rows = read_rows(path)
-    columns, first = _find_columns(path, rows)
+    columns, first = _find_columns(path, rows, need_ages=need_ages)
     labels: dict[str, Label] = {}
     problems: list[str] = []
     for number, row in enumerate(rows[first:], start=first + 1):
@@ -106,7 +108,7 @@ def raise_all(problems: list[str]) -> None:
 
 
 def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
-    """The row of a scan: its exact name, or for BIDS names (sub-1_ses-1_T1w) its participant.
+    """The row of a scan: its exact name, or for BIDS names its session or its participant.
 
     `sub-1` is not `sub-10`: nothing is matched by a part of a name, except that BIDS sets the
     participant off with an underscore.
@@ -114,8 +116,10 @@ def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
     stem = image_stem(scan.name)
     if stem in labels:
         return labels[stem]
-    participant = re.match(r"(sub-[A-Za-z0-9]+)_", stem)
-    return labels.get(participant[1]) if participant else None
+    session = re.match(r"sub-[A-Za-z0-9]+_ses-[A-Za-z0-9]+(?=_)", stem)
+    participant = re.match(r"sub-[A-Za-z0-9]+(?=_)", stem)
+    names = (found[0] for found in (session, participant) if found)
+    return next((labels[name] for name in names if name in labels), None)
 
 
 def read_rows(path: Path) -> list[list[str]]:
@@ -176,7 +180,9 @@ def _cell_text(cell: object) -> str:
     return str(cell)
 
 
-def _find_columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], int]:
+def _find_columns(
+    path: Path, rows: list[list[str]], *, need_ages: bool
+) -> tuple[dict[str, int], int]:
     """Where id, age and sex stand, and the index of the first row of data."""
     if not rows:
         raise ValueError(f"{path}: empty")
@@ -186,7 +192,8 @@ def _find_columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], in
         found = [at for at, cell in enumerate(header) if cell in known]
         if found:
             columns[name] = min(found, key=lambda at: known.index(header[at]))
-    if "age" not in columns and "sex" not in columns:
+    named = "age" in columns or "sex" in columns or (not need_ages and "subject_id" in columns)
+    if not named:
         # No header row, as published; the first row is the first subject.
         second = rows[0][1] if len(rows[0]) > 1 else ""
         if second.lower() not in UNKNOWN_WORDS and _parse_age(second)[1] is not None:
@@ -195,7 +202,8 @@ def _find_columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], in
                 f"file name, age, sex: its second cell is {second!r}; found {rows[0][:6]}"
             )
         return {"subject_id": 0, "age": 1, "sex": 2}, 0
-    missing = [name for name in ("subject_id", "age") if name not in columns]
+    needed = ("subject_id", "age") if need_ages else ("subject_id",)
+    missing = [name for name in needed if name not in columns]
     if missing:
         expected = "; ".join(f"{name}: {', '.join(COLUMN_NAMES[name])}" for name in missing)
         raise ValueError(f"{path}, row 1: no column named {expected}; found {rows[0]}")
@@ -207,7 +215,7 @@ def _read_row(
 ) -> tuple[Label, list[str]]:
     """One row's label, and what is wrong with it."""
     subject_id = image_stem(cells["subject_id"])
-    age, age_problem = _parse_age(cells["age"])
+    age, age_problem = _parse_age(cells.get("age", ""))
     sex, sex_problem = _parse_sex(cells.get("sex", ""), sex_codes)
     problems = [f"{subject_id}: {text}" for text in (age_problem, sex_problem) if text]
     if not subject_id:
