@@ -5,8 +5,10 @@ import pytest
 import torch
 
 import test
+from analysis.calibration import read_calibration
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from predict import CALIBRATION
 from utils import ship
 from utils.checkpoint import load_checkpoint, save_checkpoint, start_from_checkpoint
 from utils.files import sha256_of
@@ -86,6 +88,9 @@ def test_checksums_of_the_networks_kept_here_are_right():
     assert sum(path.stat().st_size for path in networks) < 20e6
     for path in PRETRAINED.glob("*.pt"):
         assert sums[path.name] == sha256_of(path), path.name
+    assert sums[CALIBRATION.name] == sha256_of(CALIBRATION)
+    table = sha256_of(PRETRAINED.parent / "docs" / "out_of_fold_oasis1.csv")
+    assert read_calibration(CALIBRATION).source["sha256"] == table
     for path in networks:
         card = load_checkpoint(path).summary["card"]
         assert {"cohort", "licence", "metrics", "preprocessing", "commit"} <= set(card)
