@@ -31,7 +31,7 @@ PAPER_SECOND_STAGE = PAPER | {
 }  # fmt: skip
 # Where our second stage departs from the defaults of the first; docs/RESULTS.md has the figures.
 # A width of None is that of the first stage.
-OUR_SECOND_STAGE = {"lr": 1e-4, "warmup_lr": 1e-4, "epochs": 2, "width": None}
+OUR_SECOND_STAGE = {"lr": 1e-5, "warmup_lr": 1e-5, "epochs": 1, "width": None}
 
 
 def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
