@@ -9,7 +9,6 @@ some scans failed.
 import argparse
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         overlays = {}
         if args.saliency:
-            overlays = draw_overlays(items, records, predictor, output, overwrite=args.overwrite)
+            overlays = draw_overlays(items, records, predictor, output)
         write_report(
             rows,
             output / REPORT,
@@ -229,7 +228,7 @@ def versions() -> dict[str, str]:
 def conclude(rows: Sequence[dict], written: Sequence[Path]) -> int:
     """Prints what came of it and returns the exit code."""
     failed = [row for row in rows if row["status"] == "failed"]
-    flagged = Counter(row["status"] == "ok" and row["qc_flag"] != "ok" for row in rows)[True]
+    flagged = sum(row["status"] == "ok" and row["qc_flag"] != "ok" for row in rows)
     for row in failed[:SHOWN_FAILURES]:
         print(f"failed: {row['message']}", file=sys.stderr)
     if len(failed) > SHOWN_FAILURES:

@@ -169,12 +169,16 @@ def _named(paths: list[Path]) -> list[Source]:
 
 
 def _with_parents(path: Path, count: int) -> str:
-    suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
-    parents = path.parts[1:-1]
-    stem = path.name[: len(path.name) - len(suffix)]
+    parents, stem = path.parts[1:-1], scan_stem(path)
     if parents and parents[-1].endswith(FSL_ANAT):  # all have the same file names
         *parents, stem = (*parents[:-1], parents[-1].removesuffix(FSL_ANAT))
     return plain("_".join((*parents[max(0, len(parents) - count) :], stem)))
+
+
+def scan_stem(path: Path) -> str:
+    """The name of a file without the suffix of a scan; of a folder all of it."""
+    suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
+    return path.name[: len(path.name) - len(suffix)]
 
 
 def plain(name: str) -> str:

@@ -62,11 +62,15 @@ def preprocess(source: Source, job: Job) -> PageRow:
                 record = _make(source, job, Path(folder), start)
         return row_of(source.name, job.output_dir, record)
     except Exception as error:  # the engines raise what they like; the other scans go on
-        if os.environ.get("TSAN_DEBUG") == "1":
-            traceback.print_exc()
-        known = isinstance(error, (ValueError, OSError))
-        message = str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
-        return PageRow(source.name, "failed", message=message)
+        return PageRow(source.name, "failed", message=message_of(error, source))
+
+
+def message_of(error: Exception, source: Source) -> str:
+    """What is said of a scan that failed; with TSAN_DEBUG=1 the traceback is printed as well."""
+    if os.environ.get("TSAN_DEBUG") == "1":
+        traceback.print_exception(error)
+    known = isinstance(error, (ValueError, OSError))
+    return str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
 
 
 def finished(source: Source, job: Job) -> dict | None:

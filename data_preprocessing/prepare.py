@@ -4,16 +4,14 @@ What `predict.py` needs of this package in one function. A scan that lies on the
 left where it is; any other is preprocessed as `preprocess.py` does it.
 """
 
-import os
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_preprocessing.inputs import Source
 from data_preprocessing.mosaic import draw_mosaic
-from data_preprocessing.one_scan import Job, preprocess
-from data_preprocessing.quality import inspect
+from data_preprocessing.one_scan import Job, message_of, preprocess
+from data_preprocessing.quality import inspect, sentences
 from utils.sidecars import read_sidecar, recorded
 from utils.template import load_template
 from utils.volumes import IMAGE_SUFFIXES, Preparation, read_header, read_volume
@@ -107,11 +105,7 @@ def _prepare(source: Source, ready: bool, wanted: Wanted) -> tuple[Source, Ready
             return source, _as_it_is(source, wanted)
         return source, _preprocessed(source, wanted.job)
     except Exception as error:  # whatever it is, the other scans go on
-        if os.environ.get("TSAN_DEBUG") == "1":
-            traceback.print_exc()
-        known = isinstance(error, (ValueError, OSError))
-        message = str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
-        return source, Ready(None, error=message)
+        return source, Ready(None, error=message_of(error, source))
 
 
 def _as_it_is(source: Source, wanted: Wanted) -> Ready:
@@ -141,5 +135,5 @@ def _preprocessed(source: Source, job: Job) -> Ready:
     record = read_sidecar(scan)
     flags = record["qc"]["flags"]
     if not isinstance(flags, dict):  # of before flags had codes
-        flags = {"quality": "; ".join(flags)} if flags else {}
+        flags = {"quality": "; ".join(sentences(flags))} if flags else {}
     return Ready(scan, record["contents"], flags, tuple(record["notes"]), row.picture)

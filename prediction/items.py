@@ -11,9 +11,9 @@ from data_preprocessing.bids import (
     select_participants,
     split_name,
 )
-from data_preprocessing.inputs import SCAN_SUFFIXES, Source, find_sources, plain
+from data_preprocessing.inputs import Source, find_sources, plain, scan_stem
 from data_preprocessing.prepare import lies_on_grid
-from utils.labels import Label, examine_labels, label_of, raise_all, read_rows
+from utils.labels import Label, examine_labels, label_of, read_labels, read_rows
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,7 @@ def read_people(
     if sheet == "":
         return []
     if sheet is not None:
-        labels, problems = examine_labels(sheet, sex_codes=sex_codes, need_ages=False)
-        raise_all(problems)
-        return [People(labels)]
+        return [People(read_labels(sheet, sex_codes=sex_codes, need_ages=False))]
     found = []
     for table in find_participant_tables(inputs):
         try:
@@ -152,8 +150,8 @@ def find_label(source: Source, tables: Sequence[People]) -> Label | None:
     of BIDS.
     """
     names = [source.name]
-    if split_name(_stem(source)) or plain(_stem(source)) == source.name:
-        names.append(_stem(source))
+    if split_name(scan_stem(source.path)) or plain(scan_stem(source.path)) == source.name:
+        names.append(scan_stem(source.path))
     for people in tables:
         if people.folder is None or source.path.is_relative_to(people.folder):
             for name in names:
@@ -162,16 +160,9 @@ def find_label(source: Source, tables: Sequence[People]) -> Label | None:
     return None
 
 
-def _stem(source: Source) -> str:
-    """The file's name without the suffix of a scan."""
-    name = source.path.name
-    suffix = next((end for end in SCAN_SUFFIXES if name.lower().endswith(end)), "")
-    return name[: len(name) - len(suffix)]
-
-
 def _bids_name(source: Source) -> str:
     """The name that BIDS gives: the scan's or, with folders in front of it, the file's."""
-    return source.name if split_name(source.name) else _stem(source)
+    return source.name if split_name(source.name) else scan_stem(source.path)
 
 
 def require_table_of(items: Sequence[Item], table: Path) -> None:

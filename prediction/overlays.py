@@ -21,17 +21,14 @@ def draw_overlays(
     records: Mapping[Source, dict],
     predictor: Predictor,
     folder: Path,
-    *,
-    overwrite: bool,
 ) -> dict[str, Path]:
-    """Draws the map of every scan that has an age, unless it is there.
+    """Draws the map of every scan that has an age, unless it is there: a new age removes it.
 
     Args:
         items: the scans of the call.
         records: from `predict_all`.
         predictor: that gave the ages.
         folder: for results.
-        overwrite: whether pictures of an earlier call are drawn again.
 
     Returns:
         Pictures by the scan as it was given.
@@ -40,7 +37,7 @@ def draw_overlays(
     done = [item for item in items if records[item.source]["ages"]]
     for item in tqdm(done, "saliency", disable=None, leave=False):
         picture = item.overlay_path(folder)
-        if overwrite or not picture.is_file():
+        if not picture.is_file():
             try:
                 scan = predictor.scan(records[item.source]["scan"], item.sex)
                 dataset = ScanDataset([scan], predictor.checkpoint.preparation)
@@ -62,5 +59,5 @@ def _draw(image: Tensor, item: Item, predictor: Predictor, picture: Path) -> Non
         unit=method.unit,
         signed=method.signed,
     )
-    with replacing(picture, overwrite=True) as temporary:
+    with replacing(picture) as temporary:
         figure.savefig(temporary, dpi=80)

@@ -44,13 +44,16 @@ class Label:
     site: str | None = None
 
 
-def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) -> dict[str, Label]:
+def read_labels(
+    path: str | Path, *, sex_codes: dict[str, int] | None = None, need_ages: bool = True
+) -> dict[str, Label]:
     """Reads a label sheet.
 
     Args:
         path: .xls, .xlsx, .csv or .tsv; the first sheet of a workbook. Without a header row the
             columns are file name or id, age, sex.
         sex_codes: what the sheet's own codes mean, such as {"1": 1, "2": 0}; instead of 0 and 1.
+        need_ages: whether a column of ages is needed; without, a column of names is enough.
 
     Returns:
         Labels by id: the file name without its image suffix, in the sheet's order.
@@ -59,7 +62,7 @@ def read_labels(path: str | Path, *, sex_codes: dict[str, int] | None = None) ->
         FileNotFoundError: no such file.
         ValueError: all problems of the sheet, each with its row.
     """
-    labels, problems = examine_labels(path, sex_codes=sex_codes)
+    labels, problems = examine_labels(path, sex_codes=sex_codes, need_ages=need_ages)
     raise_all(problems)
     return labels
 
@@ -68,8 +71,6 @@ def examine_labels(
     path: str | Path, *, sex_codes: dict[str, int] | None = None, need_ages: bool = True
 ) -> tuple[dict[str, Label], list[str]]:
     """As `read_labels`, with all problems of the rows returned beside what could be read.
-
-    Without `need_ages` a column of names is enough.
 
     Raises:
         FileNotFoundError: no such file.
