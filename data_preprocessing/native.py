@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 from nibabel.processing import resample_to_output
 
-from utils.volumes import READ_ERRORS, read_voxels, require_intensities
+from utils.volumes import READ_ERRORS, open_image, read_voxels
 
 SMALLEST_EXTENT, LARGEST_EXTENT = 80.0, 600.0  # mm, of the imaged block in each direction
 LARGEST_VOXEL = 10.0  # mm
@@ -57,14 +57,14 @@ def read_native(path: Path, *, rescale: bool = True) -> Native:
         ValueError: unreadable, not one 3-D volume of scalars, no usable affine, an implausible
             size, or no spread of intensities.
     """
+    image = open_image(path)
+    _require_one_volume(path, image)
+    _require_plausible_place(path, image)
     try:
-        image = nibabel.load(path)
-        _require_one_volume(path, image)
         image = image.__class__(read_voxels(image), image.affine, image.header)
     except READ_ERRORS as error:
         raise ValueError(f"{path}: not a readable scan ({error})") from error
     image = nibabel.Nifti1Image(image.dataobj.reshape(image.shape[:3]), image.affine, image.header)
-    _require_plausible_place(path, image)
     notes = _notes_on_orientation(image)
     image = nibabel.as_closest_canonical(image)
     axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -82,11 +82,11 @@ def read_native(path: Path, *, rescale: bool = True) -> Native:
 
 
 def _require_one_volume(path: Path, image) -> None:
-    require_intensities(image)
     shape = image.shape
     if len(shape) < 3 or any(size != 1 for size in shape[3:]) or min(shape[:3]) < 2:
         raise ValueError(
-            f"one 3-D volume expected, found shape {shape}; of several, extract the T1-weighted one"
+            f"{path}: one 3-D volume expected, found shape {shape}; of several, extract the "
+            "T1-weighted one"
         )
 
 

@@ -138,7 +138,7 @@ def test_unreadable_scans_are_named_and_hide_nothing_of_the_others(data, volumes
     write_sheet(data, **(SHEET | {"e": "old,3"}))
     rows, message = check(data)
     errors = {(row["scan"] or row["folder"]): row["problem"] for row in rows}
-    assert "not a readable NIfTI file" in errors["a.nii"]
+    assert "not a readable scan" in errors["a.nii"]
     assert "voxels cannot be read" in errors["b.nii"]
     assert "NaN" in errors["c.nii"]
     assert errors[str(data / "val")] == "no .nii.gz or .nii file in it"

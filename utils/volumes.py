@@ -6,6 +6,7 @@ decided from the affine alone.
 """
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ BRAIN_BOX = ((7, 83), (9, 101), (0, 78))
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
 RESOLUTIONS = (2, 4)
 INTENSITY_RULES = ("brain", "authors")
+# What a header may ask memory for (1024x1024x512), and what may stand behind a compressed file's
+# voxels: more is a damaged header, or a file made to fill the memory.
+MOST_VOXELS = 1 << 29
+MOST_BEHIND = 1 << 24  # bytes
 # What nibabel raises for files that are truncated, not gzip, or not NIfTI.
 READ_ERRORS = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, OverflowError,
@@ -120,11 +125,7 @@ def read_header(path: Path, *, any_grid: bool = False) -> Header:
     Raises:
         ValueError: unreadable, not 3-D, or off the MNI152 2 mm grid; names file and expectation.
     """
-    try:
-        image = nibabel.load(path)
-        require_intensities(image)
-    except READ_ERRORS as error:
-        raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
+    image = open_image(path)
     shape = image.shape
     if len(shape) < 3 or any(size != 1 for size in shape[3:]) or min(shape[:3]) < 1:
         raise ValueError(f"{path}: one 3-D volume expected, found shape {shape}")
@@ -145,6 +146,28 @@ def read_header(path: Path, *, any_grid: bool = False) -> Header:
             "for experiments)"
         )
     return Header("".join(nibabel.aff2axcodes(image.affine)), shape)
+
+
+def open_image(path: Path) -> nibabel.spatialimages.SpatialImage:
+    """Opens a scan, its header alone read and its voxels known to be numbers that memory can hold.
+
+    Raises:
+        ValueError: not a file (a pipe would be waited for), unreadable, colours, or too large.
+    """
+    if not Path(path).is_file():
+        kind = "not a file" if Path(path).exists() else "no such file, or a link that leads to none"
+        raise ValueError(f"{path}: {kind}; a .nii.gz or .nii file expected")
+    try:
+        image = nibabel.load(path)
+        require_intensities(image)
+    except READ_ERRORS as error:
+        raise ValueError(f"{path}: not a readable scan ({error})") from error
+    if math.prod(image.shape) > MOST_VOXELS:
+        raise ValueError(
+            f"{path}: its voxels are too many, {image.shape} by the header, {MOST_VOXELS} at most "
+            "expected; resample it, or copy it again"
+        )
+    return image
 
 
 def require_intensities(image: nibabel.spatialimages.SpatialImage) -> None:
@@ -207,8 +230,11 @@ def read_voxels(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
     try:
         with gzip.open(stored.file_like) as stream:
             voxels = np.asarray(ArrayProxy(stream, layout), np.float32)
-            while stream.read(1 << 20):  # the checksum is compared at the end
-                pass
+            behind = 0
+            while block := stream.read(1 << 20):  # the checksum is compared at the end
+                behind += len(block)
+                if behind > MOST_BEHIND:
+                    raise OSError("more bytes behind its voxels than its header accounts for")
     except (OSError, EOFError, zlib.error) as error:
         raise OSError(f"damaged or cut: {error}; copy or download it again") from error
     return voxels
