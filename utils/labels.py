@@ -7,6 +7,7 @@ at once, each with sheet, row and expectation, before any work.
 
 import csv
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ UNKNOWN_WORDS = ("", "n/a", "na", "nan", "none", "null", "unknown", "?", "-")
 COLUMN_NAMES = {
     "subject_id": (
         "participant_id", "subject_id", "scan_id", "image_id", "id", "subject", "participant",
-        "scan", "image", "file", "filename", "file_name", "name", "ixi_id",
+        "scan", "image", "file", "filename", "file_name", "name", "ixi_id", "session_id",
     ),
     "age": ("age", "age_years", "age_at_scan", "age_in_years", "chronological_age"),
     # M/F is OASIS's, SEX_ID (1=m, 2=f) IXI's.
@@ -138,14 +139,31 @@ def read_rows(path: Path) -> list[list[str]]:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-        lines = text.splitlines()
-        separator = "\t" if suffix == ".tsv" else _separator(lines)
-        rows = list(csv.reader(lines, delimiter=separator))
+        rows = _read_text(path, text)
     elif suffix in (".xls", ".xlsx"):
         rows = _read_workbook(path)
     else:
         raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
     return [[str(cell).strip() for cell in row] for row in rows]
+
+
+def _read_text(path: Path, text: str) -> list[list[str]]:
+    if "\0" in text:
+        raise ValueError(f"{path}: NUL bytes in it, no text or UTF-16; save it as UTF-8 text")
+    lines = text.splitlines()
+    separator = "\t" if path.suffix.lower() == ".tsv" else _separator(lines)
+    try:
+        try:
+            return list(csv.reader(lines, delimiter=separator, strict=True))
+        except csv.Error as error:
+            # Rows would vanish in a quote without an end; other quotes may stand anywhere.
+            if "unexpected end of data" in str(error):
+                raise
+            return list(csv.reader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}: not readable as a table ({error}); a quote without an end?"
+        ) from error
 
 
 def _separator(lines: list[str]) -> str:
@@ -157,19 +175,58 @@ def _separator(lines: list[str]) -> str:
 def _read_workbook(path: Path) -> list[list[str]]:
     try:
         if path.suffix.lower() == ".xls":
-            import xlrd  # pandas warns that it will stop reading .xls
-
-            table = list(xlrd.open_workbook(path).sheet_by_index(0).get_rows())
-            return [[_cell_text(cell.value) for cell in row] for row in table]
-        import pandas  # heavy: only when a workbook is read
-
-        table = pandas.read_excel(path, header=None, dtype=object, na_filter=False)
+            return _read_xls(path)
+        return _read_xlsx(path)
     except Exception as error:  # the engines raise dozens of types for one cause: not a workbook
         raise ValueError(
             f"{path}: not a readable {path.suffix} workbook ({type(error).__name__}: {error}); "
             "save it again from a spreadsheet, or as .csv"
         ) from error
-    return [[_cell_text(cell) for cell in row] for row in table.to_numpy().tolist()]
+
+
+def _read_xls(path: Path) -> list[list[str]]:
+    import xlrd
+
+    def text(cell: xlrd.sheet.Cell) -> str:
+        # xlrd gives the codes of errors and truth values as numbers: #REF! would be an age of 23.
+        if cell.ctype == xlrd.XL_CELL_ERROR:
+            return xlrd.error_text_from_code.get(cell.value, "#ERROR!")
+        return (
+            str(bool(cell.value)) if cell.ctype == xlrd.XL_CELL_BOOLEAN else _cell_text(cell.value)
+        )
+
+    with Path(os.devnull).open("w") as silent:  # it prints what it thinks of damaged files
+        book = xlrd.open_workbook(path, logfile=silent)
+    return [[text(cell) for cell in row] for row in book.sheet_by_index(0).get_rows()]
+
+
+def _read_xlsx(path: Path) -> list[list[str]]:
+    """Also tells formulas that no program has calculated, which hold no value, from empty cells."""
+    values = _xlsx_cells(path, data_only=True)
+    if any(cell is None for row in values for cell in row):
+        for number, row in enumerate(_xlsx_cells(path, data_only=False)):
+            for column, cell in enumerate(row):
+                if (
+                    isinstance(cell, str)
+                    and cell.startswith("=")
+                    and values[number][column] is None
+                ):
+                    raise ValueError(
+                        f"row {number + 1}: {cell[:40]!r} is a formula that was never calculated"
+                    )
+    return [[_cell_text(cell) for cell in row] for row in values]
+
+
+def _xlsx_cells(path: Path, *, data_only: bool) -> list[tuple]:
+    import openpyxl  # slow to load: only when a workbook is read
+
+    book = openpyxl.load_workbook(path, read_only=True, data_only=data_only)
+    try:
+        page = book.worksheets[0]
+        page.reset_dimensions()  # what a file says of its size may be wrong
+        return list(page.iter_rows(values_only=True))
+    finally:
+        book.close()
 
 
 def _cell_text(cell: object) -> str:
@@ -192,15 +249,18 @@ def _find_columns(
     for name, known in COLUMN_NAMES.items():
         found = [at for at, cell in enumerate(header) if cell in known]
         if found:
-            columns[name] = min(found, key=lambda at: known.index(header[at]))
+            at = columns[name] = min(found, key=lambda at: known.index(header[at]))
+            if header.count(header[at]) > 1:
+                raise ValueError(f"{path}, row 1: two columns named {rows[0][at]}, one expected")
     named = "age" in columns or "sex" in columns or (not need_ages and "subject_id" in columns)
     if not named:
         # No header row, as published; the first row is the first subject.
         second = rows[0][1] if len(rows[0]) > 1 else ""
-        if second.lower() not in UNKNOWN_WORDS and _parse_age(second)[1] is not None:
+        if len(rows[0]) < 2 or _parse_age(second)[1] is not None:
             raise ValueError(
                 f"{path}, row 1: neither a header with {', '.join(COLUMN_NAMES)} nor a row of "
-                f"file name, age, sex: its second cell is {second!r}; found {rows[0][:6]}"
+                f"file name, age, sex: its second cell is {second!r}; found {rows[0][:6]} "
+                "(another separator?)"
             )
         return {"subject_id": 0, "age": 1, "sex": 2}, 0
     needed = ("subject_id", "age") if need_ages else ("subject_id",)
@@ -229,6 +289,8 @@ def _parse_age(text: str) -> tuple[float | None, str | None]:
     word = text.lower()
     if word in UNKNOWN_WORDS or re.fullmatch(r"\d+\s*\+", word):
         return None, None
+    if "_" in word:  # float() would take it
+        return None, f"age {text!r}, expected years as a number"
     number = word.replace(",", ".") if re.fullmatch(r"\d+,\d+", word) else word
     try:
         age = float(number)
