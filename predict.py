@@ -98,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     # After parsing, so that --help does not wait for torch.
     from analysis.predictions import TABLE, complete_row, write_table
-    from analysis.report import write_report
     from data_preprocessing.bids import describe_dataset
     from data_preprocessing.preprocess import require_writable
     from prediction.items import find_items, read_people, require_table_of
@@ -131,27 +130,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     written = [write_table(rows, output, as_csv=args.csv, overwrite=True)]
     if args.report:
-        pictures = {
-            str(item.source.path): output / records[item.source]["picture"]
-            for item in items
-            if records[item.source]["picture"]
-        }
-        overlays = {}
-        if args.saliency:
-            overlays = draw_overlays(items, records, predictor, output)
-        write_report(
-            rows,
-            output / REPORT,
-            title=f"Brain ages: {output.resolve().name}",
-            pictures=pictures,
-            calibration=calibration,
-            card=card_of(predictor),
-            command=shlex.join(["predict.py", *(sys.argv[1:] if argv is None else argv)]),
-            versions=versions(),
-            overlays=overlays,
-            overwrite=True,
+        command = shlex.join(["predict.py", *(sys.argv[1:] if argv is None else argv)])
+        overlays = draw_overlays(items, records, predictor, output) if args.saliency else {}
+        written.append(
+            report_on(
+                rows,
+                output,
+                pictures=pictures_of(items, records, output),
+                overlays=overlays,
+                calibration=calibration,
+                card=card_of(predictor),
+                command=command,
+            )
         )
-        written.append(output / REPORT)
     return conclude(rows, written)
 
 
@@ -161,6 +152,21 @@ def describe(items: Sequence["Item"], *, known: bool) -> str:
     if known:
         text += f"; {sum(item.label is not None for item in items)} have a row in the label sheet"
     return text
+
+
+def pictures_of(items: Sequence["Item"], records: Mapping, folder: Path) -> dict[str, Path]:
+    """The picture of each scan that has one, by the scan's path."""
+    pictures = {str(item.source.path): records[item.source]["picture"] for item in items}
+    return {scan: folder / picture for scan, picture in pictures.items() if picture}
+
+
+def report_on(rows: Sequence[Mapping], folder: Path, **content) -> Path:
+    """Writes the report of the rows, with what else `analysis.report.write_report` is given."""
+    from analysis.report import write_report
+
+    title = f"Brain ages: {folder.resolve().name}"
+    write_report(rows, folder / REPORT, title=title, versions=versions(), overwrite=True, **content)
+    return folder / REPORT
 
 
 def open_predictor(args: argparse.Namespace) -> tuple["Predictor", str]:

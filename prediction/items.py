@@ -114,9 +114,9 @@ class People:
 def read_people(
     sheet: str | None, inputs: Sequence[str], sex_codes: dict[str, int] | None
 ) -> list[People]:
-    """The rows of a label sheet, or of every participants.tsv of the inputs.
+    """The rows of a label sheet, or of every participants.tsv of the inputs and its sessions'.
 
-    Ages may be missing. What is wrong in a participants.tsv that nobody named is unknown, and said.
+    Ages may be missing. What is wrong in a table that nobody named is unknown, and said.
 
     Args:
         sheet: its path; "": no labels; None: participants.tsv.
@@ -132,15 +132,42 @@ def read_people(
         return [People(read_labels(sheet, sex_codes=sex_codes, need_ages=False))]
     found = []
     for table in find_participant_tables(inputs):
-        try:
-            labels, problems = examine_labels(table, sex_codes=sex_codes, need_ages=False)
-        except ValueError as error:
-            labels, problems = {}, [str(error)]
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            print(f"note: taken as unknown: {problems[0]}{more}")
+        labels = _known_labels(table, sex_codes)
+        for sessions in sorted(table.parent.glob("sub-*/sub-*_sessions.tsv")):
+            labels |= _session_labels(sessions, labels, sex_codes)
         found.append(People(labels, table.parent))
     return found
+
+
+def _known_labels(table: Path, sex_codes: dict[str, int] | None) -> dict[str, Label]:
+    """The rows of a table that nobody named; what is wrong in it is said."""
+    try:
+        labels, problems = examine_labels(table, sex_codes=sex_codes, need_ages=False)
+    except ValueError as error:
+        labels, problems = {}, [str(error)]
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        print(f"note: taken as unknown: {problems[0]}{more}")
+    return labels
+
+
+def _session_labels(
+    table: Path, people: dict[str, Label], sex_codes: dict[str, int] | None
+) -> dict[str, Label]:
+    """The rows of a BIDS sessions.tsv as `sub-1_ses-2`; what they leave open is the person's."""
+    name = table.name.removesuffix("_sessions.tsv")
+    person = people.get(name)
+    labels = {}
+    for session, label in _known_labels(table, sex_codes).items():
+        if person:
+            label = replace(
+                label,
+                age=person.age if label.age is None else label.age,
+                sex=person.sex if label.sex is None else label.sex,
+                site=label.site or person.site,
+            )
+        labels[f"{name}_{session}"] = replace(label, subject_id=f"{name}_{session}")
+    return labels
 
 
 def find_label(source: Source, tables: Sequence[People]) -> Label | None:

@@ -353,6 +353,22 @@ def test_a_session_has_its_own_row_and_ages_may_be_missing(scans, tmp_path):
     assert [item.label.age for item in items] == [60.0, 62.0]
 
 
+def test_a_sessions_table_gives_each_session_its_age_and_leaves_the_rest_to_the_person(
+    scans, tmp_path
+):
+    names = [f"sub-01/ses-{n}/anat/sub-01_ses-{n}_T1w" for n in (1, 2)]
+    data = bids_dataset(
+        tmp_path / "data", find_scans(scans)[0],
+        "participant_id\tage\tsex\tsite\nsub-01\t30\tF\tA\n", names,
+    )  # fmt: skip
+    (data / "sub-01" / "sub-01_sessions.tsv").write_text(
+        "session_id\tacq_time\tage\nses-1\tn/a\tn/a\nses-2\tn/a\t33.5\n"
+    )
+    items = found(data, output=tmp_path / "out")
+    assert [(item.session, item.label.age) for item in items] == [("ses-1", 30), ("ses-2", 33.5)]
+    assert [(item.sex, item.label.site) for item in items] == [(0, "A")] * 2
+
+
 def test_one_participant_of_a_dataset_brings_t1_alone_and_finds_its_row(scans, tmp_path):
     scan = find_scans(scans)[0]
     names = ["sub-01/anat/sub-01_T1w", "sub-01/anat/sub-01_T2w", "sub-02/anat/sub-02_T1w"]
