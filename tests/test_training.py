@@ -222,7 +222,7 @@ def test_a_run_interrupted_in_its_first_epoch_starts_anew_with_resume(
         patch.setattr(Trainer, "_train_epoch", lambda self: next(iter(())))
         with pytest.raises(StopIteration):
             train_first_stage.main(flags)
-    assert [path.name for path in tmp_path.iterdir()] == ["tensorboard"]
+    assert {path.name for path in tmp_path.iterdir()} == {"tensorboard", LAST_NAME}
     train_first_stage.main([*flags, "--resume"])
     assert len(epochs_of(tmp_path)) == 1
 

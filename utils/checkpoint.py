@@ -8,6 +8,9 @@ A second-stage checkpoint holds its first stage as well, so one file is enough t
 """
 
 import pickle
+import struct
+import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,8 +27,17 @@ from utils.sidecars import UNKNOWN, Preprocessing
 from utils.volumes import Preparation
 
 FORMAT = "tsan-brain-age-1"
+# What zipfile and torch raise for bytes that are not those that were written.
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, LookupError, ValueError,
+    OverflowError, OSError,
+)  # fmt: skip
 AUTHORS_PREPARATION = Preparation(resolution=2, intensity="authors")
 AUTHORS_PREPROCESSING = Preprocessing("deformable", "template", "fsl")  # as published
+
+
+class UnreadableCheckpoint(ValueError):
+    """A file that is damaged, or no checkpoint at all."""
 
 
 @dataclass
@@ -79,8 +91,12 @@ def save_checkpoint(
     preprocessing: Preprocessing = UNKNOWN,
     summary: dict,
     resume: dict | None = None,
+    keep_as: Path | None = None,
 ) -> None:
-    """Writes a checkpoint through a temporary file; one that exists is replaced."""
+    """Writes a checkpoint through a temporary file; one that exists is replaced.
+
+    The one that is replaced gets the name `keep_as`. OSError if it cannot be written.
+    """
     content = {
         "format": FORMAT,
         "stage": 2 if isinstance(model, TSAN) else 1,
@@ -94,8 +110,12 @@ def save_checkpoint(
     }
     if resume is not None:
         content["resume"] = resume
-    with replacing(path, overwrite=True) as temporary:
-        torch.save(content, temporary)
+    with replacing(path, overwrite=True, keep_as=keep_as) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's word for a write that failed
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{path}: cannot be written, is the disk full? ({reason})") from error
 
 
 def load_checkpoint(
@@ -132,7 +152,7 @@ def load_checkpoint(
         network = from_authors(weights, use_sex=use_sex is not False)
         # Exported files say how their scans were made, the authors' own do not.
         made = Preprocessing(**content.get("preprocessing", asdict(AUTHORS_PREPROCESSING)))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(network, ScaleDense):
         return Checkpoint(network, AUTHORS_PREPARATION, made, {}, None, path)
@@ -171,6 +191,10 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         "training_ages": None
         if None in ranges
         else [max(low for low, _ in ranges), min(high for _, high in ranges)],
+        # What any of them was trained on.
+        "training_contents": sorted(
+            {content for one in everyone for content in one.summary.get("training_contents", ())}
+        ),
         "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
         "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
     }
@@ -266,19 +290,32 @@ def _read(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
+        _require_whole(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UnreadableCheckpoint(
             f"{path}: refused, it holds something other than tensors and plain values, or is not "
             f"a checkpoint ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, OSError) as error:
-        raise ValueError(
+    except DAMAGED as error:
+        raise UnreadableCheckpoint(
             f"{path}: not a readable checkpoint, or a damaged one ({error})"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a dict expected in a checkpoint, found {type(content).__name__}")
     return content
+
+
+def _require_whole(path: Path) -> None:
+    """Compares every entry's content with its CRC-32; torch writes them and never looks at them.
+
+    Files older than torch 1.6 are no archives and hold none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
 
 
 def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
@@ -287,8 +324,14 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
         model.load_state_dict(content["state_dict"])
         preparation = Preparation(**content["preparation"])
         preprocessing = Preprocessing(**content.get("preprocessing", {}))  # older files lack it
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: its network cannot be rebuilt ({error})") from error
+    broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(
+            f"{path}: {len(broken)} of its weights are NaN or infinite, such as {broken[0]}; take "
+            "the checkpoint of an earlier epoch, or train again"
+        )
     stored = (model.second_stage if isinstance(model, TSAN) else model).encoder.use_sex
     if use_sex is not None and use_sex != stored:
         raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")

@@ -77,6 +77,10 @@ def regular_expression(text: str) -> re.Pattern:
         raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where it interrupts."""
+
+
 def run_entry(main: Callable[[], None]) -> None:
     """Runs `main`; what the user can mend (ValueError, OSError) is one message and exit code 1.
 
@@ -89,6 +93,7 @@ def run_entry(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
+        # What a shell reports of a program that the signal ended.
+        sys.exit(143 if isinstance(interruption, Terminated) else 130)

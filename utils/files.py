@@ -6,20 +6,26 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+FORMULA_SIGNS = "=+-@"  # what a formula starts with in a spreadsheet
 
 
 @contextmanager
-def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def replacing(
+    path: str | Path, *, overwrite: bool = False, keep_as: Path | None = None
+) -> Iterator[Path]:
     """Hands out a temporary path beside `path` and renames it to `path` when the block succeeds.
 
-    A reader sees the old file or the whole new one, never a part. If the block raises, the
-    temporary file is removed and `path` is left as it was.
+    A reader sees the old file or the whole new one, never a part, after a power cut too. If the
+    block raises, the temporary file is removed and `path` is left as it was.
 
     Args:
         path: the file to make; its folder is made when missing.
         overwrite: whether `path` may exist already.
+        keep_as: the name in the same folder that the file that is replaced gets. Stopped between
+            its two renames, the program leaves that name alone and no `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -35,9 +41,22 @@ def replacing(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            path.replace(keep_as)
         temporary.replace(path)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the names in a folder written out, where the file system can be asked to."""
+    with suppress(OSError):  # Windows opens no folders, and some network shares sync none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -49,19 +68,45 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def as_spreadsheet_text(cell: str) -> str:
+    """A cell that spreadsheets take for text: what they would calculate gets an apostrophe.
+
+    A participant called `=HYPERLINK(...)` is a name, whoever opens the table.
+    """
+    return f"'{cell}" if len(cell) > 1 and cell[0] in FORMULA_SIGNS else cell
+
+
+def from_spreadsheet_text(cell: str) -> str:
+    """A cell as it was before `as_spreadsheet_text`."""
+    return cell[1:] if len(cell) > 2 and cell[0] == "'" and cell[1] in FORMULA_SIGNS else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def write_tsv(
     path: str | Path, rows: Iterable[Iterable[object]], *, overwrite: bool = False
 ) -> None:
     """Writes rows, the header first, as tab-separated text; each row stays one line.
 
-    Tabs and line ends within a cell become blanks, what is not UTF-8 in a file's name an escape.
+    Tabs and line ends within a cell become blanks, what is not UTF-8 in a file's name an escape;
+    text that a spreadsheet would calculate is marked as text, numbers are left as they are.
     """
     with (
         replacing(path, overwrite=overwrite) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
-        table.writerows([" ".join(str(cell).split()) for cell in row] for row in rows)
+        lines = ([" ".join(str(cell).split()) for cell in row] for row in rows)
+        table.writerows(
+            [cell if _is_number(cell) else as_spreadsheet_text(cell) for cell in row]
+            for row in lines
+        )
 
 
 def write_json(path: str | Path, content: dict, *, overwrite: bool = False) -> None:

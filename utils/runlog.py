@@ -1,16 +1,23 @@
 """What a training run leaves for people to watch: metrics.jsonl and TensorBoard events."""
 
 import json
+import time
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import image, scalar
+from tensorboardX.utils import figure_to_image
 
 from utils.files import replacing
 
 
 class RunLog:
     """Writes one line of metrics.jsonl and one point of every TensorBoard curve per epoch.
+
+    Events are written here and not by SummaryWriter, whose thread loses those it still holds when
+    the run is killed, and on a full disk ends and leaves the run waiting for it for ever.
 
     Args:
         folder: the run's output folder.
@@ -21,7 +28,14 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.lines = [line for line in lines if json.loads(line)["epoch"] <= epochs_done]
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+        events = folder / "tensorboard"
+        events.mkdir(exist_ok=True)
+        # Without a suffix a run resumed within the same second would overwrite the file.
+        self.events = EventsWriter(str(events / "events"), f".{epochs_done}")
+        # TensorBoard then hides what was logged of later epochs.
+        started = SessionLog(status=SessionLog.START)
+        self._write_event(epochs_done + 1, session_log=started)
+        self.events.flush()
 
     def write(self, epoch: int, values: dict[str, float], figure: Figure | None = None) -> None:
         """Logs an epoch, counted from 1; the names are whatever the loss and metrics call them."""
@@ -29,11 +43,15 @@ class RunLog:
         with replacing(self.path, overwrite=True) as temporary:
             temporary.write_text("\n".join(self.lines) + "\n")
         for name, value in values.items():
-            self.writer.add_scalar(name, value, epoch)
+            self._write_event(epoch, summary=scalar(name, value))
         if figure is not None:
-            self.writer.add_figure("validation/scatter", figure, epoch)
-        self.writer.flush()
+            drawn = image("validation/scatter", figure_to_image(figure))
+            self._write_event(epoch, summary=drawn)
+        self.events.flush()
 
     def close(self) -> None:
         """Closes the event file."""
-        self.writer.close()
+        self.events.close()
+
+    def _write_event(self, epoch: int, **content) -> None:
+        self.events.write_event(Event(wall_time=time.time(), step=epoch, **content))

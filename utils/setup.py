@@ -1,6 +1,9 @@
 """From parsed flags to the objects of a training run; `args` goes no further than this file."""
 
 import argparse
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,11 +20,12 @@ from utils.cross_validation import hold_out, out_of_fold_ages, read_folds
 from utils.dataset import ScanDataset, require_readable, require_shareable
 from utils.distributed import World
 from utils.engine import Execution, choose_execution, compile_network
+from utils.entry import Terminated
 from utils.labels import parse_sex_codes, read_labels
 from utils.machine import use_machine_well
 from utils.optimisation import Optimisation
 from utils.sidecars import UNKNOWN, Preprocessing, preprocessing_of
-from utils.trainer import LAST_NAME, Trainer, Training, require_fresh_folder
+from utils.trainer import Trainer, Training, can_resume, require_fresh_folder
 from utils.volumes import Preparation
 
 
@@ -223,14 +227,38 @@ def start(
     flags = {key: value for key, value in vars(args).items() if key != "unused"}
     trainer.describe(preprocessing, flags=flags)
     world = execution.world
-    if world.first(lambda: args.resume and (trainer.output_dir / LAST_NAME).is_file()):
+    if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
         world.everyone(trainer.resume)
         print(f"resuming after epoch {trainer.epoch}")
-    best = trainer.run()
+    with stoppable(trainer):
+        best = trainer.run()
     print(
         f"lowest validation MAE {trainer.best_mae:.2f} years at epoch {trainer.best_epoch}: {best}"
     )
     return best
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """Ends training upon SIGTERM, as schedulers send it before they kill, and says how to go on.
+
+    Nothing is saved here: the last checkpoint is whole at any moment, and a run resumed from it
+    ends as if it had never stopped.
+    """
+
+    def terminate(*_) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        raise type(interruption)(
+            f"interrupted in epoch {trainer.epoch} of {trainer.training.epochs}: the same command "
+            f"with --resume goes on after the last whole epoch in {trainer.output_dir}"
+        ) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def seeded_execution(args: argparse.Namespace, world: World) -> Execution:

@@ -19,7 +19,12 @@ from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN
 from utils.augment import Augmentation
-from utils.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.checkpoint import (
+    Checkpoint,
+    UnreadableCheckpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from utils.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.engine import (
     Execution,
@@ -47,11 +52,13 @@ from utils.runlog import RunLog
 from utils.sidecars import UNKNOWN, Preprocessing
 
 LAST_NAME = "ScaleDense_last_model.pth.tar"
+PREVIOUS_NAME = "ScaleDense_previous_model.pth.tar"  # the epoch before, should the last be damaged
 FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
 # What may differ between a run and its resumption.
 FREE_TO_CHANGE = (
     "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
     "print_freq", "device", "precision", "threads", "compile", "recompute_activations",
+    "allow_shared_persons", "subject_pattern",
 )  # fmt: skip
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
 
@@ -125,6 +132,7 @@ class Trainer:
         self.description: dict = {}
         self.preprocessing = UNKNOWN
         self.log: RunLog | None = None  # of the first process
+        self.last_is_good = True  # worth keeping when the next one is written
 
     def run(self) -> Path:
         """Trains until the last epoch or the early stop; returns the best checkpoint's path.
@@ -155,6 +163,8 @@ class Trainer:
     def _open_log(self) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.output_dir, epochs_done=self.epoch)
+        if self.epoch == 0:  # interrupted amid the files of its first epoch, a run can be resumed
+            self._save(LAST_NAME, {}, resume=self._progress())
 
     def _close_log(self) -> None:
         self.log.close()
@@ -168,18 +178,20 @@ class Trainer:
             self._save(BEST_NAME, validation)
         draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
         self.log.write(self.epoch, values, self._figure(ages) if draw and ages else None)
-        self._save(LAST_NAME, values, resume=self._progress())
+        keep_as = self.output_dir / PREVIOUS_NAME if self.last_is_good else None
+        self._save(LAST_NAME, values, resume=self._progress(), keep_as=keep_as)
+        self.last_is_good = True
         tqdm.write(self._line(values))
 
     def resume(self) -> None:
-        """Continues from the last checkpoint of the output folder.
+        """Continues from the last checkpoint of the output folder, or from the one before it.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is of other flags than this run's, but for FREE_TO_CHANGE, or of scans
-                made in another way.
+            ValueError: none is whole; or it is of other flags than this run's, but for
+                FREE_TO_CHANGE, or of scans made in another way.
         """
-        checkpoint = load_checkpoint(self.output_dir / LAST_NAME)
+        checkpoint = self._last_whole_checkpoint()
         state = checkpoint.resume
         if state is None:
             raise ValueError(f"{checkpoint.source}: holds no state to resume from")
@@ -192,6 +204,22 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_mae = state["best_mae"]
         follow(self.schedule, self.epoch)
+
+    def _last_whole_checkpoint(self) -> Checkpoint:
+        last, previous = self.output_dir / LAST_NAME, self.output_dir / PREVIOUS_NAME
+        if not last.exists():  # killed between the two renames of `replacing`
+            return load_checkpoint(previous)
+        try:
+            return load_checkpoint(last)
+        except UnreadableCheckpoint as error:
+            if not previous.is_file():
+                raise UnreadableCheckpoint(
+                    f"{error}; there is none of an epoch before: train anew in another --output_dir"
+                ) from error
+            checkpoint = load_checkpoint(previous)
+            self.last_is_good = False
+            print(f"note: {error}; going on from the epoch before, {previous}")
+            return checkpoint
 
     def _require_same_flags(self, checkpoint: Checkpoint) -> None:
         before, now = checkpoint.summary.get("flags", {}), self.description.get("flags", {})
@@ -326,7 +354,7 @@ class Trainer:
             state["average"] = self.average.state_dict()
         return state
 
-    def _save(self, name: str, values: dict[str, float], resume: dict | None = None) -> None:
+    def _save(self, name: str, values: dict[str, float], **options) -> None:
         ages = [scan.age for scan in self.train_set.scans]
         summary = {
             "epoch": self.epoch,
@@ -347,8 +375,13 @@ class Trainer:
             preparation=self.train_set.preparation,
             preprocessing=self.preprocessing,
             summary=summary,
-            resume=resume,
+            **options,
         )
+
+
+def can_resume(output_dir: Path) -> bool:
+    """Whether a run has left a checkpoint to go on from."""
+    return any((output_dir / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
 
 
 def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
@@ -358,8 +391,8 @@ def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
         FileExistsError: the folder is not empty and `resume` is false.
         FileNotFoundError: `resume` is true, and the folder holds something else than a run.
     """
-    if resume and not (output_dir / LAST_NAME).is_file():
-        # Interrupted in its first epoch, a run has left nothing but events: it starts anew.
+    if resume and not can_resume(output_dir):
+        # Interrupted at its very start, a run has left nothing but events: it starts anew.
         rest = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
         if any(name != "tensorboard" and not name.startswith(".part-") for name in rest):
             raise FileNotFoundError(

@@ -1,0 +1,57 @@
+"""Checkpoints that are damaged, and files that are replaced: the short form of its benchmark."""
+
+import random
+
+import pytest
+import torch
+
+from model.scaledense import ScaleDense
+from utils.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
+from utils.files import replacing
+from utils.volumes import Preparation
+
+
+def saved(path):
+    save_checkpoint(path, ScaleDense(), preparation=Preparation(any_grid=True), summary={})
+    return path.read_bytes()
+
+
+def test_a_flipped_bit_is_refused_or_changes_no_weight(tmp_path):
+    path, generator, refused = tmp_path / "a.pt", random.Random(0), 0
+    content = saved(path)
+    expected = load_checkpoint(path).model.state_dict()
+    for _ in range(10):
+        changed = bytearray(content)
+        changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        path.write_bytes(changed)
+        try:
+            found = load_checkpoint(path).model.state_dict()
+        except UnreadableCheckpoint:
+            refused += 1
+        else:
+            assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert refused > 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_a_truncated_checkpoint_is_refused(tmp_path, share):
+    path = tmp_path / "a.pt"
+    content = saved(path)
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UnreadableCheckpoint, match=r"a\.pt: "):
+        load_checkpoint(path)
+
+
+def test_the_file_that_is_replaced_is_kept_and_only_after_the_new_one_is_whole(tmp_path):
+    path, before = tmp_path / "a", tmp_path / "before"
+    path.write_text("1")
+    with (
+        pytest.raises(OSError, match="full"),
+        replacing(path, overwrite=True, keep_as=before) as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError("full")
+    assert (path.read_text(), before.exists()) == ("1", False)
+    with replacing(path, overwrite=True, keep_as=before) as temporary:
+        temporary.write_text("2")
+    assert (path.read_text(), before.read_text()) == ("2", "1")
