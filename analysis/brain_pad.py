@@ -176,7 +176,7 @@ def write_results(
     from analysis.calibration import PADS, write_calibration
     from analysis.dementia import levels_of
     from analysis.pictures import pad_against_age, pad_by_group
-    from utils.files import replacing, write_json
+    from utils.files import as_spreadsheet_text, replacing, write_json
 
     pictures = {AGE_PICTURE: pad_against_age(groups["out_of_fold"], groups["test"])}
     scans = pd.concat(groups.values())
@@ -191,7 +191,11 @@ def write_results(
     more = [name for name in ("outside_fitted_ages", "CDR", "matched_with") if name in scans]
     with replacing(output / TABLE, overwrite=overwrite) as temporary:
         scans["age"] = scans["age"].map("{:g}".format)
-        scans[[*columns, *more]].to_csv(temporary, float_format="%.2f", na_rep="n/a")
+        named = scans[[*columns, *more]].rename(index=as_spreadsheet_text)
+        if "matched_with" in named:
+            matched = named["matched_with"].map(as_spreadsheet_text, na_action="ignore")
+            named["matched_with"] = matched
+        named.to_csv(temporary, float_format="%.2f", na_rep="n/a")
     write_calibration(output / CALIBRATION, calibration, overwrite=overwrite)
     write_json(output / REPORT, report, overwrite=overwrite)
     for name, figure in pictures.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.calibration import Calibration
-from utils.files import replacing, write_json, write_tsv
+from utils.files import as_spreadsheet_text, replacing, write_json, write_tsv
 
 TABLE, DESCRIPTION = "predictions.tsv", "predictions.json"
 YEARS = {"Units": "years"}
@@ -100,4 +100,6 @@ def write_table(rows: Sequence[dict], folder: Path, *, as_csv: bool, overwrite: 
 def _cell(value: object) -> str:
     if value is None or value == "":
         return "n/a"
-    return f"{value:.2f}".removesuffix(".00") if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2f}".removesuffix(".00")
+    return as_spreadsheet_text(" ".join(str(value).split()))

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     """Writes the table of scans and folds and returns it."""
     args = build_parser().parse_args(argv)
     from utils.cohort import describe, open_cohort
-    from utils.files import replacing, require_absent
+    from utils.files import as_spreadsheet_text, replacing, require_absent
     from utils.labels import parse_sex_codes, read_labels
     from utils.volumes import Preparation
 
@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     folds = {scan.subject_id: dealt[person_of[scan.subject_id]] for scan in scans}
     with replacing(args.output) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([("scan", "fold"), *sorted(folds.items())])
+        writer.writerow(("scan", "fold"))
+        writer.writerows((as_spreadsheet_text(scan), fold) for scan, fold in sorted(folds.items()))
     for fold in range(args.number):
         inside = [scan for scan in scans if folds[scan.subject_id] == fold]
         print(f"fold {fold}: {describe(inside)}")

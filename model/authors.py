@@ -36,7 +36,7 @@ HEAD = {True: "end_fc_with_gender.", False: "end_fc_without_gender."}
 
 def stage_of(state_dict: dict[str, Tensor]) -> int | None:
     """1 or 2 when the keys are those of the authors' first or second network, else None."""
-    keys = {key.removeprefix("module.") for key in state_dict}
+    keys = {str(key).removeprefix("module.") for key in state_dict}
     if "pre.0.weight" not in keys:
         return None
     if "deep_fc.0.weight" in keys:
@@ -55,7 +55,7 @@ def from_authors(state_dict: dict[str, Tensor], *, use_sex: bool) -> ScaleDense 
     Raises:
         ValueError: keys or shapes that are not those of the released networks, all named.
     """
-    theirs = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    theirs = {str(key).removeprefix("module."): value for key, value in state_dict.items()}
     stage = stage_of(theirs)
     if stage is None:
         raise ValueError("the keys are those of neither of the authors' networks")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from utils.cohort import Scan
+from utils.files import from_spreadsheet_text
 from utils.labels import raise_all
 from utils.volumes import image_stem
 
@@ -99,7 +100,7 @@ def _read_table(path: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False).map(from_spreadsheet_text)
     missing = [name for name in columns if name not in table]
     if missing:
         raise ValueError(

@@ -51,17 +51,19 @@ def number(
     high: float = float("inf"),
     above: float | None = None,
 ) -> Callable[[str], float]:
-    """An argparse type: an int or float in [low, high], and greater than `above` where given."""
+    """An argparse type: a finite int or float in [low, high], above `above` where given."""
 
     def parse(text: str):
         try:
             value = kind(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise argparse.ArgumentTypeError(
                 f"a number ({kind.__name__}) expected, got {text!r}"
             ) from None
-        if not low <= value <= high or (above is not None and not value > above):
+        finite = float("-inf") < value < float("inf")
+        if not (finite and low <= value <= high) or (above is not None and not value > above):
             bound = f"above {above:g}" if above is not None else f"at least {low:g}"
+            bound = bound if finite else "a finite number"
             limit = f" and at most {high:g}" if high != float("inf") else ""
             raise argparse.ArgumentTypeError(f"{bound}{limit} expected, got {text}")
         return value

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.files import from_spreadsheet_text
 from utils.volumes import image_stem
 
 FEMALE, MALE = 0, 1
@@ -127,6 +128,8 @@ def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
 def read_rows(path: Path) -> list[list[str]]:
     """All cells of a .xls, .xlsx, .csv or .tsv as stripped text, row 1 first.
 
+    The apostrophe that marks text in our own tables, see `as_spreadsheet_text`, is taken off.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: another format, not UTF-8 text, or not a readable workbook.
@@ -144,7 +147,7 @@ def read_rows(path: Path) -> list[list[str]]:
         rows = _read_workbook(path)
     else:
         raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
-    return [[str(cell).strip() for cell in row] for row in rows]
+    return [[from_spreadsheet_text(str(cell).strip()) for cell in row] for row in rows]
 
 
 def _read_text(path: Path, text: str) -> list[list[str]]:

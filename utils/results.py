@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.cohort import Scan
-from utils.files import replacing, require_absent, write_json
+from utils.files import as_spreadsheet_text, replacing, require_absent, write_json
 from utils.metrics import mae_difference, score_with_intervals
 from utils.plots import age_scatter
 
@@ -84,7 +84,7 @@ def write_ages(
             known = scan.age is not None
             writer.writerow(
                 [
-                    scan.subject_id,
+                    as_spreadsheet_text(scan.subject_id),
                     f"{scan.age:g}" if known else "n/a",
                     SEX_NAMES[scan.sex],
                     f"{stage_one:.2f}",
