@@ -332,12 +332,6 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
             f"{path}: {len(broken)} of its weights are NaN or infinite, such as {broken[0]}; take "
             "the checkpoint of an earlier epoch, or train again"
         )
-    broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
-    if broken:
-        raise ValueError(
-            f"{path}: {len(broken)} of its weights are NaN or infinite, such as {broken[0]}; take "
-            "the checkpoint of an earlier epoch, or train again"
-        )
     stored = (model.second_stage if isinstance(model, TSAN) else model).encoder.use_sex
     if use_sex is not None and use_sex != stored:
         raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
