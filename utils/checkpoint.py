@@ -191,10 +191,6 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         "training_ages": None
         if None in ranges
         else [max(low for low, _ in ranges), min(high for _, high in ranges)],
-        # What any of them was trained on.
-        "training_contents": sorted(
-            {content for one in everyone for content in one.summary.get("training_contents", ())}
-        ),
         "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
         "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
     }
