@@ -156,18 +156,17 @@ def _session_labels(
 ) -> dict[str, Label]:
     """The rows of a BIDS sessions.tsv as `sub-1_ses-2`; what they leave open is the person's."""
     name = table.name.removesuffix("_sessions.tsv")
-    person = people.get(name)
-    labels = {}
-    for session, label in _known_labels(table, sex_codes).items():
-        if person:
-            label = replace(
-                label,
-                age=person.age if label.age is None else label.age,
-                sex=person.sex if label.sex is None else label.sex,
-                site=label.site or person.site,
-            )
-        labels[f"{name}_{session}"] = replace(label, subject_id=f"{name}_{session}")
-    return labels
+    person = people.get(name, Label(name, None, None, row=0))
+    return {
+        f"{name}_{session}": replace(
+            label,
+            subject_id=f"{name}_{session}",
+            age=person.age if label.age is None else label.age,
+            sex=person.sex if label.sex is None else label.sex,
+            site=label.site or person.site,
+        )
+        for session, label in _known_labels(table, sex_codes).items()
+    }
 
 
 def find_label(source: Source, tables: Sequence[People]) -> Label | None:
