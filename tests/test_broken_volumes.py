@@ -227,17 +227,21 @@ REFUSED = (
 )  # fmt: skip
 
 
+def refused(path, message, read, *arguments):
+    """Reading ends in one message, which matches `message` and names `path`."""
+    with pytest.raises((ValueError, OSError), match=message) as raised:
+        read(*arguments)
+    assert str(path) in str(raised.value)
+
+
 @pytest.mark.parametrize(("name", "make", "message"), REFUSED, ids=[case[0] for case in REFUSED])
 @pytest.mark.filterwarnings("ignore")
 def test_broken_scan_is_refused_in_one_message_that_names_it(tmp_path, name, make, message):
     path = make(tmp_path)
-    with pytest.raises((ValueError, OSError), match=message) as raised:
-        read_volume(path, ANY)
-    assert str(path) in str(raised.value)
+    refused(path, message, read_volume, path, ANY)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises((ValueError, OSError)) as raised:
-        read_volume(path, Preparation())  # as users do: TINY is off the grid besides
-    assert str(path) in str(raised.value)
+    # As users do: TINY is off the grid besides.
+    refused(path, "", read_volume, path, Preparation())
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -384,9 +388,7 @@ NATIVE = (
 @pytest.mark.filterwarnings("ignore")
 def test_broken_head_is_refused_in_one_message_that_names_it(tmp_path, name, make, message):
     path = make(tmp_path)
-    with pytest.raises((ValueError, OSError), match=message) as raised:
-        read_native(path)
-    assert str(path) in str(raised.value)
+    refused(path, message, read_native, path)
 
 
 def folder_of(*names: str):
@@ -411,9 +413,7 @@ FOLDERS = (
 
 @pytest.mark.parametrize(("name", "make", "message"), FOLDERS, ids=[case[0] for case in FOLDERS])
 def test_folder_without_usable_scans_is_refused_by_name(tmp_path, name, make, message):
-    with pytest.raises((ValueError, OSError), match=re.escape(message)) as raised:
-        open_cohort(make(tmp_path), None, ANY)
-    assert str(tmp_path) in str(raised.value)
+    refused(tmp_path, re.escape(message), open_cohort, make(tmp_path), None, ANY)
 
 
 def test_hidden_files_beside_scans_are_left_out(tmp_path):
