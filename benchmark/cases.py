@@ -233,7 +233,7 @@ def memory(form: str, settings: Settings, meter: Meter) -> Figures:
 def ceiling(form: str, settings: Settings, meter: Meter) -> Figures:
     """Products of square matrices, what the device can do at best; the form is the precision.
 
-    float32 on a GPU runs on its matrix units (TF32), as its convolutions do by torch's default.
+    float32 on a GPU runs on its matrix units (TF32), as the plain form does by torch's default.
     """
     torch.backends.cuda.matmul.allow_tf32 = True
     side = settings.matrix

@@ -11,13 +11,13 @@ OUTPUT="$ROOT/runs/first_stage" # new or empty; --resume continues the run in it
 REGISTRATION=                   # of the scans: affine or deformable; empty: as their sidecars say
 MASK=                           # of the scans: template or subject; empty: as their sidecars say
 # What follows was measured on OASIS-1: the rows named are those of docs/RESULTS.md.
-WIDTH=compact   # the paper's figure, "32 epochs"; released: the authors' code (GPU); halved: for 2 mm
-RESOLUTION=4    # mm; 2 with WIDTH=halved: as good after 16 epochs, twice the time, "halved"
+WIDTH=compact   # the paper's figure, "32 epochs"; released: the authors' code (GPU), no better; halved: for 2 mm
+RESOLUTION=4    # mm; 2 is for a GPU: 5.08 years, three seeds at 4 mm 5.14 to 5.67, "one GPU"
 CROP=true       # to the template's brain: fewer voxels; not measured for itself
 EPOCHS=32       # "32 epochs"
 BATCH_SIZE=8    # scans; "batches of 8"
 LR=2e-3         # AdamW; "head x 10, lr 2e-3"
-RANK_WEIGHT=10  # lambda, as published; the shipped networks have 0: no difference, "all losses of the paper"
+RANK_WEIGHT=10  # lambda, as published; the shipped networks have 0: no difference shown, "One flag at a time"
 PAIR_WEIGHT=0   # beta; published: 1, as above
 SEED=0
 NPROC="${NPROC:-1}" # processes of this machine, one a GPU; BATCH_SIZE is of all together

@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 SECOND_EPOCHS="${SECOND_EPOCHS:-2}"  # from a first stage's weights
-FRESH_EPOCHS="${FRESH_EPOCHS:-16}"   # from fresh ones
+FRESH_EPOCHS="${FRESH_EPOCHS:-32}"   # from fresh ones
 BEST=ScaleDense_best_model.pth.tar
 
 ONLY="0 1 2 3 4" row default
@@ -16,7 +16,7 @@ FLAGS=(--epochs "$SECOND_EPOCHS" --validate_every "$SECOND_EPOCHS" --rank_weight
   --lr 1e-4 --warmup_lr 1e-4)
 OUT_OF_FOLD=(--out_of_fold_ages "$RUNS/default.csv")
 OTHER=(--warm_start_net "$RUNS/seed_1/@FOLD@/$BEST" --rough_share 0.5)
-row second_published --recipe paper --width compact --batch_size 16 --ranks soft --schedule constant \
+row second_published --recipe paper --width compact --batch_size 16 --schedule constant \
   --early_stop 0 --epochs "$FRESH_EPOCHS" --validate_every "$FRESH_EPOCHS" --rank_weight 10 --lr 1e-5
 row second_fresh --warm_start false --rough_age_noise 0 --lr 2e-3 --warmup_lr 5e-4 \
   --epochs "$FRESH_EPOCHS" --validate_every "$FRESH_EPOCHS"
