@@ -6,12 +6,14 @@ left where it is; any other is preprocessed as `preprocess.py` does it.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from data_preprocessing.inputs import Source
 from data_preprocessing.mosaic import draw_mosaic
 from data_preprocessing.one_scan import Job, message_of, preprocess
 from data_preprocessing.quality import inspect, sentences
+from data_preprocessing.workers import KILLED, in_processes
 from utils.sidecars import read_sidecar, recorded
 from utils.template import load_template
 from utils.volumes import IMAGE_SUFFIXES, Preparation, read_header, read_volume
@@ -77,35 +79,18 @@ def prepare_all(
         wanted: see there.
         jobs: processes at a time.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky import get_reusable_executor
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
+    work = partial(_prepare, ready=ready, wanted=wanted)
+    for source, found in in_processes(work, sources, jobs=jobs):
+        yield source, found or Ready(None, error=f"{source.path}: {KILLED}")
 
-    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
-    waiting = dict.fromkeys(sources)
-    done = pool(delayed(_prepare)(source, source in ready, wanted) for source in sources)
+
+def _prepare(source: Source, ready: set[Source], wanted: Wanted) -> Ready:
     try:
-        for source, found in done:
-            waiting.pop(source, None)
-            yield source, found
-    except TerminatedWorkerError:
-        # One at a time, each in a process that may die: a scan that kills its process costs itself.
-        for source in waiting:
-            try:
-                alone = get_reusable_executor(max_workers=1)
-                yield alone.submit(_prepare, source, source in ready, wanted).result()
-            except TerminatedWorkerError:
-                lost = "its process was killed, for want of memory perhaps"
-                yield source, Ready(None, error=f"{source.path}: {lost}")
-
-
-def _prepare(source: Source, ready: bool, wanted: Wanted) -> tuple[Source, Ready]:
-    try:
-        if ready:
-            return source, _as_it_is(source, wanted)
-        return source, _preprocessed(source, wanted.job)
+        if source in ready:
+            return _as_it_is(source, wanted)
+        return _preprocessed(source, wanted.job)
     except Exception as error:  # whatever it is, the other scans go on
-        return source, Ready(None, error=message_of(error, source))
+        return Ready(None, error=message_of(error, source))
 
 
 def _as_it_is(source: Source, wanted: Wanted) -> Ready:

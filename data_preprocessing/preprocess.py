@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
@@ -22,6 +23,7 @@ from data_preprocessing.inputs import Source, find_sources
 from data_preprocessing.mosaic import PageRow, write_page
 from data_preprocessing.one_scan import Job, load_backend, preprocess, row_of
 from data_preprocessing.recipe import BACKENDS, CONTENTS, MASKS, REGISTRATIONS, Recipe
+from data_preprocessing.workers import KILLED, in_processes
 from utils.entry import Switch, new_parser, number, run_entry
 from utils.files import write_tsv
 from utils.labels import SHOWN_PROBLEMS
@@ -35,32 +37,19 @@ SOME_FAILED = 3  # exit code
 def preprocess_all(sources: Sequence[Source], job: Job, *, jobs: int) -> list[PageRow]:
     """Rows of all scans, in the order of `sources`; a bar shows the progress.
 
-    With joblib's parallel_config(backend="dask") the scans go to a Dask cluster.
-
     Args:
         sources: of this shard.
         job: the same for all.
         jobs: processes at a time.
     """
-    from joblib import Parallel, delayed
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
     from tqdm import tqdm
 
-    rows: dict[str, PageRow] = {}
-    pool = Parallel(n_jobs=jobs, return_as="generator_unordered")
-    done = pool(delayed(preprocess)(source, job) for source in sources)
-    with tqdm(total=len(sources), unit="scan", disable=None) as bar:
-        try:
-            for row in done:
-                rows[row.name] = row
-                bar.update()
-        except TerminatedWorkerError:
-            bar.write("a worker process was killed, out of memory perhaps", file=sys.stderr)
-    lost = "not done: a worker process was killed; run again, with fewer --jobs"
-    return [
-        rows.get(source.name) or PageRow(source.name, "failed", message=f"{source.path}: {lost}")
-        for source in sources
-    ]
+    done = in_processes(partial(preprocess, job=job), sources, jobs=jobs)
+    rows = {
+        source.name: row or PageRow(source.name, "failed", message=f"{source.path}: {KILLED}")
+        for source, row in tqdm(done, total=len(sources), unit="scan", disable=None)
+    }
+    return [rows[source.name] for source in sources]
 
 
 def add_earlier(rows: Sequence[PageRow], folder: Path) -> tuple[list[PageRow], list[str]]:

@@ -471,7 +471,7 @@ def test_a_scan_that_kills_its_process_costs_itself_alone(tmp_path):
         "def work(source, ready, wanted):\n"
         "    if source.name == 's1':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return source, prepare.Ready(source.path)\n"
+        "    return prepare.Ready(source.path)\n"
         "prepare._prepare = work\n"
         "folder = Path(sys.argv[1])\n"
         "sources = [Source(f's{n}', folder / f's{n}.nii.gz') for n in range(4)]\n"
