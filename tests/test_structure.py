@@ -15,7 +15,7 @@ import test
 import train_sorter
 from analysis import brain_pad, out_of_fold, saliency
 from benchmark import __main__ as benchmark
-from benchmark import heads, interruptions, quality
+from benchmark import heads, interruptions, load, quality
 from data_preprocessing import (
     apply_mask,
     check_dataset,
@@ -38,10 +38,10 @@ ALLOWED = {
     "analysis": {"analysis", "utils", "model"},
     "data_preprocessing": {"data_preprocessing", "utils", "model"},
     "prediction": {"prediction", "data_preprocessing", "analysis", "utils", "model"},
-    "benchmark": {"benchmark", "data_preprocessing", "utils", "model"},
+    "benchmark": {"benchmark", "analysis", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, preprocess,
+    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load, preprocess,
     collect_images, datasets, make_template, check_dataset, make_demo_cohort, split_dataset,
     make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
 )  # fmt: skip
