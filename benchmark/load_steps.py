@@ -5,6 +5,7 @@ The request is one line of JSON on the input, the answer the last line of the ou
 
 import json
 import resource
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -40,7 +41,6 @@ def start_up(folder: Path) -> None:
 
 def predict(folder: Path) -> None:
     """test.py, with a network that has not been trained."""
-    import test
     from model.scaledense import ScaleDense
     from utils.checkpoint import save_checkpoint
     from utils.volumes import Preparation
@@ -49,11 +49,13 @@ def predict(folder: Path) -> None:
     save_checkpoint(
         network, ScaleDense(mean_age=50), preparation=Preparation(any_grid=True), summary={}
     )
-    test.main([
+    sys.argv = [
+        "test.py",
         *("--test_folder", str(folder / "scans"), "--labels", str(folder / "labels.csv")),
         *("--output_dir", str(folder), "--model_name", str(network), "--no-mirror"),
         *("--batch_size", "32"),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    runpy.run_path(str(Path(__file__).resolve().parent.parent / "test.py"), run_name="__main__")
 
 
 def report(folder: Path) -> None:

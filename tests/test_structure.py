@@ -41,9 +41,9 @@ ALLOWED = {
     "benchmark": {"benchmark", "analysis", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load, preprocess,
-    collect_images, datasets, make_template, check_dataset, make_demo_cohort, split_dataset,
-    make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
+    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load,
+    preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
+    split_dataset, make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
 )  # fmt: skip
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
