@@ -261,6 +261,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         default=False,
         help="compute inner activations again in the backward pass: less memory, slower",
     )
+    machine.add_argument(
+        "--deterministic",
+        action=Switch,
+        default=False,
+        help="on a GPU only kernels that give the same result each time, slower; on a CPU all do",
+    )
 
 
 def add_cache_flags(group: argparse._ArgumentGroup) -> None:

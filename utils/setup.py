@@ -24,7 +24,7 @@ from utils.engine import Execution, choose_execution, compile_network
 from utils.entry import Terminated
 from utils.labels import parse_sex_codes, read_labels
 from utils.leakage import require_separate_images, require_separate_persons, require_unseen
-from utils.machine import use_machine_well
+from utils.machine import be_deterministic, use_machine_well
 from utils.optimisation import Optimisation
 from utils.sidecars import UNKNOWN, Preprocessing, preprocessing_of
 from utils.trainer import Trainer, Training, can_resume, require_fresh_folder
@@ -297,6 +297,8 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
 def seeded_execution(args: argparse.Namespace, world: World) -> Execution:
     """Device and precision, with torch's generators seeded for the network's first weights."""
     use_machine_well(args.threads)
+    if args.deterministic:
+        be_deterministic()
     execution = choose_execution(args.device, args.precision, world)
     torch.manual_seed(args.seed)
     return execution
