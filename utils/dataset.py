@@ -250,9 +250,14 @@ class StratifiedBatches:
         strata = [*order[:start].split(count), order[start : start + left]]
         strata += order[start + left :].split(count)
         drawn = [stratum[torch.randperm(len(stratum))].tolist() for stratum in strata]
-        for batch in range(count):
-            scans = torch.tensor([stratum[batch] for stratum in drawn if batch < len(stratum)])
-            yield scans[torch.randperm(len(scans))].tolist()
+        batches = [
+            [stratum[batch] for stratum in drawn if batch < len(stratum)] for batch in range(count)
+        ]
+        # All is drawn before the first batch is read: processes that read ahead would else take
+        # these draws before those of the augmentation, and their number change the training.
+        orders = [torch.randperm(len(batch)) for batch in batches]
+        for batch, order in zip(batches, orders, strict=True):
+            yield torch.tensor(batch)[order].tolist()
 
 
 class RandomBatches:
