@@ -1,5 +1,6 @@
 """Scans and people on both sides of a split, and scans that a network was trained on."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from conftest import TINY, brain, training_flags, write_scan
 
+import predict
 import test
 import train_first_stage
 import train_second_stage
+from model.scaledense import ScaleDense
 from utils import leakage
 from utils.cache import Cache
-from utils.checkpoint import load_checkpoint, load_ensemble
+from utils.checkpoint import load_checkpoint, load_ensemble, save_checkpoint
 from utils.cohort import Scan, open_cohort
 from utils.dataset import open_checked, open_for_one_reading
 from utils.predictor import shipped_networks
@@ -231,6 +234,23 @@ def test_testing_on_training_scans_is_said_and_counted(cohort, trained, tmp_path
     report = report_on(cohort / "test", tmp_path / "fresh", trained["first"])
     assert report["scans_in_training_set"] == 0
     assert "training set" not in capsys.readouterr().out
+
+
+def test_predict_says_it_in_the_row_of_the_scan(grid_cohort, tmp_path, monkeypatch):
+    monkeypatch.setattr("prediction.records.jobs_that_fit", lambda asked, scans: 1)
+    names = ["test-1.nii.gz", "test-2.nii.gz"]
+    save_checkpoint(
+        tmp_path / "net.pt",
+        ScaleDense("compact", mean_age=50.0).eval(),
+        preparation=Preparation(4),
+        summary={"training_contents": [contents_of(grid_cohort / "test")["test-2"]]},
+    )
+    scans = [str(grid_cohort / "test" / name) for name in names]
+    flags = ["--model_name", str(tmp_path / "net.pt"), "--device", "cpu", "--no-report"]
+    assert predict.main([*scans, "--output_dir", str(tmp_path / "out"), *flags]) == 0
+    with (tmp_path / "out" / "predictions.tsv").open(encoding="utf-8") as file:
+        messages = [row["message"] for row in csv.DictReader(file, delimiter="\t")]
+    assert ["in this network's training set" in message for message in messages] == [False, True]
 
 
 def test_an_ensemble_has_seen_what_any_of_its_networks_has(trained, tmp_path):
