@@ -10,11 +10,14 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.cohort import Scan
 from utils.persons import people_of
+
+if TYPE_CHECKING:  # it loads torch, which --help does not wait for
+    from utils.cohort import Scan
 
 CONTENT_BYTES = 8  # two of 100,000 differing scans are taken for one with a probability of 3e-10
 SHOWN = 5  # scans, persons or images that a message names
@@ -34,8 +37,8 @@ def content_of(voxels: np.ndarray) -> str:
 
 
 def require_separate_persons(
-    train: Sequence[Scan],
-    validation: Sequence[Scan],
+    train: Sequence["Scan"],
+    validation: Sequence["Scan"],
     *,
     pattern: re.Pattern | None = None,
     allowed: bool = False,
@@ -65,8 +68,8 @@ def require_separate_persons(
 
 
 def require_separate_images(
-    train: Sequence[Scan],
-    validation: Sequence[Scan],
+    train: Sequence["Scan"],
+    validation: Sequence["Scan"],
     contents: tuple[Sequence[str], Sequence[str]],
     *,
     allowed: bool = False,
@@ -92,7 +95,7 @@ def require_separate_images(
 
 
 def require_unseen(
-    validation: Sequence[Scan],
+    validation: Sequence["Scan"],
     contents: Sequence[str],
     trained_on: Collection[str],
     *,
@@ -121,7 +124,7 @@ def require_unseen(
 
 
 def seen_in_training(
-    scans: Sequence[Scan], contents: Sequence[str], trained_on: Collection[str]
+    scans: Sequence["Scan"], contents: Sequence[str], trained_on: Collection[str]
 ) -> list[str]:
     """The file names of those `scans` whose contents are among `trained_on`, in their order."""
     known = set(trained_on)
@@ -131,7 +134,7 @@ def seen_in_training(
 
 
 def note_seen(
-    scans: Sequence[Scan], contents: Sequence[str], trained_on: Collection[str] | None
+    scans: Sequence["Scan"], contents: Sequence[str], trained_on: Collection[str] | None
 ) -> int | None:
     """Prints which `scans` a network was trained on; returns how many, None where it is unknown."""
     if trained_on is None:
@@ -146,8 +149,8 @@ def note_seen(
 
 
 def _meeting(
-    train: Sequence[Scan],
-    validation: Sequence[Scan],
+    train: Sequence["Scan"],
+    validation: Sequence["Scan"],
     train_keys: Iterable[str],
     validation_keys: Iterable[str],
 ) -> list[tuple[str, str]]:
