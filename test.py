@@ -18,8 +18,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils import results
     from utils.checkpoint import load_ensemble
     from utils.cohort import describe, open_cohort
+    from utils.dataset import open_for_one_reading
     from utils.engine import choose_execution
     from utils.labels import parse_sex_codes, read_labels
+    from utils.leakage import note_seen
     from utils.machine import use_machine_well
     from utils.predictor import Prediction, Predictor, find_checkpoints, note_unknown_sexes
     from utils.setup import say_unused
@@ -61,11 +63,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         insist=args.precision == "bfloat16",
     )
     note_unknown_sexes(checkpoint, scans)
-    ages = Predictor(checkpoint, execution, how).ages(scans)
+    dataset = open_for_one_reading(scans, checkpoint.preparation)
+    seen = note_seen(scans, dataset.contents, checkpoint.trained_on)
+    ages = Predictor(checkpoint, execution, how).ages(dataset)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
     report["preprocessing"] = comparison
+    report["scans_in_training_set"] = seen
     report["checkpoint"] = str(checkpoint.source)
     cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
     results.write_report(report, scans, ages, files, name=cohort)

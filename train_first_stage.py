@@ -34,7 +34,7 @@ def train(args: Namespace, world: "World") -> Path:
 
     from model.scaledense import ScaleDense
     from utils import setup
-    from utils.checkpoint import start_from_checkpoint
+    from utils.checkpoint import load_checkpoint, start_from_checkpoint
     from utils.volumes import Preparation
 
     setup.say_unused(args, "the test set is read only by test.py")
@@ -44,7 +44,9 @@ def train(args: Namespace, world: "World") -> Path:
     preparation = Preparation(
         args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop
     )
+    origins = [load_checkpoint(args.init_from)] if args.init_from else []
     sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution, args.width))
+    setup.require_new_to(args, sets[1], origins)
     ages = np.array([scan.age for scan in sets[0].scans])
     model = ScaleDense(
         args.width,
@@ -53,9 +55,9 @@ def train(args: Namespace, world: "World") -> Path:
         age_spread=float(ages.std()) if args.scaled_head else 1.0,
         dropout=args.dropout,
     )
-    if args.init_from:
-        start_from_checkpoint(model, args.init_from, preparation)
-    return setup.start(args, model, loss, sets, execution, made)
+    for origin in origins:
+        start_from_checkpoint(model, origin, preparation)
+    return setup.start(args, model, loss, sets, execution, made, origins=origins)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def train(args: Namespace, world: "World") -> Path:
     from model.tsan import TSAN, SecondStage
     from utils import setup
     from utils.cascade import unseen_error_spread
-    from utils.checkpoint import load_first_stage, start_from_checkpoint
+    from utils.checkpoint import load_checkpoint, load_first_stage, start_from_checkpoint
 
     setup.say_unused(args, "the test set is read only by test.py")
     setup.check_start(args, world)
@@ -42,15 +42,19 @@ def train(args: Namespace, world: "World") -> Path:
     first = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
     width = args.width or first.model.encoder.width
     second_stage = SecondStage(width, use_sex=args.use_sex, dropout=args.dropout)
+    start = first
     if args.init_from:
-        start_from_checkpoint(second_stage, args.init_from, first.preparation)
+        start = load_checkpoint(args.init_from)
+        start_from_checkpoint(second_stage, start, first.preparation)
     elif args.warm_start:
-        net = args.warm_start_net
-        start = load_first_stage(net, use_sex=args.use_sex) if net else first
+        if args.warm_start_net:
+            start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
         second_stage.start_from(start.model, rough_share=args.rough_share)
+    origins = [first] if start is first else [first, start]
     sets, made = world.everyone(
         lambda: setup.datasets(args, first.preparation, execution, width, first)
     )
+    setup.require_new_to(args, sets[1], origins)
     setup.use_out_of_fold_ages(args, sets[0])
     noise = args.rough_age_noise
     if noise == "auto" and args.out_of_fold_ages:
@@ -59,7 +63,7 @@ def train(args: Namespace, world: "World") -> Path:
         noise = unseen_error_spread(first.model, *sets, execution)
         print(f"noise on the rough age in training: SD {noise:.2f} years")
     model = TSAN(first.model, second_stage, age_step=args.age_step, rough_age_noise=noise)
-    return setup.start(args, model, loss, sets, execution, made)
+    return setup.start(args, model, loss, sets, execution, made, origins=origins)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Any error makes the exit code 1. Nothing is changed.
 """
 
 import argparse
-import hashlib
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -24,6 +23,7 @@ from data_preprocessing.quality import sentences
 from utils.entry import Switch, new_parser, number, run_entry
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.labels import Label, examine_labels, label_of, parse_sex_codes, raise_all
+from utils.leakage import content_of
 from utils.options import add_label_flags
 from utils.persons import add_subject_pattern, person_of_scan
 from utils.sidecars import Preprocessing, read_sidecar, recorded
@@ -54,7 +54,7 @@ class Examined:
     """What a scan's own files say.
 
     Attributes:
-        content: digest of its voxels in LAS order; None where they cannot be used.
+        content: what identifies its image, see `content_of`; None where it cannot be used.
         made: how it was preprocessed; None where it has no sidecar.
         sidecar_damaged: whether its sidecar cannot be read.
     """
@@ -106,7 +106,7 @@ def examine_scan(path: Path) -> Examined:
     examined.findings += _find_implausible(path, voxels)
     if sidecar:
         examined.findings += _find_change(path, sidecar)
-    examined.content = hashlib.sha256(voxels.tobytes()).hexdigest()
+    examined.content = content_of(voxels)
     return examined
 
 

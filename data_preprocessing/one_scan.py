@@ -5,7 +5,6 @@ record first, the scan last. Each appears under its name when it is whole.
 """
 
 import importlib
-import os
 import tempfile
 import time
 import traceback
@@ -20,6 +19,7 @@ from data_preprocessing.inputs import Source, convert_dicom
 from data_preprocessing.mosaic import PageRow, draw_mosaic
 from data_preprocessing.quality import inspect, sentences
 from data_preprocessing.recipe import Identity, Mapped, Recipe
+from utils.entry import shows_tracebacks
 from utils.files import replacing, require_absent, sha256_of
 from utils.sidecars import read_sidecar, sidecar_path, write_sidecar
 from utils.template import load_template
@@ -66,8 +66,8 @@ def preprocess(source: Source, job: Job) -> PageRow:
 
 
 def message_of(error: Exception, source: Source) -> str:
-    """What is said of a scan that failed; with TSAN_DEBUG=1 the traceback is printed as well."""
-    if os.environ.get("TSAN_DEBUG") == "1":
+    """What is said of a scan that failed; with `--debug` the traceback is printed as well."""
+    if shows_tracebacks():
         traceback.print_exception(error)
     known = isinstance(error, (ValueError, OSError))
     return str(error) if known else f"{source.path}: {type(error).__name__}: {error}"

@@ -161,6 +161,8 @@ def predict_one(item: Item, ready: Ready, call: Call) -> dict:
                 raise ValueError(f"{ready.scan}: the network gives no finite age")
             flags |= flags_of_preprocessing(ready.scan, call.predictor)
             sha256 = item.source.sha256()
+            if call.predictor.has_seen(ready.scan):
+                notes.append("in this network's training set: not the error of a new scan")
         except (ValueError, OSError, RuntimeError) as failure:
             ages, error = {}, str(failure)
     if ages and item.sex is None and call.predictor.checkpoint.uses_sex:

@@ -298,7 +298,7 @@ def test_broken_folder_is_one_message_and_leaves_results_alone(tmp_path, whole, 
     assert "b.nii.gz" in error
 
 
-def test_no_traceback_reaches_who_starts_the_program(tmp_path):
+def test_a_traceback_reaches_who_starts_the_program_only_with_debug(tmp_path):
     command = [sys.executable, str(ROOT / "test.py"), "--test_folder", str(tmp_path / "none")]
     command += ["--output_dir", str(tmp_path), "--model_name", "none.pt", "--device", "cpu"]
     environment = os.environ | {"TSAN_DEBUG": ""}
@@ -306,6 +306,11 @@ def test_no_traceback_reaches_who_starts_the_program(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+    command.append("--debug")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert "no such checkpoint" in done.stderr.splitlines()[-1]
 
 
 # Text from outside.

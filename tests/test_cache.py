@@ -33,8 +33,10 @@ def folder(tmp_path):
 def decoded(monkeypatch) -> list[Path]:
     """The files that were decoded."""
     paths: list[Path] = []
-    read = cache.read_volume
-    monkeypatch.setattr(cache, "read_volume", lambda path, *p: paths.append(path) or read(path, *p))
+    read = cache.read_stored
+    monkeypatch.setattr(
+        cache, "read_stored", lambda path, **grid: paths.append(path) or read(path, **grid)
+    )
     return paths
 
 
@@ -48,7 +50,7 @@ def kept_files(folder) -> list[Path]:
 
 
 def as_read(encoded) -> np.ndarray:
-    voxels, levels = (torch.from_numpy(np.array(part)) for part in encoded)
+    voxels, levels = (torch.from_numpy(np.array(part)) for part in encoded[:2])
     return decode(voxels[None, None], levels[None])[0, 0].numpy()
 
 
@@ -270,7 +272,7 @@ def test_runs_side_by_side_share_one_cache_and_read_alike_whichever_it_is(
     tmp_path, decoded, monkeypatch
 ):
     write_cohort(tmp_path / "cohort", {"train": 3, "val": 2})
-    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, *rest: sets)
+    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, *rest, **more: sets)
     images, counts = [], []
     for name, kind in (("a", "disk"), ("b", "disk"), ("c", "device"), ("d", "none")):
         flags = [*training_flags(tmp_path / "cohort", tmp_path / "runs" / name), "--any_grid"]

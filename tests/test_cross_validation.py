@@ -135,6 +135,7 @@ def test_second_stage_trains_on_out_of_fold_ages(cohort, folds, runs, tmp_path, 
         *fold_flags(cohort, folds, 0, tmp_path / "second"),
         *("--first_stage_net", str(runs / "0" / BEST_NAME)),
         *("--warm_start_net", str(runs / "1" / BEST_NAME), "--rough_share", "0.5"),
+        "--allow_shared_persons",  # the network to start from has seen this fold
         *("--out_of_fold_ages", str(tmp_path / "ages.csv")),
     ]
     train_second_stage.main(flags)

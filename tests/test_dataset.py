@@ -111,8 +111,10 @@ def test_a_cohort_for_one_reading_is_decoded_once_if_small_and_checked_if_large(
 ):
     scans = open_cohort(seven_scans, None, ANY)
     decoded = []
-    read = cache.read_volume
-    monkeypatch.setattr(cache, "read_volume", lambda *given: decoded.append(1) or read(*given))
+    read = cache.read_stored
+    monkeypatch.setattr(
+        cache, "read_stored", lambda path, **grid: decoded.append(1) or read(path, **grid)
+    )
     small = open_for_one_reading(scans, ANY)[[0, 6]]
     assert len(decoded) == 7
     monkeypatch.setattr("utils.dataset.KEPT_FOR_ONE_READING", 0)

@@ -1,5 +1,6 @@
 import argparse
 import hashlib
+import os
 
 import pytest
 
@@ -97,3 +98,14 @@ def test_errors_of_the_user_are_one_message_without_traceback(capsys, monkeypatc
     monkeypatch.setenv("TSAN_DEBUG", "1")
     with pytest.raises(ValueError, match="expected this"):
         run_entry(fail)
+
+
+def test_debug_shows_the_traceback_and_is_no_flag_of_the_run(monkeypatch):
+    def fail():
+        assert vars(new_parser("").parse_args(["--debug"])) == {}
+        raise ValueError("scan.nii: expected this")
+
+    monkeypatch.setenv("TSAN_DEBUG", "")
+    with pytest.raises(ValueError, match="expected this"):
+        run_entry(fail)
+    assert os.environ["TSAN_DEBUG"] == "1"  # processes that are started show theirs too

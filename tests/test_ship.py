@@ -136,8 +136,8 @@ def test_an_ensemble_of_checkpoints_is_tested_as_the_mean_of_them(cohort, traine
 def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):
     source = load_checkpoint(checkpoint)
     first, second = ScaleDense(), SecondStage()
-    start_from_checkpoint(first, checkpoint, source.preparation)
-    start_from_checkpoint(second, checkpoint, source.preparation)
+    start_from_checkpoint(first, source, source.preparation)
+    start_from_checkpoint(second, source, source.preparation)
     for ours, theirs in (
         (first, source.model.first_stage),
         (second, source.model.second_stage),
@@ -145,9 +145,9 @@ def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):
         expected = theirs.state_dict()
         assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
     with pytest.raises(ValueError, match="trained on scans prepared as"):
-        start_from_checkpoint(first, checkpoint, Preparation(2))
+        start_from_checkpoint(first, source, Preparation(2))
     with pytest.raises(ValueError, match="use_sex True, but --width and --use_sex say"):
-        start_from_checkpoint(ScaleDense(use_sex=False), checkpoint, source.preparation)
+        start_from_checkpoint(ScaleDense(use_sex=False), source, source.preparation)
     save_checkpoint(tmp_path / "one.pt", ScaleDense(), preparation=source.preparation, summary={})
     with pytest.raises(ValueError, match="expects a second stage"):
-        start_from_checkpoint(second, tmp_path / "one.pt", source.preparation)
+        start_from_checkpoint(second, load_checkpoint(tmp_path / "one.pt"), source.preparation)

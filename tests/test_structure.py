@@ -92,6 +92,7 @@ def test_help_is_answered_without_loading_torch(name, tmp_path):
     command = [sys.executable, "-X", "importtime", str(ROOT / name), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "usage:" in done.stdout
+    assert "--debug" in done.stdout
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 

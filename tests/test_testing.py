@@ -272,7 +272,8 @@ def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(tmp_
     weights = authors_state_dict("first_stage", seed=1)
     torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")
     monkeypatch.setattr(setup, "datasets", lambda *given: ((None, None), None))
-    monkeypatch.setattr(setup, "start", lambda args, model, *rest: model)
+    monkeypatch.setattr(setup, "require_new_to", lambda *given: None)
+    monkeypatch.setattr(setup, "start", lambda args, model, *rest, **more: model)
     model = train_second_stage.main(
         [
             *("--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir"),

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 from utils.files import replacing
-from utils.volumes import Preparation, normalise, read_volume
+from utils.leakage import content_of
+from utils.volumes import Preparation, normalise, read_stored, reduce_volume
 
 KINDS = ("none", "disk", "device")
 DTYPES = {8: torch.uint8, 16: torch.float16, 32: torch.float32}
@@ -66,10 +68,14 @@ class Cache:
 
 
 class Encoded(NamedTuple):
-    """A z-scored volume as it is kept: voxels (D, H, W); levels (3,), see `encode`."""
+    """A z-scored volume as it is kept: voxels (D, H, W); levels (3,), see `encode`.
+
+    `content` identifies the scan that it was made from, see `content_of`.
+    """
 
     voxels: np.ndarray
     levels: np.ndarray
+    content: str = ""
 
 
 def encode(image: np.ndarray, background: float, bits: int) -> Encoded:
@@ -131,17 +137,27 @@ def read_encoded(path: Path, preparation: Preparation, bits: int) -> Encoded:
     """Decodes a scan's file, z-scores and encodes it.
 
     Raises:
-        ValueError: as `read_volume` and `encode`, naming the file.
+        ValueError: as `read_stored`, `reduce_volume` and `encode`, naming the file.
     """
-    volume = read_volume(path, preparation)
+    stored = read_stored(path, any_grid=preparation.any_grid)
+    try:
+        return prepare(stored, preparation, bits)._replace(content=content_of(stored))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def prepare(stored: np.ndarray, preparation: Preparation, bits: int) -> Encoded:
+    """Reduces, z-scores and encodes a volume from `read_stored`.
+
+    Raises:
+        ValueError: as `reduce_volume` and `encode`.
+    """
+    volume = reduce_volume(stored, preparation)
     image = normalise(volume, preparation.intensity)
     outside = image[volume <= 0]
     # The authors' rule lowers what lies below 0; a voxel of 0 is the highest of the outside.
     background = float(outside.max()) if outside.size else 0.0
-    try:
-        return encode(image, background, bits)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return encode(image, background, bits)
 
 
 def entry_name(path: Path, preparation: Preparation, bits: int) -> str:
@@ -194,7 +210,9 @@ class DiskCache:
         try:
             with replacing(self.folder / self.names[index], overwrite=True) as temporary:
                 temporary.write_bytes(
-                    self._header(index) + entry.levels.tobytes() + entry.voxels.tobytes()
+                    (self._identity(index) + entry.content.encode()).ljust(HEADER_BYTES)
+                    + entry.levels.tobytes()
+                    + entry.voxels.tobytes()
                 )
         except OSError as error:
             raise self._unwritable(error) from error
@@ -229,21 +247,25 @@ class DiskCache:
         try:
             with path.open("rb") as file:
                 header = file.read(HEADER_BYTES)
-                if header != self._header(index) or os.fstat(file.fileno()).st_size != self._size:
+                content = header.removeprefix(self._identity(index)).decode("ascii", "replace")
+                # Files of before the guards against leakage have no content: they are made anew.
+                whole = re.fullmatch(r"[0-9a-f]{16} *", content)
+                if not whole or os.fstat(file.fileno()).st_size != self._size:
                     return None
                 levels = np.frombuffer(file.read(12), np.float32)
                 dtype = NUMPY_DTYPES[self.bits]
-                return Encoded(np.memmap(file, dtype, "r", HEADER_BYTES + 12, self.shape), levels)
+                voxels = np.memmap(file, dtype, "r", HEADER_BYTES + 12, self.shape)
+                return Encoded(voxels, levels, content.strip())
         except OSError:  # not there, or not to be read: `decode` makes it or says why it cannot
             return None
 
-    def _header(self, index: int) -> bytes:
-        text = b"%s %s %s" % (
+    def _identity(self, index: int) -> bytes:
+        """What the header of a file says before the scan's content."""
+        return b"%s %s %s " % (
             MAGIC,
             self.names[index].encode(),
             "x".join(map(str, self.shape)).encode(),
         )
-        return text.ljust(HEADER_BYTES)
 
     @property
     def _size(self) -> int:

@@ -14,6 +14,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -81,6 +82,14 @@ class Checkpoint:
     def saw_mirrored(self) -> bool:
         """Whether its training scans were mirrored at random; unknown counts as not."""
         return bool(self.summary.get("training", {}).get("augmentation", {}).get("flip"))
+
+    @property
+    def trained_on(self) -> list[str] | None:
+        """Contents of all scans that any of its stages was trained on; None where it is unknown.
+
+        See `content_of` in utils/leakage.py.
+        """
+        return self.summary.get("training_contents")
 
 
 def save_checkpoint(
@@ -191,6 +200,8 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         "training_ages": None
         if None in ranges
         else [max(low for low, _ in ranges), min(high for _, high in ranges)],
+        # What any of them was trained on; None where no one knows.
+        "training_contents": union_of_contents(everyone),
         "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
         "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
     }
@@ -202,6 +213,17 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         None,
         f"the mean of {', '.join(str(one.source) for one in everyone)}",
     )
+
+
+def union_of_contents(
+    checkpoints: Sequence[Checkpoint], own: Sequence[str] = ()
+) -> list[str] | None:
+    """Contents of all scans that any of the networks was trained on, and `own`, sorted.
+
+    None where there are none and no checkpoint knows.
+    """
+    known = [one.trained_on for one in checkpoints if one.trained_on is not None]
+    return sorted({*own, *chain.from_iterable(known)}) if own or known else None
 
 
 def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
@@ -219,15 +241,14 @@ def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkp
 
 
 def start_from_checkpoint(
-    network: ScaleDense | SecondStage, path: str | Path, preparation: Preparation
+    network: ScaleDense | SecondStage, checkpoint: Checkpoint, preparation: Preparation
 ) -> None:
     """Gives a network of either stage the weights of that stage in a checkpoint.
 
     Raises:
         ValueError: the checkpoint lacks that stage, or its network or preparation is another.
     """
-    checkpoint = load_checkpoint(path)
-    model = checkpoint.model
+    path, model = checkpoint.source, checkpoint.model
     if isinstance(network, SecondStage):
         if checkpoint.stage == 1:
             raise ValueError(f"{path}: a first stage; --init_from expects a second stage here")

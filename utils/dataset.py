@@ -38,18 +38,36 @@ KEPT_FOR_ONE_READING = 2**30  # bytes
 T = TypeVar("T")
 
 
-def require_readable(scans: list[Scan], preparation: Preparation, bits: int = 32) -> None:
+def require_readable(scans: list[Scan], preparation: Preparation, bits: int = 32) -> list[str]:
     """Decodes every scan once, so that a bad one stops the run at its start, not in its middle.
+
+    Returns:
+        What identifies each scan's image, see `content_of`.
 
     Raises:
         ValueError: all scans that cannot be read, are not finite, hold no brain, or spread too far
             for that many bits a voxel.
     """
 
-    def check(scan: Scan) -> None:
-        read_encoded(scan.path, preparation, bits)
+    def check(scan: Scan) -> str:
+        return read_encoded(scan.path, preparation, bits).content
 
-    _for_all(scans, check, title="checking")
+    return _for_all(scans, check, title="checking")
+
+
+def open_checked(
+    scans: list[Scan], preparation: Preparation, cache: Cache | None = None
+) -> "ScanDataset":
+    """The scans, all of them decoded once, whichever the cache, and so known to be readable.
+
+    Raises:
+        ValueError, OSError: as `ScanDataset`; all bad scans at once.
+    """
+    cache = cache or NO_CACHE
+    dataset = ScanDataset(scans, preparation, cache)
+    if cache.kind == "none":  # what is kept is decoded at once
+        dataset.contents = require_readable(scans, preparation, cache.bits)
+    return dataset
 
 
 def open_for_one_reading(scans: list[Scan], preparation: Preparation) -> "ScanDataset":
@@ -61,29 +79,31 @@ def open_for_one_reading(scans: list[Scan], preparation: Preparation) -> "ScanDa
         ValueError: all bad scans at once.
     """
     needed = 4 * len(scans) * math.prod(preparation.input_shape(scans[0].shape))
-    if needed <= min(KEPT_FOR_ONE_READING, free_memory(CPU) // 2):
-        return ScanDataset(scans, preparation, Cache("device"))
-    require_readable(scans, preparation)
-    return ScanDataset(scans, preparation)
+    fits = needed <= min(KEPT_FOR_ONE_READING, free_memory(CPU) // 2)
+    return open_checked(scans, preparation, Cache("device") if fits else NO_CACHE)
 
 
-def _for_all(items: Sequence[T], decode: Callable[[T], None], *, title: str) -> None:
+def _for_all(items: Sequence[T], decode: Callable[[T], str], *, title: str) -> list[str]:
     """`decode` of every scan, in threads, since gunzip and numpy release the interpreter lock.
+
+    Returns:
+        What `decode` returned, in the order of `items`.
 
     Raises:
         ValueError: what was wrong with each scan that could not be decoded, all at once.
     """
 
-    def attempt(item: T) -> str | None:
+    def attempt(item: T) -> tuple[str, str]:
         try:
-            decode(item)
+            return decode(item), ""
         except ValueError as error:
-            return str(error)
-        return None
+            return "", str(error)
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         results = list(tqdm(pool.map(attempt, items), title, len(items), disable=None, leave=False))
-    raise_all(sorted(filter(None, results)))  # by file, whatever the order they were tried in
+    problems = [problem for _, problem in results if problem]
+    raise_all(sorted(problems))  # by file, whatever the order they were tried in
+    return [result for result, _ in results]
 
 
 class ScanDataset(Dataset):
@@ -103,6 +123,8 @@ class ScanDataset(Dataset):
 
     # (scans, 1) years in place of a first stage's ages, where they are set: batches bring them.
     rough_age: Tensor | None = None
+    # What identifies each scan's image, see `content_of`; empty where none has been decoded yet.
+    contents: Sequence[str] = ()
 
     def __init__(self, scans: list[Scan], preparation: Preparation, cache: Cache = NO_CACHE):
         self.scans, self.preparation, self.cache = scans, preparation, cache
@@ -172,10 +194,11 @@ class ScanDataset(Dataset):
             bits=self.cache.bits,
         )
 
-        def decode(index: int) -> None:
-            self._disk.decode(index)
+        def decode(index: int) -> str:
+            return self._disk.decode(index).content
 
         _for_all(self._disk.prepare(), decode, title="decoding scans")
+        self.contents = [self._disk[index].content for index in range(len(self))]
 
     def _fill_device(self) -> None:
         shape, device, bits = (len(self), 1, *self.shape), self.cache.device, self.cache.bits
@@ -183,12 +206,13 @@ class ScanDataset(Dataset):
         self._image = torch.empty(shape, dtype=DTYPES[bits], device=device)
         self._levels = torch.empty(len(self), 3)
 
-        def decode(index: int) -> None:
+        def decode(index: int) -> str:
             entry = self._read(index)
             self._image[index, 0] = torch.from_numpy(entry.voxels)
             self._levels[index] = torch.from_numpy(entry.levels)
+            return entry.content
 
-        _for_all(range(len(self)), decode, title="decoding scans")
+        self.contents = _for_all(range(len(self)), decode, title="decoding scans")
 
 
 def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,9 +250,14 @@ class StratifiedBatches:
         strata = [*order[:start].split(count), order[start : start + left]]
         strata += order[start + left :].split(count)
         drawn = [stratum[torch.randperm(len(stratum))].tolist() for stratum in strata]
-        for batch in range(count):
-            scans = torch.tensor([stratum[batch] for stratum in drawn if batch < len(stratum)])
-            yield scans[torch.randperm(len(scans))].tolist()
+        batches = [
+            [stratum[batch] for stratum in drawn if batch < len(stratum)] for batch in range(count)
+        ]
+        # All is drawn before the first batch is read: processes that read ahead would else take
+        # these draws before those of the augmentation, and their number change the training.
+        orders = [torch.randperm(len(batch)) for batch in batches]
+        for batch, order in zip(batches, orders, strict=True):
+            yield torch.tensor(batch)[order].tolist()
 
 
 class RandomBatches:

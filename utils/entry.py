@@ -13,14 +13,44 @@ TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
 
 
+DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
+
+
 def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
-    """A parser that shows defaults and refuses shortened flags."""
-    return argparse.ArgumentParser(
+    """A parser that shows defaults, refuses shortened flags and has `--debug`."""
+    parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
         **kwargs,
     )
+    parser.add_argument("--debug", action=ShowTracebacks)
+    return parser
+
+
+def shows_tracebacks() -> bool:
+    """Whether tracebacks are asked for, with `--debug` or in the environment."""
+    return os.environ.get(DEBUG) == "1"
+
+
+class ShowTracebacks(argparse.Action):
+    """`--debug`: sets the variable, which processes that are started inherit; no flag is stored.
+
+    So it is no part of what checkpoints and resumed runs say and compare.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs):
+        super().__init__(
+            option_strings,
+            argparse.SUPPRESS,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help=f"show tracebacks of errors, as {DEBUG}=1 in the environment does",
+        )
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Turns tracebacks on for this process and those it starts."""
+        os.environ[DEBUG] = "1"
 
 
 class Switch(argparse.BooleanOptionalAction):
@@ -86,12 +116,12 @@ class Terminated(KeyboardInterrupt):
 def run_entry(main: Callable[[], None]) -> None:
     """Runs `main`; what the user can mend (ValueError, OSError) is one message and exit code 1.
 
-    With TSAN_DEBUG=1 in the environment the traceback is shown as well.
+    With `--debug`, or TSAN_DEBUG=1 in the environment, the traceback is shown as well.
     """
     try:
         main()
     except (ValueError, OSError) as error:
-        if os.environ.get("TSAN_DEBUG") == "1":
+        if shows_tracebacks():
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

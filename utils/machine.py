@@ -4,6 +4,8 @@ Measured in docs/PERFORMANCE.md.
 """
 
 import ctypes
+import os
+import warnings
 
 import joblib
 import torch
@@ -21,6 +23,18 @@ def use_machine_well(threads: int = 0) -> None:
     """
     torch.set_num_threads(threads or min(torch.get_num_threads(), joblib.cpu_count()))
     keep_freed_memory()
+
+
+def be_deterministic() -> None:
+    """Has torch use kernels that give the same result each time, wherever it has them.
+
+    Where it has none it warns. Of max-pooling's backward pass it would do so without need: its sums
+    depend on their order only where windows overlap, and those of the networks here do not.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+    warnings.filterwarnings("ignore", message="max_pool3d_with_indices_backward_cuda")
 
 
 def keep_freed_memory() -> bool:

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from utils.entry import Switch, new_parser, number
+from utils.persons import add_subject_pattern
 
 # The published flags. An entry point accepts those it has no use for and says so.
 PUBLISHED_FLAGS = (
@@ -230,6 +231,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         "validate, all others train",
     )
     group.add_argument("--fold", type=number(int, low=0), help="the fold held out")
+    group.add_argument(
+        "--allow_shared_persons",
+        action=Switch,
+        default=False,
+        help="train although a person, or an image, is in training and in validation",
+    )
+    add_subject_pattern(group)
     add_preprocessing_flags(group)
     add_cache_flags(group)
     group = parser.add_argument_group("output")
@@ -252,6 +260,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         action=Switch,
         default=False,
         help="compute inner activations again in the backward pass: less memory, slower",
+    )
+    machine.add_argument(
+        "--deterministic",
+        action=Switch,
+        default=False,
+        help="on a GPU only kernels that give the same result each time, slower; on a CPU all do",
     )
 
 

@@ -44,7 +44,7 @@ def people_of(scans: Sequence[str], *, pattern: re.Pattern | None = None) -> dic
     return people
 
 
-def add_subject_pattern(parser: argparse.ArgumentParser) -> None:
+def add_subject_pattern(parser: argparse._ActionsContainer) -> None:
     """How the person is found in a scan's name, see `person_of_scan`."""
     parser.add_argument(
         "--subject_pattern",

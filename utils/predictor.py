@@ -19,8 +19,9 @@ from utils.cohort import Scan
 from utils.dataset import ScanDataset, evaluation_loader, open_for_one_reading
 from utils.engine import Execution, choose_execution, compile_network, predict, settle_precision
 from utils.labels import SEX_WORDS
+from utils.leakage import content_of
 from utils.options import BEST_NAME
-from utils.volumes import image_stem, read_header
+from utils.volumes import image_stem, read_header, read_stored
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 SHIPPED = "tsan_oasis1_*.pt"
@@ -110,6 +111,20 @@ class Predictor:
             raise ValueError(f"sex {sex!r}: F, M or None expected")
         scan = self.scan(path, None if word is None else SEX_WORDS[word])
         return {name: float(years[0]) for name, years in self.ages([scan]).items()}
+
+    def has_seen(self, path: str | Path) -> bool:
+        """Whether this very image was among the training scans; unknown counts as not.
+
+        The file is read for it, unless the checkpoint does not know its training scans.
+
+        Raises:
+            ValueError: not a readable scan on the grid that the network reads.
+        """
+        trained_on = self.checkpoint.trained_on
+        if not trained_on:
+            return False
+        stored = read_stored(Path(path), any_grid=self.checkpoint.preparation.any_grid)
+        return content_of(stored) in trained_on
 
     def scan(self, path: str | Path, sex: int | None) -> Scan:
         """A scan of unknown age, its header checked; sex 0 female, 1 male, None unknown.

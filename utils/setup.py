@@ -1,8 +1,9 @@
 """From parsed flags to the objects of a training run; `args` goes no further than this file."""
 
 import argparse
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,15 +15,16 @@ from model.scaledense import WIDTHS
 from model.sorter import load_shipped_sorter, load_sorter
 from utils.augment import Augmentation
 from utils.cache import Cache
-from utils.checkpoint import Checkpoint, require_alike
+from utils.checkpoint import Checkpoint, require_alike, union_of_contents
 from utils.cohort import describe, open_cohort
 from utils.cross_validation import hold_out, out_of_fold_ages, read_folds
-from utils.dataset import ScanDataset, require_readable, require_shareable
+from utils.dataset import ScanDataset, open_checked, require_shareable
 from utils.distributed import World
 from utils.engine import Execution, choose_execution, compile_network
 from utils.entry import Terminated
 from utils.labels import parse_sex_codes, read_labels
-from utils.machine import use_machine_well
+from utils.leakage import require_separate_images, require_separate_persons, require_unseen
+from utils.machine import be_deterministic, use_machine_well
 from utils.optimisation import Optimisation
 from utils.sidecars import UNKNOWN, Preprocessing, preprocessing_of
 from utils.trainer import Trainer, Training, can_resume, require_fresh_folder
@@ -83,16 +85,33 @@ def datasets(
     require_disjoint(*cohorts)
     if args.folds:
         cohorts = hold_out(cohorts[0] + cohorts[1], read_folds(args.folds), args.fold)
+    require_separate_persons(
+        *cohorts, pattern=args.subject_pattern, allowed=args.allow_shared_persons
+    )
     for name, scans in zip(("training", "validation"), cohorts, strict=True):
         print(f"{name}: {describe(scans)}")
     paths = [scan.path for scans in cohorts for scan in scans]
     made = scans_preprocessing(args, paths, first_stage)
     cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
-    if args.cache == "none":  # what is kept is decoded, and so checked, at once
-        for scans in cohorts:
-            require_readable(scans, preparation, args.cache_bits)
-    train_set, val_set = (ScanDataset(scans, preparation, cache) for scans in cohorts)
+    train_set, val_set = (open_checked(scans, preparation, cache) for scans in cohorts)
+    require_separate_images(
+        *cohorts, (train_set.contents, val_set.contents), allowed=args.allow_shared_persons
+    )
     return (train_set, val_set), made
+
+
+def require_new_to(
+    args: argparse.Namespace, val_set: ScanDataset, origins: Iterable[Checkpoint]
+) -> None:
+    """Raises ValueError where a network that training starts from has learnt from `val_set`."""
+    for origin in origins:
+        require_unseen(
+            val_set.scans,
+            val_set.contents,
+            origin.trained_on or (),
+            source=origin.source,
+            allowed=args.allow_shared_persons,
+        )
 
 
 def scans_preprocessing(
@@ -210,8 +229,13 @@ def start(
     sets: tuple,
     execution,
     preprocessing: Preprocessing,
+    *,
+    origins: Sequence[Checkpoint] = (),
 ) -> Path:
-    """Trains, or continues training, and returns the best checkpoint's path."""
+    """Trains, or continues training, and returns the best checkpoint's path.
+
+    `origins` are the networks that training starts from or that stay in its network.
+    """
     if args.recompute_activations:
         recompute_activations(model)
     if args.compile:
@@ -224,8 +248,8 @@ def start(
         execution=execution,
         output_dir=Path(args.output_dir),
     )
-    flags = {key: value for key, value in vars(args).items() if key != "unused"}
-    trainer.describe(preprocessing, flags=flags)
+    contents = union_of_contents(origins, sets[0].contents)
+    trainer.describe(preprocessing, flags=plain_flags(args), training_contents=contents)
     world = execution.world
     if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
         world.everyone(trainer.resume)
@@ -236,6 +260,15 @@ def start(
         f"lowest validation MAE {trainer.best_mae:.2f} years at epoch {trainer.best_epoch}: {best}"
     )
     return best
+
+
+def plain_flags(args: argparse.Namespace) -> dict:
+    """The flags as plain values, which checkpoints are made of."""
+    return {
+        name: value.pattern if isinstance(value, re.Pattern) else value
+        for name, value in vars(args).items()
+        if name != "unused"
+    }
 
 
 @contextmanager
@@ -264,6 +297,8 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
 def seeded_execution(args: argparse.Namespace, world: World) -> Execution:
     """Device and precision, with torch's generators seeded for the network's first weights."""
     use_machine_well(args.threads)
+    if args.deterministic:
+        be_deterministic()
     execution = choose_execution(args.device, args.precision, world)
     torch.manual_seed(args.seed)
     return execution

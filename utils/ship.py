@@ -4,7 +4,8 @@ r"""Makes a trained network small and self-describing, to be given to others.
         --cohort "Whose scans" --licence "CC BY 4.0" --metrics runs/second_stage/metrics.json
 
 The state to resume from and the paths of the training are left out, weights become float16, and a
-model card goes into the file: `torch.load(FILE, weights_only=True)["summary"]["card"]`.
+model card goes into the file: `torch.load(FILE, weights_only=True)["summary"]["card"]`. The hashes
+of the training scans stay, so that test.py can say that it is given one of them.
 """
 
 import argparse
@@ -18,7 +19,10 @@ if __package__ in (None, ""):  # run as a file, Python looks for imports beside 
 from utils.entry import new_parser, run_entry
 
 CHECKSUMS = "SHA256SUMS"
-KEPT = ("epoch", "training", "scans", "mean_training_age", "training_ages", "training_sexes")
+KEPT = (
+    "epoch", "training", "scans", "mean_training_age", "training_ages", "training_sexes",
+    "training_contents",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

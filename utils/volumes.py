@@ -186,10 +186,22 @@ def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
         float32, 91x109x91 at 2 mm, 45x54x45 at 4 mm; cropped, 76x92x78 and 38x46x39.
 
     Raises:
-        ValueError: as `read_header`; or the voxels cannot be read, are not finite, or have no
-            spread over the brain (voxels > 0).
+        ValueError: as `read_stored` and `reduce_volume`, naming the file.
     """
-    read_header(path, any_grid=preparation.any_grid)
+    stored = read_stored(path, any_grid=preparation.any_grid)
+    try:
+        return reduce_volume(stored, preparation)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_stored(path: Path, *, any_grid: bool = False) -> np.ndarray:
+    """Decodes a scan into LAS order, float32, at the resolution of the file.
+
+    Raises:
+        ValueError: as `read_header`; or the voxels cannot be read or are not finite.
+    """
+    read_header(path, any_grid=any_grid)
     try:
         image = nibabel.load(path)
         voxels = read_voxels(image)
@@ -200,7 +212,15 @@ def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
         count = int((~np.isfinite(voxels)).sum())
         raise ValueError(f"{path}: {count} voxels are NaN or infinite, finite values expected")
     transform = ornt_transform(io_orientation(image.affine), axcodes2ornt("LAS"))
-    voxels = np.ascontiguousarray(nibabel.apply_orientation(voxels, transform))
+    return np.ascontiguousarray(nibabel.apply_orientation(voxels, transform))
+
+
+def reduce_volume(voxels: np.ndarray, preparation: Preparation) -> np.ndarray:
+    """Crops and averages a volume from `read_stored` as `preparation` says.
+
+    Raises:
+        ValueError: no spread over the brain (voxels > 0).
+    """
     if preparation.crop:
         voxels = np.ascontiguousarray(voxels[tuple(slice(*ends) for ends in BRAIN_BOX)])
     if preparation.resolution == 4:
@@ -208,8 +228,8 @@ def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
     brain = voxels[voxels > 0]
     if brain.size == 0 or not brain.std() > 0:
         raise ValueError(
-            f"{path}: no brain: voxels above 0 with differing values expected, "
-            f"found {brain.size} voxels above 0"
+            "no brain: voxels above 0 with differing values expected, found "
+            f"{brain.size} voxels above 0"
         )
     return voxels
 
