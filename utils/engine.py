@@ -80,7 +80,7 @@ def choose_execution(
         if ":" not in device:
             device = f"cuda:{torch.cuda.current_device()}"
         torch.cuda.set_device(device)  # what asks for "the GPU" means this one
-        # torch lets float32 convolutions run as TF32, with the 10 bits of float16: 0.15 % of an age.
+        # torch lets float32 convolutions run as TF32, of 10 bits as float16: 0.15 % of an age.
         torch.backends.cudnn.allow_tf32 = False
     if precision == "auto":
         # On a CPU, bfloat16 training measured slower than float32.
