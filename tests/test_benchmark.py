@@ -1,12 +1,16 @@
 """The benchmark's arithmetic and that it runs; never how fast anything is."""
 
+import io
 import json
 import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmark import cases as benchmark_cases
 from benchmark.__main__ import CASES, build_parser, main, planned
 from benchmark.cases import (
     MEASURES,
@@ -191,14 +195,30 @@ def test_networks_are_measured_in_speed_operations_and_memory(measure, form):
 
 
 @pytest.mark.slow
-def test_a_form_measured_in_its_own_process_says_what_went_wrong():
+def test_a_form_measured_in_its_own_process_says_its_figures_or_what_went_wrong():
+    request = {"measure": "ceiling", "form": "float32", "settings": vars(QUICK)}
+    figures = in_own_process("benchmark.cases", request, threads=1)
+    assert figures["TFLOP/s"] > 0
     request = {"measure": "inference", "form": "theirs", "settings": vars(QUICK)}
     with pytest.raises(ValueError, match="no form called 'theirs'"):
-        in_own_process("benchmark.cases", request)
+        in_own_process("benchmark.cases", request, threads=1)
+
+
+def answer(request: dict) -> dict[str, float]:
+    """What `python -m benchmark.cases` answers."""
+    sys.stdin, sys.stdout = io.StringIO(json.dumps(request)), io.StringIO()
+    benchmark_cases.main()
+    return json.loads(sys.stdout.getvalue().splitlines()[-1])["figures"]
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys):
+def test_the_whole_benchmark_runs_and_writes_what_it_prints(forking, tmp_path, capsys, monkeypatch):
+    def in_fork(module: str, request: dict, *, threads: int = 0) -> dict[str, float]:
+        with ProcessPoolExecutor(1, mp_context=forking) as pool:
+            return pool.submit(answer, request).result()
+
+    # A process for each form, as ever, but one that need not import torch.
+    monkeypatch.setattr(benchmark_cases, "in_own_process", in_fork)
     file = tmp_path / "performance.json"
     flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
 
