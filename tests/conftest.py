@@ -109,6 +109,14 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_cohort(tmp_path_factory) -> Path:
+    """4 training and 2 validation scans of TINY size: two batches of two, for repeated runs."""
+    folder = tmp_path_factory.mktemp("small_cohort")
+    write_cohort(folder, {"train": 4, "val": 2})
+    return folder
+
+
+@pytest.fixture(scope="session")
 def grid_cohort(tmp_path_factory) -> Path:
     """3 training, 2 validation and 3 test scans on the real grid, with labels.csv."""
     folder = tmp_path_factory.mktemp("grid_cohort")
