@@ -240,7 +240,7 @@ def test_the_authors_files_give_the_authors_ages(narrow_released, tmp_path):
     names = {"first_stage": "ScaleDense_best_model.pth.tar", "second_stage": "second.pth.tar"}
     networks = {}
     for stage, name in names.items():
-        state_dict = narrow_state_dict(stage, seed=2)
+        state_dict = narrow_state_dict(stage, seed=3)
         torch.save({"state_dict": {f"module.{k}": v for k, v in state_dict.items()}},
                    tmp_path / name)  # fmt: skip
         networks[stage] = from_authors(state_dict, use_sex=True)
@@ -258,6 +258,7 @@ def test_the_authors_files_give_the_authors_ages(narrow_released, tmp_path):
     cascade = TSAN(networks["first_stage"], networks["second_stage"]).eval()
     with torch.inference_mode():
         expected = cascade.predict(image, torch.tensor([0, 1]))
+    assert (expected["stage_one_age"] > 1).all()  # the closing ReLU leaves something to compare
     np.testing.assert_allclose(first, expected["stage_one_age"][:, 0], atol=0.011)
     for column in ("stage_one_age", "predicted_age"):
         found = [float(row[column]) for row in second]
