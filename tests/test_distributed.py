@@ -378,6 +378,7 @@ def started_twice(
         task.start()
     for task in tasks:
         task.join(timeout=120)
+        task.kill()  # nothing to one that has ended
     said = [[(folder / f"{rank}.{stream}").read_text() for rank in (0, 1)]
             for stream in ("out", "err")]  # fmt: skip
     return [task.exitcode for task in tasks], *said
