@@ -6,4 +6,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 make_environment requirements.txt requirements-dev.txt
 cd "$ROOT"
-"$PYTHON" -m pytest -q -n 2 "$@" # two processes of one thread each
+export OMP_NUM_THREADS=1 # two processes of one thread each, and so what they start
+"$PYTHON" -m pytest -q -n 2 "$@"

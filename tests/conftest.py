@@ -1,19 +1,24 @@
 """Generated brains and cohorts; no test needs real scans."""
 
+import multiprocessing
 import os
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from golden_networks import NARROW
 
+from model.scaledense import WIDTHS
 from utils.sidecars import write_sidecar
 from utils.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
 
 # Networks this small lose time to a second thread, the more so on a busy machine.
 torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
 # A part of a file name whose bytes are not UTF-8; other systems do not let one make it.
 UNDECODABLE = os.fsdecode(b"caf\xe9")
 needs_any_name = pytest.mark.skipif(sys.platform != "linux", reason="file names must be UTF-8")
@@ -76,10 +81,38 @@ def seeded():
 
 
 @pytest.fixture(scope="session")
+def forking():
+    """Makes fresh processes that need not import torch, which takes seconds; see multiprocessing.
+
+    They are forked from one that has imported what training and the benchmark do, and no more.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["conftest", "utils.setup", "benchmark.cases", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def narrow_released(monkeypatch):
+    """The released width with few channels, for files of `narrow_state_dict`."""
+    monkeypatch.setitem(WIDTHS, "released", NARROW)
+
+
+@pytest.fixture(scope="session")
 def cohort(tmp_path_factory) -> Path:
     """8 training, 4 validation and 7 test scans of TINY size, with labels.csv."""
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder, {"train": 8, "val": 4, "test": 7})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_cohort(tmp_path_factory) -> Path:
+    """4 training and 2 validation scans of TINY size: two batches of two, for repeated runs."""
+    folder = tmp_path_factory.mktemp("small_cohort")
+    write_cohort(folder, {"train": 4, "val": 2})
     return folder
 
 

@@ -5,15 +5,23 @@ Every tensor comes from numpy's RandomState, seeded by its key in the authors' f
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
+
+from model.authors import to_authors
+from model.scaledense import WIDTHS, ScaleDense
+from model.tsan import SecondStage
 
 GOLDEN = Path(__file__).parent / "golden"
 STATE_DICT_KEYS = json.loads((GOLDEN / "authors_state_dict_keys.json").read_text())
 OUTPUTS = json.loads((GOLDEN / "authors_network_outputs.json").read_text())
+# The layers and keys of the released width in kilobytes, not 400 MB, for what no size changes.
+NARROW = replace(WIDTHS["released"], block_channels=(8, 8, 16, 16, 32), pooled_channels=88)
 
 
 def draw(key: str, shape: list[int], seed: int) -> np.ndarray:
@@ -41,6 +49,15 @@ def weight(key: str, shape: list[int], seed: int) -> Tensor:
 
 def authors_state_dict(stage: str, seed: int) -> dict[str, Tensor]:
     return {key: weight(key, shape, seed) for key, shape in STATE_DICT_KEYS[stage].items()}
+
+
+def narrow_state_dict(stage: str, seed: int) -> dict[str, Tensor]:
+    """Weights of a NARROW network under the authors' keys; it is built where it is `released`."""
+    network = {"first_stage": ScaleDense, "second_stage": SecondStage}[stage]
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setitem(WIDTHS, "released", NARROW)
+        shapes = {key: list(value.shape) for key, value in to_authors(network("released")).items()}
+    return {key: weight(key, shape, seed) for key, shape in shapes.items()}
 
 
 def images(case: dict) -> Tensor:

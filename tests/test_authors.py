@@ -1,13 +1,22 @@
 """Parity with the authors' released networks: figures, keys and shapes (tests/golden/)."""
 
+from functools import lru_cache
+
 import pytest
 import torch
-from golden_networks import OUTPUTS, STATE_DICT_KEYS, authors_state_dict, images
+from golden_networks import (
+    OUTPUTS,
+    STATE_DICT_KEYS,
+    authors_state_dict,
+    images,
+    narrow_state_dict,
+)
 
 from model.authors import from_authors, stage_of, to_authors
 from model.layers import fuse_for_inference
 from model.scaledense import ScaleDense
 from model.tsan import SecondStage
+from utils.checkpoint import export_to_authors, load_checkpoint
 
 SMALL = min(OUTPUTS, key=lambda case: case["shape"])
 CASES = [
@@ -16,13 +25,19 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def weights():
+    """`authors_state_dict`, which draws the last two networks once: each has 400 MB."""
+    return lru_cache(maxsize=2)(authors_state_dict)
+
+
 def close(values: torch.Tensor, listed: list[float]) -> None:
     torch.testing.assert_close(values, torch.tensor(listed), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_first_stage_returns_the_authors_ages(case):
-    network = from_authors(authors_state_dict("first_stage", case["seed"]), use_sex=True)
+def test_first_stage_returns_the_authors_ages(weights, case):
+    network = from_authors(weights("first_stage", case["seed"]), use_sex=True)
     seen = {}
     for name, part in (("pooled", network.encoder.backbone), ("before_relu", network.head)):
         part.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
@@ -38,8 +53,8 @@ def test_first_stage_returns_the_authors_ages(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_first_stage_without_sex_returns_the_authors_ages(case):
-    network = from_authors(authors_state_dict("first_stage", case["seed"]), use_sex=False)
+def test_first_stage_without_sex_returns_the_authors_ages(weights, case):
+    network = from_authors(weights("first_stage", case["seed"]), use_sex=False)
 
     with torch.inference_mode():
         age = network(images(case), torch.tensor(case["sex"]))[:, 0]
@@ -49,8 +64,8 @@ def test_first_stage_without_sex_returns_the_authors_ages(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_second_stage_returns_the_authors_residuals_fused_or_not(case):
-    network = from_authors(authors_state_dict("second_stage", case["seed"]), use_sex=True)
+def test_second_stage_returns_the_authors_residuals_fused_or_not(weights, case):
+    network = from_authors(weights("second_stage", case["seed"]), use_sex=True)
     image, sex = images(case), torch.tensor(case["sex"])
     rough_age = torch.tensor(case["rough_age"])[:, None]
 
@@ -64,8 +79,8 @@ def test_second_stage_returns_the_authors_residuals_fused_or_not(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STATE_DICT_KEYS)
 @pytest.mark.parametrize("use_sex", [True, False])
-def test_every_listed_key_and_shape_is_written_back(stage, use_sex):
-    original = authors_state_dict(stage, seed=1)
+def test_every_listed_key_and_shape_is_written_back(weights, stage, use_sex):
+    original = weights(stage, 1)
 
     exported = to_authors(from_authors(original, use_sex=use_sex))
 
@@ -76,6 +91,25 @@ def test_every_listed_key_and_shape_is_written_back(stage, use_sex):
             assert not value.any()
         else:
             assert torch.equal(value, original[key])
+
+
+@pytest.mark.slow
+def test_a_file_of_the_published_size_is_read_and_written_back(weights, tmp_path):
+    original = weights("first_stage", 1)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in original.items()}}, tmp_path / "a.tar")
+
+    export_to_authors(load_checkpoint(tmp_path / "a.tar"), tmp_path / "b.tar")
+
+    exported = torch.load(tmp_path / "b.tar", weights_only=True)["state_dict"]
+    assert set(exported) == {f"module.{key}" for key in original}
+    for key, value in original.items():
+        expected = torch.zeros_like(value) if key.startswith("end_fc_without") else value
+        assert torch.equal(exported[f"module.{key}"], expected)
+
+
+@pytest.mark.parametrize("stage", STATE_DICT_KEYS)
+def test_narrow_networks_of_other_tests_have_the_keys_of_the_published_ones(stage):
+    assert set(narrow_state_dict(stage, seed=1)) == set(STATE_DICT_KEYS[stage])
 
 
 @pytest.mark.parametrize(("stage", "number"), [("first_stage", 1), ("second_stage", 2)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import UNDECODABLE, brain, needs_any_name, record, write_scan
+from conftest import ROOT, UNDECODABLE, brain, needs_any_name, record, write_scan
 
 from data_preprocessing import check_dataset
 from utils.files import sha256_of
@@ -293,20 +293,21 @@ def test_a_folder_given_twice_is_refused(data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [["check_dataset.py"], ["-m", "data_preprocessing.check_dataset"]])
-def test_processes_find_the_same_and_errors_are_the_exit_code(data, volumes, way):
-    root = Path(__file__).parent.parent
+def test_processes_find_the_same_and_errors_are_the_exit_code(data, volumes):
     write_scan(data / "val" / "d.nii", with_nan(volumes[3]))
     expected, _ = check(data)
     report = data / "other.tsv"
-    program = [str(root / "data_preprocessing" / way[0])] if len(way) == 1 else way
-    command = [sys.executable, *program, "--folders", *(str(data / name) for name in NAMES)]
-    command += ["--labels", str(data / "labels.csv"), "--output", str(report), "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+
+    def called(*way: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, *way, "--folders", *(str(data / name) for name in NAMES)]
+        command += ["--labels", str(data / "labels.csv"), "--output", str(report), "--jobs", "2"]
+        return subprocess.run([*command, "--overwrite"], capture_output=True, text=True, cwd=ROOT)
+
+    done = called(str(ROOT / "data_preprocessing" / "check_dataset.py"))
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {data}/val/d.nii: 1 voxels are NaN")
     with report.open(newline="") as file:
         assert list(csv.DictReader(file, delimiter="\t")) == expected
     write_scan(data / "val" / "d.nii", volumes[3])
-    done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, cwd=root)
+    done = called("-m", "data_preprocessing.check_dataset")
     assert (done.returncode, "0 errors" in done.stdout) == (0, True)

@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 import torch
-from golden_networks import STATE_DICT_KEYS, authors_state_dict
+from golden_networks import STATE_DICT_KEYS, narrow_state_dict
 
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
@@ -66,7 +66,7 @@ def test_second_stage_file_holds_its_first_stage_and_step(tmp_path):
 
 
 def authors_file(path, stage, prefix="module."):
-    weights = {f"{prefix}{k}": v for k, v in authors_state_dict(stage, seed=1).items()}
+    weights = {f"{prefix}{k}": v for k, v in narrow_state_dict(stage, seed=1).items()}
     content = {"epoch": 7, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
     torch.save(content, path)
     return path
@@ -79,7 +79,7 @@ def authors_files(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_authors_files_are_recognised_with_their_conventions(authors_files):
+def test_authors_files_are_recognised_with_their_conventions(narrow_released, authors_files):
     first = load_checkpoint(authors_files["first_stage"], use_sex=False)
     assert (first.stage, first.uses_sex) == (1, False)
     assert first.model.final_relu
@@ -95,7 +95,9 @@ def test_authors_files_are_recognised_with_their_conventions(authors_files):
 
 
 @pytest.mark.slow
-def test_authors_second_stage_asks_for_the_right_first_stage(authors_files, tmp_path):
+def test_authors_second_stage_asks_for_the_right_first_stage(
+    narrow_released, authors_files, tmp_path
+):
     with pytest.raises(ValueError, match="holds no first stage: give --first_stage_net"):
         load_checkpoint(authors_files["second_stage"])
     ours = saved(tmp_path / "ours.pt", ScaleDense())
@@ -113,13 +115,13 @@ def test_authors_second_stage_asks_for_the_right_first_stage(authors_files, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STATE_DICT_KEYS)
-def test_export_is_read_back_with_the_same_weights(authors_files, tmp_path, stage):
+def test_export_is_read_back_with_the_same_weights(narrow_released, authors_files, tmp_path, stage):
     original = load_checkpoint(authors_files[stage], first_stage_net=authors_files["first_stage"])
     export_to_authors(original, tmp_path / "out.pth.tar")
     content = torch.load(tmp_path / "out.pth.tar", weights_only=True)
     assert set(content) == {"epoch", "arch", "state_dict", "optimizer", "preprocessing"}
     shapes = {k.removeprefix("module."): list(v.shape) for k, v in content["state_dict"].items()}
-    assert shapes == STATE_DICT_KEYS[stage]
+    assert shapes == {k: list(v.shape) for k, v in narrow_state_dict(stage, seed=1).items()}
     again = load_checkpoint(tmp_path / "out.pth.tar", first_stage_net=authors_files["first_stage"])
     weights = again.model.state_dict()
     assert all(torch.equal(v, weights[k]) for k, v in original.model.state_dict().items())
@@ -128,7 +130,7 @@ def test_export_is_read_back_with_the_same_weights(authors_files, tmp_path, stag
 
 
 @pytest.mark.slow
-def test_exported_files_say_how_their_own_scans_were_made(tmp_path):
+def test_exported_files_say_how_their_own_scans_were_made(narrow_released, tmp_path):
     affine = Preprocessing("affine", "template", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense("released")
     save_checkpoint(path, model, preparation=AUTHORS_PREPARATION, preprocessing=affine, summary={})

@@ -1,5 +1,6 @@
 """Two processes over gloo on this machine against one with the same global batch."""
 
+import importlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import training_flags, write_cohort
+from conftest import ROOT, training_flags, write_cohort
 from torch import nn
 
 from model.losses import AgeLoss
@@ -41,10 +42,10 @@ from utils.engine import (
     synchronised,
     train_one_epoch,
 )
+from utils.entry import run_entry
 from utils.labels import read_labels
 from utils.volumes import Preparation
 
-ROOT = Path(__file__).parent.parent
 ANY = Preparation(any_grid=True)
 # Name: (scans, one global batch of them; the loss's options).
 LOSSES = {
@@ -167,8 +168,10 @@ def free_port() -> int:
 
 
 def found_by_two(folder: Path, *, train: bool) -> list[dict]:
-    """What each of two processes found."""
-    torch.multiprocessing.spawn(process, (folder, free_port(), train), nprocs=2)
+    """What each of two processes found; they are forked, so the fixture `forking` is needed."""
+    torch.multiprocessing.start_processes(
+        process, (folder, free_port(), train), nprocs=2, start_method="forkserver"
+    )
     paths = [folder / f"found-{rank}.pt" for rank in (0, 1)]
     found = [torch.load(path, weights_only=False) for path in paths]
     for path in paths:
@@ -177,7 +180,7 @@ def found_by_two(folder: Path, *, train: bool) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def pair(cohort) -> list[dict]:
+def pair(cohort, forking) -> list[dict]:
     return found_by_two(cohort, train=False)
 
 
@@ -205,7 +208,7 @@ def test_gradients_of_two_shares_make_that_of_the_whole_batch(pair):
 
 
 @pytest.mark.slow  # torch imports 800 modules more for the first step
-def test_two_processes_take_the_step_of_one_with_the_same_global_batch(cohort):
+def test_two_processes_take_the_step_of_one_with_the_same_global_batch(cohort, forking):
     expected, pair = steps(cohort, SINGLE), found_by_two(cohort, train=True)
     for name in LOSSES:
         for found in pair:
@@ -337,6 +340,11 @@ def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
         own_device("cuda:0", 0)
 
 
+def flags_of_two(cohort: Path, folder: Path, *flags: str) -> list[str]:
+    # A random shift and random pairs: both must follow from seed, epoch and rank alone.
+    return [*training_flags(cohort, folder), "--any_grid", "--pairs", "random", *flags]
+
+
 def torchrun(*flags: str) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
@@ -348,23 +356,64 @@ def torchrun(*flags: str) -> subprocess.CompletedProcess:
     )
 
 
-def trained_by_two(cohort: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    # A random shift and random pairs: both must follow from seed, epoch and rank alone.
-    return torchrun(*training_flags(cohort, folder), "--any_grid", "--pairs", "random", *flags)
+def program(rank: int, name: str, flags: list[str], variables: dict, folder: Path) -> None:
+    """The program `name` in a process that was forked; what it says goes to files."""
+    for descriptor, stream in ((1, "out"), (2, "err")):
+        with (folder / f"{rank}.{stream}").open("w") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ |= {key: value.format(rank=rank) for key, value in variables.items()}
+    run_entry(lambda: importlib.import_module(name).main(flags))
+
+
+def started_twice(
+    forking, name: str, flags: list[str], variables: dict, folder: Path
+) -> tuple[list[int], list[str], list[str]]:
+    """Exit codes, outputs and errors of a program started twice, with these variables."""
+    folder.mkdir()
+    tasks = [
+        forking.Process(target=program, args=(rank, name, flags, variables, folder))
+        for rank in (0, 1)
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(timeout=120)
+        task.kill()  # nothing to one that has ended
+    said = [[(folder / f"{rank}.{stream}").read_text() for rank in (0, 1)]
+            for stream in ("out", "err")]  # fmt: skip
+    return [task.exitcode for task in tasks], *said
+
+
+def as_torchrun() -> dict[str, str]:
+    return {
+        "RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+
+
+def as_slurm() -> dict[str, str]:
+    return {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "1",
+        "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_run_and_resume_it_exactly(cohort, tmp_path):
-    whole = trained_by_two(cohort, tmp_path / "whole", "--schedule", "constant")
+def test_two_processes_write_one_run_and_resume_it_exactly(cohort, forking, tmp_path):
+    whole = torchrun(*flags_of_two(cohort, tmp_path / "whole", "--schedule", "constant"))
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("training: 8 scans") == 1
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     assert len(list((tmp_path / "whole" / "tensorboard").iterdir())) == 1
 
-    for flags in (("--epochs", "1"), ("--epochs", "2", "--resume")):
-        done = trained_by_two(cohort, tmp_path / "halves", "--schedule", "constant", *flags)
-        assert done.returncode == 0, done.stderr
+    flags = flags_of_two(cohort, tmp_path / "halves", "--schedule", "constant")
+    for more in (["--epochs", "1"], ["--epochs", "2", "--resume"]):
+        said = tmp_path / f"said{len(more)}"
+        codes, _, errors = started_twice(
+            forking, "train_first_stage", flags + more, as_torchrun(), said
+        )
+        assert codes == [0, 0], errors
     for name in ("ScaleDense_best_model.pth.tar", "ScaleDense_last_model.pth.tar"):
         states = [load_checkpoint(tmp_path / run / name).model.state_dict()
                   for run in ("whole", "halves")]  # fmt: skip
@@ -374,7 +423,7 @@ def test_two_processes_write_one_run_and_resume_it_exactly(cohort, tmp_path):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_all_processes_with_one_message(cohort, tmp_path):
     started = time.monotonic()
-    done = trained_by_two(cohort, tmp_path / "run", "--lr", "1e30")
+    done = torchrun(*flags_of_two(cohort, tmp_path / "run", "--lr", "1e30"))
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1
     # Named are the scans of the whole batch, four of them.
@@ -384,43 +433,35 @@ def test_a_loss_that_is_not_finite_ends_all_processes_with_one_message(cohort, t
 
 
 @pytest.mark.slow
-def test_a_missing_label_ends_all_processes_with_one_message(tmp_path):
+def test_a_missing_label_ends_all_processes_with_one_message(forking, tmp_path):
     sheet = write_cohort(tmp_path, {"train": 3, "val": 2})
     sheet.write_text(sheet.read_text().replace("train-2.nii.gz", "other.nii.gz"))
-    done = trained_by_two(tmp_path, tmp_path / "run")
-    assert done.returncode != 0
-    assert done.stderr.count("no row named train-2 in the label sheet") == 1
-    assert not (tmp_path / "run").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    done = trained_by_two(tmp_path, tmp_path / "full")
-    assert done.returncode != 0
-    assert done.stderr.count("is not empty") == 1
+    for output, message in (
+        ("run", "no row named train-2 in the label sheet"),
+        ("full", "is not empty"),
+    ):
+        flags, said = flags_of_two(tmp_path, tmp_path / output), tmp_path / f"said-{output}"
+        codes, _, errors = started_twice(forking, "train_first_stage", flags, as_torchrun(), said)
+        assert codes == [1, 1]
+        assert "".join(errors).count(message) == 1
+        assert "".join(errors).count("error: ") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_two_tasks_of_a_slurm_step_train_the_second_stage(cohort, trained, tmp_path):
-    flags = [*training_flags(cohort, tmp_path), "--first_stage_net", str(trained["first"])]
+def test_two_tasks_of_a_slurm_step_train_the_second_stage(cohort, trained, forking, tmp_path):
+    flags = [*training_flags(cohort, tmp_path / "run"), "--first_stage_net", str(trained["first"])]
     # Statistics that are not recomputed are averaged.
-    command = [sys.executable, str(ROOT / "train_second_stage.py"), *flags]
-    command += ["--no-refresh_statistics"]
-    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "1"}
-    step |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    tasks = [
-        subprocess.Popen(
-            command,
-            env=os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    told = [task.communicate(timeout=120) for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], told
-    assert "epoch   2/2" in told[0][0]
-    assert told[1][0] == ""
-    best = load_checkpoint(tmp_path / "ScaleDense_best_model.pth.tar")
+    flags += ["--no-refresh_statistics"]
+    codes, told, errors = started_twice(
+        forking, "train_second_stage", flags, as_slurm(), tmp_path / "said"
+    )
+    assert codes == [0, 0], errors
+    assert "epoch   2/2" in told[0]
+    assert told[1] == ""
+    best = load_checkpoint(tmp_path / "run" / "ScaleDense_best_model.pth.tar")
     first = load_checkpoint(trained["first"]).model.state_dict()
     kept = best.model.first_stage.state_dict()
     assert all(torch.equal(kept[key], first[key]) for key in first)

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from model.layers import fuse_for_inference
 from model.losses import AgeLoss
-from model.scaledense import ScaleDense
+from model.scaledense import WIDTHS, ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils import engine
 from utils.augment import Augmentation
@@ -240,7 +241,10 @@ def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(scans, capsys, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_a_compiled_network_gives_the_same_ages_and_checkpoint_names(scans):
+def test_a_compiled_network_gives_the_same_ages_and_checkpoint_names(scans, monkeypatch):
+    # Two blocks of five: each of them is compiled by itself, for seconds.
+    few = replace(WIDTHS["compact"], block_channels=(8, 16), pooled_channels=16)
+    monkeypatch.setitem(WIDTHS, "compact", few)
     model = CPU.place(fuse_for_inference(ScaleDense(mean_age=50)))
     names = list(model.state_dict())
     expected = ages_of(model, scans, 7)

@@ -84,10 +84,13 @@ def test_second_stage_reads_scans_as_the_first_and_leaves_it_bit_identical(train
 
 
 @pytest.mark.slow
-def test_same_seed_same_weights_other_seed_other_weights(cohort, tmp_path):
+def test_same_seed_same_weights_other_seed_other_weights(small_cohort, tmp_path):
     paths = [
         train_first_stage.main(
-            [*training_flags(cohort, tmp_path / name), "--any_grid", "--seed", seed]
+            [
+                *(*training_flags(small_cohort, tmp_path / name), "--any_grid"),
+                *("--batch_size", "2", "--seed", seed),
+            ]
         )
         for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
     ]
@@ -109,11 +112,11 @@ class Interruption(Exception):
     ],
 )
 def test_two_epochs_and_two_resumed_ones_equal_four(
-    cohort, trained, tmp_path, monkeypatch, stage, schedule
+    small_cohort, trained, tmp_path, monkeypatch, stage, schedule
 ):
     def flags(name):
-        flags = [*training_flags(cohort, tmp_path / name), "--epochs", "4"]
-        flags += ["--schedule", schedule, "--shift", "2"]
+        flags = [*training_flags(small_cohort, tmp_path / name), "--epochs", "4"]
+        flags += ["--batch_size", "2", "--schedule", schedule, "--shift", "2"]
         return flags + (
             ["--any_grid"] if stage == "first" else ["--first_stage_net", str(trained["first"])]
         )
