@@ -31,14 +31,15 @@ import numpy as np
 if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.entry import new_parser, number, run_entry
+from utils.entry import Switch, new_parser, number, run_entry
 from utils.options import BEST_NAME
 from utils.volumes import GRID_AFFINE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (32, 36, 32)  # voxels
 SIZES = {"train": 8, "val": 4}
-SIGTERMS, DAMAGES = 4, 4  # of each stage
+STAGES = ("first", "second")
+MOST_TRIALS = 4  # of an interruption other than kill -9
 PATIENCE = 300.0  # seconds that a run may take
 
 
@@ -223,10 +224,10 @@ def killed(whole: Run, seconds: float, kills: int, rng: random.Random) -> Row:
     return row(whole, "kill -9 at random moments", kills, faults)
 
 
-def terminated(whole: Run, seconds: float, rng: random.Random) -> Row:
+def terminated(whole: Run, seconds: float, trials: int, rng: random.Random) -> Row:
     """Sends SIGTERM, as schedulers do, in the last two thirds of the time of a whole run."""
     faults, told, sent = [], "", 0
-    for trial in range(SIGTERMS):
+    for trial in range(trials):
         run = replace(whole, folder=whole.folder.with_name(f"terminated{trial}"))
         moment = rng.uniform(seconds / 3, seconds)
         code = interrupt(run.start(), moment, signal.SIGTERM)
@@ -238,12 +239,12 @@ def terminated(whole: Run, seconds: float, rng: random.Random) -> Row:
     return row(whole, "SIGTERM, exit code 143", sent, faults, told)
 
 
-def damaged(whole: Run, kind: str, rng: random.Random) -> Row:
+def damaged(whole: Run, kind: str, trials: int, rng: random.Random) -> Row:
     """Damages the last checkpoint of finished runs: the epoch before is trained on again."""
     from utils.trainer import LAST_NAME
 
     faults, told = [], ""
-    for trial in range(DAMAGES):
+    for trial in range(trials):
         run = replace(whole, folder=whole.folder.with_name(f"damaged-{kind[:4]}-{trial}"))
         shutil.copytree(whole.folder, run.folder)
         last = run.folder / LAST_NAME
@@ -262,7 +263,7 @@ def damaged(whole: Run, kind: str, rng: random.Random) -> Row:
         # Of a bit between the entries, which nothing reads, nothing need be said.
         missing = [] if noted or kind != "truncated" else ["no word of the damage"]
         faults.append(missing + differences(run, whole))
-    return row(whole, f"last checkpoint {kind}", DAMAGES, faults, told)
+    return row(whole, f"last checkpoint {kind}", trials, faults, told)
 
 
 def no_room(whole: Run) -> Row:
@@ -306,15 +307,17 @@ def row(whole: Run, kind: str, count: int, faults: list[list[str]], told: str = 
     return Row(whole.stage, kind, count, "; ".join([f"{good} of {len(faults)}", *words]), told)
 
 
-def measure(folder: Path, *, kills: int, epochs: int, seed: int) -> Iterator[Row]:
-    """Yields one row for each kind of interruption of each stage."""
+def measure(
+    folder: Path, *, kills: int, epochs: int, seed: int, stages: Sequence[str] = STAGES
+) -> Iterator[Row]:
+    """Yields one row for each kind of interruption of each stage; the second needs the first."""
     import utils.setup  # noqa: F401  forked runs need not import torch again
 
     rng = random.Random(seed)
     cohort = folder / "cohort"
     write_cohort(cohort, np.random.default_rng(seed))
-    first_stage = None
-    for stage in ("first", "second"):
+    first_stage, trials = None, min(kills, MOST_TRIALS)
+    for stage in stages:
         whole = Run(stage, folder / stage / "whole", cohort, epochs, first_stage)
         whole.folder.parent.mkdir()
         start = time.perf_counter()
@@ -322,9 +325,9 @@ def measure(folder: Path, *, kills: int, epochs: int, seed: int) -> Iterator[Row
         seconds = time.perf_counter() - start
         yield Row(stage, "none", 0, "", f"{epochs} epochs in {seconds:.1f} s")
         yield killed(whole, seconds, kills, rng)
-        yield terminated(whole, seconds, rng)
-        yield damaged(whole, "truncated", rng)
-        yield damaged(whole, "with a flipped bit", rng)
+        yield terminated(whole, seconds, trials, rng)
+        yield damaged(whole, "truncated", trials, rng)
+        yield damaged(whole, "with a flipped bit", trials, rng)
         yield no_room(whole)
         yield without_data(whole, seconds)
         first_stage = whole.folder / BEST_NAME
@@ -348,6 +351,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kills", type=number(int, low=1), default=20, help="SIGKILLs of each stage"
     )
+    parser.add_argument(
+        "--first_alone", action=Switch, default=False, help="leave the second stage out"
+    )
     parser.add_argument("--epochs", type=number(int, low=2), default=3, help="of each run")
     parser.add_argument("--seed", type=number(int, low=0), default=0, help="of scans and moments")
     return parser
@@ -363,7 +369,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="interruptions-") as folder:
         print(markdown([]), end="")
-        for row in measure(Path(folder), kills=args.kills, epochs=args.epochs, seed=args.seed):
+        stages = STAGES[:1] if args.first_alone else STAGES
+        how = {"kills": args.kills, "epochs": args.epochs, "seed": args.seed, "stages": stages}
+        for row in measure(Path(folder), **how):
             rows.append(row)
             print(markdown([row]).splitlines()[-1], flush=True)
     if any(";" in row.as_uninterrupted or row.told == "a traceback" for row in rows):

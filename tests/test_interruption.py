@@ -1,6 +1,10 @@
 """Checkpoints that are damaged, and files that are replaced: the short form of its benchmark."""
 
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,3 +59,15 @@ def test_the_file_that_is_replaced_is_kept_and_only_after_the_new_one_is_whole(t
     with replacing(path, overwrite=True, keep_as=before) as temporary:
         temporary.write_text("2")
     assert (path.read_text(), before.read_text()) == ("2", "1")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_in_each_way_ends_as_if_it_had_not_been():
+    """In a process of its own, which forks the trainings. Any fault makes its exit code 1."""
+    command = ["benchmark.interruptions", "--first_alone", "--kills", "1", "--epochs", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"\| (\d+) of \1 \|", done.stdout)) == 6, done.stdout
