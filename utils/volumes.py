@@ -133,6 +133,8 @@ def read_header(path: Path, *, any_grid: bool = False) -> Header:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
         raise ValueError(f"{path}: its affine is not invertible: {affine[:3].tolist()}")
     orientation = io_orientation(affine)
+    if np.isnan(orientation).any():
+        raise ValueError(f"{path}: no direction for each axis in its affine: {affine[:3].tolist()}")
     transform = ornt_transform(orientation, axcodes2ornt("LAS"))
     # The affine this file would have after its axes are put into LAS order, and its shape.
     affine = affine @ nibabel.orientations.inv_ornt_aff(transform, shape[:3])
