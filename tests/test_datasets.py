@@ -517,7 +517,7 @@ def interrupted_python(folder, program):
     path = folder / f"python_{program}"
     path.write_text(
         f"""#!/bin/bash
-if [ "${{1##*/}}" != {program} ]; then exec {sys.executable} "$@"; fi
+if [ "${{1##*/}}" != {program} ]; then exec "{sys.executable}" "$@"; fi
 while [ "$1" != --output_dir ]; do shift; done
 mkdir -p "$2/healthy" "$2/train"
 touch "$2/healthy/OAS1_0001_MR1.nii.gz"

@@ -17,7 +17,9 @@ DEFORMABLE, AFFINE = Recipe("fsl"), Recipe("fsl", "affine")
 CUBE = np.diag([4.0, 4.0, 4.0, 1.0])
 # A stand-in for every program of FSL. It writes down how it was called and copies files that were
 # made before; $FAKE_FSL says what goes wrong: {program: exit code or "killed", file: kind}.
-PROGRAM = f"""#!{sys.executable} -S
+# Its second line is for sh, since no path with a space may stand in the first; Python skips it.
+PROGRAM = f"""#!/bin/sh
+''''exec "{sys.executable}" -S "$0" "$@" #'''
 import json, os, shutil, signal, sys
 here = os.path.dirname(os.path.abspath(__file__))
 name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
