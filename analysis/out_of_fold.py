@@ -148,15 +148,29 @@ def predict_each(
     execution: "Execution",
     mirror: bool | None,
 ) -> dict[str, "np.ndarray"]:
-    """The named ages of each network, (networks, scans) years each."""
+    """The named ages of each network, (networks, scans) years each.
+
+    Raises:
+        ValueError: a network was trained on some of the scans, and its training was not let to
+            share them with validation.
+    """
     import numpy as np
 
     from utils.dataset import open_for_one_reading
+    from utils.leakage import require_out_of_fold
     from utils.predictor import Prediction, Predictor, note_unknown_sexes
 
     # Decoded once for all networks that read them alike.
     preparations = {checkpoint.preparation for checkpoint in checkpoints}
     opened = {each: open_for_one_reading(scans, each) for each in preparations}
+    for checkpoint in checkpoints:
+        require_out_of_fold(
+            scans,
+            opened[checkpoint.preparation].contents,
+            checkpoint.trained_on or (),
+            source=checkpoint.source,
+            allowed=checkpoint.summary.get("flags", {}).get("allow_shared_persons", False),
+        )
     how = Prediction(mirror=mirror)
     note_unknown_sexes(checkpoints[0], scans)
     found = [

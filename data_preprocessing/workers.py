@@ -24,7 +24,7 @@ def in_processes(
     Args:
         work: may be called twice for a task; what it raises ends the iteration.
         tasks: each is pickled for its process.
-        jobs: processes at a time.
+        jobs: processes at a time; 1 is this process, which nothing outlives.
     """
     from joblib import Parallel, delayed
     from joblib.externals.loky.process_executor import TerminatedWorkerError

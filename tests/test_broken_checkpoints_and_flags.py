@@ -136,6 +136,10 @@ CONTENTS = (
       for name in ("options", "state_dict", "preparation")),
     *((f"{name} of another type", lambda good, name=name: good | {name: 3}, "cannot be rebuilt")
       for name in ("options", "state_dict", "preparation", "preprocessing")),
+    ("summary of another type", lambda good: good | {"summary": 3}, "training cannot be read"),
+    *((f"training scans {value}",
+       lambda good, value=value: good | {"summary": {"training_contents": value}},
+       "training cannot be read") for value in (3, "abc", [1], [["a"]], {"a": 1})),
     ("unknown option", lambda good: good | {"options": {"colour": 1}}, "cannot be rebuilt"),
     ("unknown width", lambda good: good | {"options": good["options"] | {"width": "wide"}},
      "bad.pt"),

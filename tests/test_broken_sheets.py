@@ -1,6 +1,9 @@
 """Broken and odd label sheets: each is read rightly, or refused in one message that names it."""
 
 import csv
+import os
+import subprocess
+import sys
 import time
 import zipfile
 from datetime import date
@@ -350,3 +353,24 @@ def test_any_bytes_are_a_sheet_or_refused_by_name(tmp_path_factory, data, suffix
         read_labels(path)
     except ValueError as error:
         assert str(path) in str(error)
+
+
+def test_fuzzing_that_could_not_run_is_no_clean_result(tmp_path):
+    (tmp_path / "atheris.py").write_text("raise ImportError('not installed')\n")
+    fuzz = [
+        sys.executable,
+        str(Path(__file__).parent / "fuzz_readers.py"),
+        ".csv",
+        "--seconds",
+        "1",
+    ]
+    done = subprocess.run(
+        [*fuzz, "--output_dir", str(tmp_path / "finds")],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "0 finds" in done.stdout
+    assert "broken off, so not fuzzed to the end: .csv" in done.stdout

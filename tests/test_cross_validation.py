@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import training_flags
 
 import train_first_stage
@@ -115,6 +116,25 @@ def test_two_seeds_give_the_mean_of_their_ages_and_a_paired_difference(
     assert report[str(tmp_path / "one.csv")]["value"] == pytest.approx(0, abs=0.01)
     with pytest.raises(FileExistsError, match=r"two\.csv"):
         collect(cohort, folds, tmp_path / "two.csv", runs)
+
+
+def test_ages_of_training_scans_are_no_out_of_fold_ages(cohort, folds, runs, tmp_path, capsys):
+    swapped = tmp_path / "swapped.csv"  # as where folds are dealt anew and finished runs are kept
+    rows = [line.rsplit(",", 1) for line in folds.read_text().splitlines()[1:]]
+    lines = [f"{scan},{1 - int(fold)}" for scan, fold in rows]
+    swapped.write_text("\n".join(["scan,fold", *lines]) + "\n")
+    message = r"best_model.*: trained on 6 of the 6 scans that it should be new to: .*--folds"
+    with pytest.raises(ValueError, match=message):
+        collect(cohort, swapped, tmp_path / "ages.csv", runs)
+    assert not (tmp_path / "ages.csv").exists()
+    allowed = tmp_path / "allowed"
+    for fold in ("0", "1"):
+        content = torch.load(runs / fold / BEST_NAME, weights_only=True)
+        content["summary"]["flags"]["allow_shared_persons"] = True
+        (allowed / fold).mkdir(parents=True)
+        torch.save(content, allowed / fold / BEST_NAME)
+    collect(cohort, swapped, tmp_path / "ages.csv", allowed)
+    assert capsys.readouterr().out.count("trained on 6 of the 6 scans") == 2
 
 
 def test_a_reference_without_a_scan_and_networks_of_some_folds_for_retests_are_refused(

@@ -209,6 +209,26 @@ def test_validating_on_what_the_network_to_start_from_has_seen_is_refused(
     assert not (folder / "run").exists()
 
 
+def test_a_resumed_run_is_not_judged_by_what_it_has_learnt_from(tmp_path, capsys):
+    folder = cohort_of(tmp_path, {"a": 1, "b": 2, "c": 3}, {"d": 4, "e": 5})
+    table = folder / "folds.csv"
+    flags = flags_of(folder, "run", "--folds", str(table), "--fold", "0")
+    table.write_text("scan,fold\na,1\nb,1\nc,1\nd,0\ne,0\n")
+    before = load_checkpoint(train_first_stage.main(flags)).trained_on
+    table.write_text("scan,fold\na,0\nb,1\nc,1\nd,1\ne,0\n")  # made anew with another seed
+    flags += ["--resume", "--epochs", "2"]
+    with pytest.raises(
+        ValueError, match=r"last_model.*: trained on 1 of the 2 validation scans: a.nii.gz;"
+    ):
+        train_first_stage.main(flags)
+    capsys.readouterr()
+    best = train_first_stage.main([*flags, "--allow_shared_persons"])
+    assert capsys.readouterr().out.count("trained on 1 of the 2 validation scans") == 1
+    now = load_checkpoint(best.parent / LAST_NAME).trained_on
+    assert len(before) == 3
+    assert set(now) == {*before, contents_of(folder / "val")["d"]}
+
+
 def report_on(folder, output, *networks) -> dict:
     test.main(
         [

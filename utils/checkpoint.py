@@ -354,6 +354,14 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
         raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
     resume = content.get("resume")
     summary = content.get("summary", {})
+    contents = summary.get("training_contents") if isinstance(summary, dict) else 0
+    if contents is not None and not (
+        isinstance(contents, list) and all(isinstance(one, str) for one in contents)
+    ):
+        raise ValueError(
+            f"{path}: what it says of its training cannot be read: a dict expected, and in it a "
+            "list of hashes as training_contents"
+        )
     return Checkpoint(model.eval(), preparation, preprocessing, summary, resume, path)
 
 

@@ -123,6 +123,36 @@ def require_unseen(
     )
 
 
+def require_out_of_fold(
+    scans: Sequence["Scan"],
+    contents: Sequence[str],
+    trained_on: Collection[str],
+    *,
+    source: object,
+    allowed: bool = False,
+) -> None:
+    """Refuses to take ages of scans that a network was trained on for out-of-fold ages.
+
+    Args:
+        scans: of the fold that the network has held out.
+        contents: theirs, see `content_of`.
+        trained_on: contents of that network's training scans; empty where they are not known.
+        source: its file.
+        allowed: whether its training was let to share scans; a note is printed then.
+
+    Raises:
+        ValueError: names file and scans.
+    """
+    seen = seen_in_training(scans, contents, trained_on)
+    what = f"{source}: trained on {len(seen)} of the {len(scans)} scans that it should be new to"
+    if seen and not allowed:
+        raise ValueError(
+            f"{what}: {_first(seen)}; give the --folds that it was trained with, or train anew"
+        )
+    if seen:
+        print(f"note: {what}: {_first(seen)}")
+
+
 def seen_in_training(
     scans: Sequence["Scan"], contents: Sequence[str], trained_on: Collection[str]
 ) -> list[str]:

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 
 from utils.entry import regular_expression
-from utils.labels import raise_all
 
 # sub-01_ses-2_T1w (BIDS), OAS1_0001_MR1 (OASIS-1 and -2), OAS30001_MR_d0129 (OASIS-3 and -4).
 PERSON_IN_KNOWN_NAMES = re.compile(r"^(sub-[A-Za-z0-9]+|OAS[12]_\d{4}|OAS[34]\d{4})(?=_|$)")
@@ -34,6 +33,8 @@ def person_of_scan(scan: str, *, pattern: re.Pattern | None = None) -> str:
 
 def people_of(scans: Sequence[str], *, pattern: re.Pattern | None = None) -> dict[str, str]:
     """Who was scanned, by scan; ValueError listing every name in which no person is found."""
+    from utils.labels import raise_all  # it loads nibabel, which --help does not wait for
+
     people, problems = {}, []
     for scan in scans:
         try:

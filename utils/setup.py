@@ -252,7 +252,11 @@ def start(
     trainer.describe(preprocessing, flags=plain_flags(args), training_contents=contents)
     world = execution.world
     if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
-        world.everyone(trainer.resume)
+        resumed = world.everyone(trainer.resume)
+        # The scans may have changed meanwhile, or the table of --folds.
+        require_new_to(args, sets[1], [resumed])
+        contents = union_of_contents([*origins, resumed], sets[0].contents)
+        trainer.describe(preprocessing, training_contents=contents)
         print(f"resuming after epoch {trainer.epoch}")
     with stoppable(trainer):
         best = trainer.run()

@@ -183,8 +183,11 @@ class Trainer:
         self.last_is_good = True
         tqdm.write(self._line(values))
 
-    def resume(self) -> None:
+    def resume(self) -> Checkpoint:
         """Continues from the last checkpoint of the output folder, or from the one before it.
+
+        Returns:
+            That checkpoint.
 
         Raises:
             FileNotFoundError: there is none.
@@ -204,6 +207,7 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_mae = state["best_mae"]
         follow(self.schedule, self.epoch)
+        return checkpoint
 
     def _last_whole_checkpoint(self) -> Checkpoint:
         last, previous = self.output_dir / LAST_NAME, self.output_dir / PREVIOUS_NAME
