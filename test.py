@@ -4,11 +4,18 @@ Run it through `bash script/test_first_stage.sh` or `bash script/test_second_sta
 torchrun is for training.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.entry import run_entry
 from utils.options import parse_test
+
+if TYPE_CHECKING:
+    from utils.checkpoint import Checkpoint
+    from utils.cohort import Scan
+    from utils.predictor import Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -17,13 +24,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
     # After parsing, so that --help does not wait for torch.
     from utils import results
     from utils.checkpoint import load_ensemble
-    from utils.cohort import describe, open_cohort
+    from utils.cohort import describe
     from utils.dataset import open_for_one_reading
     from utils.engine import choose_execution
-    from utils.labels import parse_sex_codes, read_labels
     from utils.leakage import note_seen
     from utils.machine import use_machine_well
-    from utils.predictor import Prediction, Predictor, find_checkpoints, note_unknown_sexes
+    from utils.predictor import Predictor, find_checkpoints, note_unknown_sexes
     from utils.setup import say_unused
     from utils.sidecars import compare_preprocessing, format_comparison
 
@@ -42,30 +48,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
         use_sex=args.use_sex,
         age_step=args.age_step,
     )
-    labels = None
-    if args.labels:
-        labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    scans = open_cohort(
-        args.test_folder,
-        labels,
-        checkpoint.preparation,
-        smallest_side=checkpoint.smallest_side,
-    )
+    scans = scans_of(args, checkpoint)
     comparison = compare_preprocessing([scan.path for scan in scans], checkpoint.preprocessing)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
     print(format_comparison(comparison))
-    how = Prediction(
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        fuse=args.fuse,
-        compile=args.compile,
-        mirror=args.mirror,
-        insist=args.precision == "bfloat16",
-    )
     note_unknown_sexes(checkpoint, scans)
     dataset = open_for_one_reading(scans, checkpoint.preparation)
     seen = note_seen(scans, dataset.contents, checkpoint.trained_on)
-    ages = Predictor(checkpoint, execution, how).ages(dataset)
+    ages = Predictor(checkpoint, execution, prediction_of(args)).ages(dataset)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
     report = results.evaluate(scans, ages, stage=checkpoint.stage, training_mean=mean)
@@ -78,6 +68,36 @@ def main(argv: Sequence[str] | None = None) -> dict:
     written = names if report["scans_with_age"] else names[:3]
     print(f"results: {', '.join(str(output_dir / name) for name in written)}")
     return report
+
+
+def scans_of(args: Namespace, checkpoint: "Checkpoint") -> list["Scan"]:
+    """The scans of the test folder, with their rows of the sheet where there is one."""
+    from utils.cohort import open_cohort
+    from utils.labels import parse_sex_codes, read_labels
+
+    labels = None
+    if args.labels:
+        labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    return open_cohort(
+        args.test_folder,
+        labels,
+        checkpoint.preparation,
+        smallest_side=checkpoint.smallest_side,
+    )
+
+
+def prediction_of(args: Namespace) -> "Prediction":
+    """How the flags say that ages are to be predicted."""
+    from utils.predictor import Prediction
+
+    return Prediction(
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
+        fuse=args.fuse,
+        compile=args.compile,
+        mirror=args.mirror,
+        insist=args.precision == "bfloat16",
+    )
 
 
 if __name__ == "__main__":
