@@ -79,14 +79,16 @@ def prepare_all(
         wanted: see there.
         jobs: processes at a time.
     """
-    work = partial(_prepare, ready=ready, wanted=wanted)
-    for source, found in in_processes(work, sources, jobs=jobs):
+    # Each task says of its own scan whether it is ready: the whole set would travel with every one.
+    tasks = [(source, source in ready) for source in sources]
+    for (source, _), found in in_processes(partial(_prepare, wanted=wanted), tasks, jobs=jobs):
         yield source, found or Ready(None, error=f"{source.path}: {KILLED}")
 
 
-def _prepare(source: Source, ready: set[Source], wanted: Wanted) -> Ready:
+def _prepare(task: tuple[Source, bool], wanted: Wanted) -> Ready:
+    source, ready = task
     try:
-        if source in ready:
+        if ready:
             return _as_it_is(source, wanted)
         return _preprocessed(source, wanted.job)
     except Exception as error:  # whatever it is, the other scans go on
