@@ -157,18 +157,20 @@ def predict_each(
     import numpy as np
 
     from utils.dataset import open_for_one_reading
-    from utils.leakage import require_out_of_fold
+    from utils.leakage import require_unseen
     from utils.predictor import Prediction, Predictor, note_unknown_sexes
 
     # Decoded once for all networks that read them alike.
     preparations = {checkpoint.preparation for checkpoint in checkpoints}
     opened = {each: open_for_one_reading(scans, each) for each in preparations}
     for checkpoint in checkpoints:
-        require_out_of_fold(
+        require_unseen(
             scans,
             opened[checkpoint.preparation].contents,
             checkpoint.trained_on or (),
             source=checkpoint.source,
+            role="scans that it should be new to",
+            what_to_do="give the --folds that it was trained with, or train anew",
             allowed=checkpoint.summary.get("flags", {}).get("allow_shared_persons", False),
         )
     how = Prediction(mirror=mirror)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # it loads torch, which --help does not wait for
 CONTENT_BYTES = 8  # two of 100,000 differing scans are taken for one with a probability of 3e-10
 SHOWN = 5  # scans, persons or images that a message names
 HOW_TO_PASS = "or let it pass with --allow_shared_persons"
+ANOTHER_SPLIT = (
+    f"give a network trained on other scans, or the same split to both trainings, {HOW_TO_PASS}"
+)
 
 
 def content_of(voxels: np.ndarray) -> str:
@@ -62,7 +65,7 @@ def require_separate_persons(
         f"the same person in training and in validation, {len(texts)} in all: errors would look "
         "smaller than they are",
         "put all scans of a person on one side, as data_preprocessing/split_dataset.py and "
-        "make_folds.py do",
+        f"make_folds.py do, {HOW_TO_PASS}",
         allowed=allowed,
     )
 
@@ -89,68 +92,38 @@ def require_separate_images(
     _refuse(
         texts,
         f"the same image in training and in validation, {len(texts)} in all",
-        "keep each once",
+        f"keep each once, {HOW_TO_PASS}",
         allowed=allowed,
     )
 
 
 def require_unseen(
-    validation: Sequence["Scan"],
-    contents: Sequence[str],
-    trained_on: Collection[str],
-    *,
-    source: object,
-    allowed: bool = False,
-) -> None:
-    """Refuses to validate on what the network that training starts from has learnt from.
-
-    Args:
-        validation: scans that choose the best epoch.
-        contents: theirs, see `content_of`.
-        trained_on: contents of that network's training scans; empty where they are not known.
-        source: its file.
-        allowed: whether the user has said so; a note is printed then.
-
-    Raises:
-        ValueError: names file and scans.
-    """
-    seen = seen_in_training(validation, contents, trained_on)
-    _refuse(
-        seen,
-        f"{source}: trained on {len(seen)} of the {len(validation)} validation scans",
-        "give a network trained on other scans, or the same split to both trainings",
-        allowed=allowed,
-    )
-
-
-def require_out_of_fold(
     scans: Sequence["Scan"],
     contents: Sequence[str],
     trained_on: Collection[str],
     *,
     source: object,
+    role: str = "validation scans",
+    what_to_do: str = ANOTHER_SPLIT,
     allowed: bool = False,
 ) -> None:
-    """Refuses to take ages of scans that a network was trained on for out-of-fold ages.
+    """Refuses to judge a network, or one that starts from it, by scans that it was trained on.
 
     Args:
-        scans: of the fold that the network has held out.
+        scans: to judge it by.
         contents: theirs, see `content_of`.
         trained_on: contents of that network's training scans; empty where they are not known.
         source: its file.
-        allowed: whether its training was let to share scans; a note is printed then.
+        role: of the scans, as the message says it.
+        what_to_do: as the message says it.
+        allowed: whether the user has said so; a note is printed then.
 
     Raises:
         ValueError: names file and scans.
     """
     seen = seen_in_training(scans, contents, trained_on)
-    what = f"{source}: trained on {len(seen)} of the {len(scans)} scans that it should be new to"
-    if seen and not allowed:
-        raise ValueError(
-            f"{what}: {_first(seen)}; give the --folds that it was trained with, or train anew"
-        )
-    if seen:
-        print(f"note: {what}: {_first(seen)}")
+    what = f"{source}: trained on {len(seen)} of the {len(scans)} {role}"
+    _refuse(seen, what, what_to_do, allowed=allowed)
 
 
 def seen_in_training(
@@ -201,7 +174,7 @@ def _refuse(found: Sequence[str], what: str, what_to_do: str, *, allowed: bool) 
     if found and allowed:
         print(f"note: {what}: {_first(found)}")
     elif found:
-        raise ValueError(f"{what}: {_first(found)}; {what_to_do}, {HOW_TO_PASS}")
+        raise ValueError(f"{what}: {_first(found)}; {what_to_do}")
 
 
 def _first(found: Sequence[str]) -> str:
