@@ -32,7 +32,7 @@ def seeds(suffix: str) -> list[bytes]:
     import nibabel
     import numpy as np
     import openpyxl
-    import xlwt
+    from workbooks import write_xls
 
     rows = [["scan", "age", "sex"], ["a.nii.gz", 34.5, "F"], ["sub-2", "89+", 1], ["c", "=1+1", 0]]
     with tempfile.TemporaryDirectory() as folder:
@@ -44,12 +44,7 @@ def seeds(suffix: str) -> list[bytes]:
                 for skip in (0, 1)
             ]
         if suffix == ".xls":
-            book = xlwt.Workbook()
-            sheet = book.add_sheet("ages")
-            for place, row in enumerate(rows):
-                for column, value in enumerate(row):
-                    sheet.write(place, column, value)
-            book.save(str(path))
+            write_xls(path, rows)
         elif suffix == ".xlsx":
             book = openpyxl.Workbook()
             for row in rows:
@@ -68,7 +63,7 @@ def reader_of(suffix: str):
     if suffix in SHEETS:
         from utils.labels import read_labels
 
-        return lambda path: read_labels(path)
+        return read_labels
     from utils.volumes import Preparation, read_volume
 
     return lambda path: read_volume(path, Preparation(any_grid=True))

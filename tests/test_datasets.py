@@ -8,8 +8,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import xlwt
 from conftest import UNDECODABLE, needs_any_name
+from workbooks import write_xls
 
 from data_preprocessing import datasets, public_tables
 from data_preprocessing.datasets import RELEASES, recognise
@@ -52,16 +52,6 @@ ADNI_SCANS = (
     "ADNI_002_S_0295_MR_MPR__GradWarp__B1_Correction__N3__Scaled_2_Br_20081001114556321_"
     "S13408_I118671.nii",
 )
-
-
-def write_xls(path, rows):
-    book = xlwt.Workbook()
-    sheet = book.add_sheet("Table")
-    for at, row in enumerate(rows):
-        for column, value in enumerate(row):
-            sheet.write(at, column, value)
-    book.save(str(path))
-    return path
 
 
 def write_table(path, text):

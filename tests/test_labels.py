@@ -1,6 +1,6 @@
 import pandas
 import pytest
-import xlwt
+from workbooks import write_xls
 
 from utils.labels import label_of, parse_sex_codes, read_labels
 
@@ -10,16 +10,6 @@ EXPECTED = {"sub-1": (23.5, 0), "sub-10": (71.0, 1), "sub-2": (18.0, 0)}
 
 def values(labels: dict) -> dict:
     return {key: (label.age, label.sex) for key, label in labels.items()}
-
-
-def write_xls(path, rows):
-    book = xlwt.Workbook()
-    sheet = book.add_sheet("any name")
-    for at, row in enumerate(rows):
-        for column, cell in enumerate(row):
-            sheet.write(at, column, cell)
-    book.save(str(path))
-    return path
 
 
 def write_text(path, rows, separator):

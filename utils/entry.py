@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
-
-
 DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
 
 
