@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import Switch, new_parser, number, run_entry
+from utils.cli import Switch, new_parser, number, run_entry
 
 if TYPE_CHECKING:
-    from analysis.calibration import Calibration
+    from analysis.brain_pad.calibration import Calibration
     from prediction.items import Item
-    from utils.predictor import Predictor
+    from utils.networks.predictor import Predictor
 
 CONTENTS = ("auto", "head", "brain", "grid")
 BACKENDS = ("builtin", "fsl")
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument(
         "--calibration", metavar="JSON",
-        help="brain_pad.json of analysis/brain_pad.py, for intervals and corrections; unset: the "
+        help="brain_pad.json of script/brain_pad.sh, for intervals and corrections; unset: the "
         "one of the networks in pretrained/, with those alone; '': none",
     )  # fmt: skip
     group = parser.add_argument_group("results")
@@ -97,13 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predicts what is named and returns the exit code: 0, or 3 where some scans failed."""
     args = build_parser().parse_args(argv)
     # After parsing, so that --help does not wait for torch.
-    from analysis.predictions import TABLE, complete_row, write_table
-    from data_preprocessing.bids import describe_dataset
-    from data_preprocessing.preprocess import require_writable
+    from analysis.report.predictions import TABLE, complete_row, write_table
+    from data_preprocessing.pipeline.inputs import describe_dataset
     from prediction.items import find_items, read_people, require_table_of
     from prediction.overlays import draw_overlays
     from prediction.records import Call, predict_all, row_of
-    from utils.labels import parse_sex_codes
+    from utils.files import require_writable
+    from utils.scans.labels import parse_sex_codes
 
     output = args.output_dir
     people = read_people(args.labels, args.inputs, parse_sex_codes(args.sex_codes))
@@ -161,8 +161,8 @@ def pictures_of(items: Sequence["Item"], records: Mapping, folder: Path) -> dict
 
 
 def report_on(rows: Sequence[Mapping], folder: Path, **content) -> Path:
-    """Writes the report of the rows, with what else `analysis.report.write_report` is given."""
-    from analysis.report import write_report
+    """Writes the report of the rows, with what else `write_report` is given."""
+    from analysis.report.page import write_report
 
     title = f"Brain ages: {folder.resolve().name}"
     write_report(rows, folder / REPORT, title=title, versions=versions(), overwrite=True, **content)
@@ -171,11 +171,11 @@ def report_on(rows: Sequence[Mapping], folder: Path, **content) -> Path:
 
 def open_predictor(args: argparse.Namespace) -> tuple["Predictor", str]:
     """The network made ready, and what identifies it in the table."""
-    from utils.checkpoint import load_ensemble
-    from utils.engine import choose_execution
     from utils.files import sha256_of
     from utils.machine import use_machine_well
-    from utils.predictor import Predictor, shipped_networks
+    from utils.networks.checkpoint import load_ensemble
+    from utils.networks.execution import choose_execution
+    from utils.networks.predictor import Predictor, shipped_networks
 
     use_machine_well(args.threads)
     files = [Path(name) for name in args.model_name or shipped_networks()]
@@ -187,7 +187,7 @@ def open_predictor(args: argparse.Namespace) -> tuple["Predictor", str]:
 
 def open_calibration(args: argparse.Namespace) -> "Calibration | None":
     """What gives intervals and corrections; None where there is none for this network."""
-    from analysis.calibration import read_calibration
+    from analysis.brain_pad.calibration import read_calibration
 
     if args.calibration:
         return read_calibration(args.calibration)
@@ -205,7 +205,7 @@ def card_of(predictor: "Predictor") -> str:
 
 def lines_of(content: Mapping, depth: int = 0) -> Iterator[str]:
     """Nested plain values, one a line, indented."""
-    from utils.results import format_figure
+    from utils.results.tables import format_figure
 
     for name, value in content.items():
         indent = "  " * depth

@@ -9,29 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import run_entry
-from utils.options import parse_test
+from utils.cli import run_entry
+from utils.training.options import parse_test
 
 if TYPE_CHECKING:
-    from utils.checkpoint import Checkpoint
-    from utils.cohort import Scan
-    from utils.predictor import Prediction
+    from utils.networks.checkpoint import Checkpoint
+    from utils.networks.predictor import Prediction
+    from utils.scans.cohort import Scan
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
     """Tests with the given flags and returns the figures of metrics.json."""
     args = parse_test(argv)
     # After parsing, so that --help does not wait for torch.
-    from utils import results
-    from utils.checkpoint import load_ensemble
-    from utils.cohort import describe
-    from utils.dataset import open_for_one_reading
-    from utils.engine import choose_execution
-    from utils.leakage import note_seen
     from utils.machine import use_machine_well
-    from utils.predictor import Predictor, find_checkpoints, note_unknown_sexes
-    from utils.setup import say_unused
-    from utils.sidecars import compare_preprocessing, format_comparison
+    from utils.networks.checkpoint import load_ensemble
+    from utils.networks.execution import choose_execution
+    from utils.networks.predictor import Predictor, find_checkpoints, note_unknown_sexes
+    from utils.results import tables as results
+    from utils.scans.cohort import describe
+    from utils.scans.dataset import open_for_one_reading
+    from utils.scans.leakage import note_seen
+    from utils.scans.provenance import compare_preprocessing, format_comparison
+    from utils.training.run import say_unused
 
     say_unused(args, "a checkpoint says how it was trained")
     output_dir = Path(args.output_dir)
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
 
 def scans_of(args: Namespace, checkpoint: "Checkpoint") -> list["Scan"]:
     """The scans of the test folder, with their rows of the sheet where there is one."""
-    from utils.cohort import open_cohort
-    from utils.labels import parse_sex_codes, read_labels
+    from utils.scans.cohort import open_cohort
+    from utils.scans.labels import parse_sex_codes, read_labels
 
     labels = None
     if args.labels:
@@ -88,7 +88,7 @@ def scans_of(args: Namespace, checkpoint: "Checkpoint") -> list["Scan"]:
 
 def prediction_of(args: Namespace) -> "Prediction":
     """How the flags say that ages are to be predicted."""
-    from utils.predictor import Prediction
+    from utils.networks.predictor import Prediction
 
     return Prediction(
         batch_size=args.batch_size,

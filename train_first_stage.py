@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import run_entry
-from utils.options import parse_first_stage
+from utils.cli import run_entry
+from utils.training.options import parse_first_stage
 
 if TYPE_CHECKING:
     from utils.distributed import World
@@ -33,9 +33,9 @@ def train(args: Namespace, world: "World") -> Path:
     import numpy as np
 
     from model.scaledense import ScaleDense
-    from utils import setup
-    from utils.checkpoint import load_checkpoint, start_from_checkpoint
-    from utils.volumes import Preparation
+    from utils.networks.checkpoint import load_checkpoint, start_from_checkpoint
+    from utils.scans.volumes import Preparation
+    from utils.training import run as setup
 
     setup.say_unused(args, "the test set is read only by test.py")
     setup.check_start(args, world)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.entry import run_entry
-from utils.options import parse_second_stage
+from utils.cli import run_entry
+from utils.training.options import parse_second_stage
 
 if TYPE_CHECKING:
     from utils.distributed import World
@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
 def train(args: Namespace, world: "World") -> Path:
     """Trains as one of the processes of `world`."""
     from model.tsan import TSAN, SecondStage
-    from utils import setup
-    from utils.cascade import unseen_error_spread
-    from utils.checkpoint import load_checkpoint, load_first_stage, start_from_checkpoint
+    from utils.networks.checkpoint import load_checkpoint, load_first_stage, start_from_checkpoint
+    from utils.training import run as setup
+    from utils.training.run import unseen_error_spread
 
     setup.say_unused(args, "the test set is read only by test.py")
     setup.check_start(args, world)

@@ -8,7 +8,7 @@ The file goes to `pretrained/`, where the loss looks for it by the length of the
 import argparse
 from pathlib import Path
 
-from utils.entry import Switch, new_parser, number, run_entry
+from utils.cli import Switch, new_parser, number, run_entry
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Trains the sorter the flags describe; returns its measures (evaluate_sorter)."""
     options = build_parser().parse_args(argv)
     # Imported late: --help and a mistyped flag answer at once.
-    from utils.sorter_training import (
+    from utils.training.sorter import (
         SorterRecipe,
         choose_device,
         default_steps,

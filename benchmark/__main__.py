@@ -15,10 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from utils.entry import Switch, new_parser, number, run_entry
+from utils.cli import Switch, new_parser, number, run_entry
 
 CASES = ("ceiling", "inference", "training", "loader", "feeding", "memory")
 GPU_BATCHES = [8, 16, 32, 64]
@@ -123,7 +120,7 @@ def planned(args: argparse.Namespace) -> tuple[list, dict]:
     import torch
 
     from benchmark.cases import SCAN_COUNTS, SMALL_SHAPE, Settings, plan
-    from utils.engine import choose_execution
+    from utils.networks.execution import choose_execution
 
     device = choose_execution(args.device).device
     on_gpu = device.type == "cuda"

@@ -40,15 +40,16 @@ from benchmark.plain import (
 from model.layers import fuse_for_inference, recompute_activations
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
-from utils.cache import Cache
-from utils.cohort import open_cohort
-from utils.dataset import ScanDataset, require_readable, training_loader
-from utils.engine import Execution, compile_network, predict, train_one_epoch
-from utils.labels import read_labels
 from utils.machine import use_machine_well
-from utils.optimisation import Optimisation, build_optimizer
-from utils.options import PAPER
-from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation
+from utils.networks.execution import Execution, compile_network, predict
+from utils.scans.cache import Cache
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import ScanDataset, require_readable, training_loader
+from utils.scans.labels import read_labels
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation
+from utils.training.engine import train_one_epoch
+from utils.training.optimisation import Optimisation, build_optimizer
+from utils.training.options import PAPER
 
 PLAIN = "plain"
 COMPILED, RECOMPUTING = " compiled", " recomputing"  # --compile, --recompute_activations
@@ -254,7 +255,7 @@ MEASURES: dict[str, Callable[[str, Settings, Meter], Figures]] = {
 
 
 def random_batch(settings: Settings) -> dict[str, Tensor]:
-    """A batch as utils/dataset.py makes them, of noise."""
+    """A batch as utils/scans/dataset.py makes them, of noise."""
     torch.manual_seed(0)
     return {
         "image": torch.randn(settings.batch, 1, *settings.shape),

@@ -1,6 +1,6 @@
 r"""Copies of scans on the grid with nothing left outside the template's brain.
 
-    python data_preprocessing/apply_mask.py --scan_folders data/train data/val \
+    python -m data_preprocessing.apply_mask --scan_folders data/train data/val \
         --labels data/Dataset.xls --output_dir masked
 
 For experiments: what a network reads from outside the brain (neck, skull base, dura) is taken away.
@@ -8,14 +8,10 @@ For experiments: what a network reads from outside the brain (neck, skull base, 
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from utils.entry import new_parser, run_entry
+from utils.cli import new_parser, run_entry
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import numpy as np
 
     from utils.files import replacing
-    from utils.template import load_template
-    from utils.volumes import GRID_AFFINE, Preparation, find_scans, image_stem, read_volume
+    from utils.scans.template import load_template
+    from utils.scans.volumes import GRID_AFFINE, Preparation, find_scans, image_stem, read_volume
 
     mask = load_template().mask
     output_dir, made = Path(args.output_dir), 0

@@ -3,12 +3,11 @@
 Every problem is a row of a table: error (training would stop, or learn something false) or note.
 Any error makes the exit code 1. Nothing is changed.
 
-    python data_preprocessing/check_dataset.py --folders data/train data/val data/test \
+    python -m data_preprocessing.check_dataset --folders data/train data/val data/test \
         --labels data/Dataset.xls --output report.tsv
 """
 
 import argparse
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, fields
@@ -16,18 +15,21 @@ from pathlib import Path
 
 import numpy as np
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from data_preprocessing.quality import sentences
-from utils.entry import Switch, new_parser, number, run_entry
+from data_preprocessing.pipeline.quality import sentences
+from utils.cli import (
+    Switch,
+    add_label_flags,
+    add_subject_pattern,
+    new_parser,
+    number,
+    raise_all,
+    run_entry,
+)
 from utils.files import require_absent, sha256_of, write_tsv
-from utils.labels import Label, examine_labels, label_of, parse_sex_codes, raise_all
-from utils.leakage import content_of
-from utils.options import add_label_flags
-from utils.persons import add_subject_pattern, person_of_scan
-from utils.sidecars import Preprocessing, read_sidecar, recorded
-from utils.volumes import Preparation, image_stem, list_scans, read_header, read_volume
+from utils.scans.labels import Label, examine_labels, label_of, parse_sex_codes
+from utils.scans.leakage import content_of, person_of_scan
+from utils.scans.provenance import Preprocessing, read_sidecar, recorded
+from utils.scans.volumes import Preparation, image_stem, list_scans, read_header, read_volume
 
 # Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
 # a piece of the neck, 0.23 to 0.31; four IXI heads with skull, laid on the grid, 0.46 to 0.75.

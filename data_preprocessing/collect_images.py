@@ -12,20 +12,15 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from data_preprocessing.recipe import Recipe
-from utils.entry import new_parser, run_entry
+from data_preprocessing.pipeline.recipe import Recipe
+from utils.cli import new_parser, raise_all, run_entry
 from utils.files import replacing, require_empty, write_tsv
-from utils.labels import raise_all
-from utils.sidecars import write_sidecar
-from utils.volumes import IMAGE_SUFFIXES, Preparation, image_stem, read_volume
+from utils.scans.provenance import write_sidecar
+from utils.scans.volumes import IMAGE_SUFFIXES, Preparation, image_stem, read_volume
 
 ANAT_SUFFIX = ".anat"
 BRAIN = "T1_to_MNI_nonlin_brain"

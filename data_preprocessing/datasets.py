@@ -1,6 +1,6 @@
 r"""Makes a label sheet and a folder of scans from a public dataset as somebody downloaded it.
 
-    python data_preprocessing/datasets.py oasis3 --scan_folder OASIS3 --output_dir oasis3 \
+    python -m data_preprocessing.datasets oasis3 --scan_folder OASIS3 --output_dir oasis3 \
         --tables OASIS3_demographics.csv OASIS3_UDSb4_cdr.csv
 
 Nothing is downloaded, moved or changed. The output holds
@@ -18,7 +18,6 @@ needed stands in the readers of public_tables.py.
 import argparse
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,15 +27,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from data_preprocessing import public_tables as tables
-from data_preprocessing.unoriented import read_oasis2_raw, read_quasiraw, read_t88
-from utils.entry import new_parser, run_entry
+from data_preprocessing.public import tables
+from data_preprocessing.public.unoriented import read_oasis2_raw, read_quasiraw, read_t88
+from utils.cli import new_parser, raise_all, run_entry
 from utils.files import replacing, require_empty, write_tsv
-from utils.labels import FEMALE, MALE, OLDEST_AGE, raise_all
-from utils.volumes import IMAGE_SUFFIXES, image_stem
+from utils.scans.labels import FEMALE, MALE, OLDEST_AGE
+from utils.scans.volumes import IMAGE_SUFFIXES, image_stem
 
 VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".img", ".npy")
 OASIS1_GROUPS = ("healthy", "retest", "dementia")

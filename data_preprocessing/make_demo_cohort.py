@@ -13,7 +13,6 @@ import argparse
 import functools
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,10 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from data_preprocessing.split_dataset import FOLDS, split_by_person
-from utils.entry import new_parser, number, run_entry
+from utils.cli import new_parser, number, run_entry
 from utils.files import replacing, require_absent, require_empty
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 VOXEL_MM = 2.0
 YOUNGEST, OLDEST = 18.0, 90.0  # years

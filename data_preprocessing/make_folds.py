@@ -1,6 +1,6 @@
 r"""Deals a cohort out to folds for cross-validation: by person, balanced in age and sex.
 
-    python data_preprocessing/make_folds.py --scan_folders data/train data/val \
+    python -m data_preprocessing.make_folds --scan_folders data/train data/val \
         --labels data/Dataset.xls --output folds.csv
 
 People are sorted by sex and age; of each run of neighbours every fold gets one, by lot.
@@ -8,18 +8,13 @@ People are sorted by sex and age; of each run of neighbours every fold gets one,
 
 import argparse
 import csv
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
-from utils.entry import new_parser, number, run_entry
-from utils.options import add_label_flags
-from utils.persons import add_subject_pattern, people_of
+from utils.cli import add_label_flags, add_subject_pattern, new_parser, number, run_entry
+from utils.scans.leakage import people_of
 
 
 def deal(people: Mapping[str, tuple[float, int]], *, folds: int, seed: int = 0) -> dict[str, int]:
@@ -59,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     """Writes the table of scans and folds and returns it."""
     args = build_parser().parse_args(argv)
-    from utils.cohort import describe, open_cohort
     from utils.files import as_spreadsheet_text, replacing, require_absent
-    from utils.labels import parse_sex_codes, read_labels
-    from utils.volumes import Preparation
+    from utils.scans.cohort import describe, open_cohort
+    from utils.scans.labels import parse_sex_codes, read_labels
+    from utils.scans.volumes import Preparation
 
     require_absent(Path(args.output))
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))

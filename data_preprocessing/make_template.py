@@ -9,7 +9,6 @@ the mask that are written are nilearn's.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,19 +17,16 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from data_preprocessing.registration import (
+from data_preprocessing.pipeline.registration import (
     register_affine,
     register_deformable,
     resample,
     to_itk,
 )
-from utils.entry import new_parser, run_entry
+from utils.cli import new_parser, run_entry
 from utils.files import replacing
-from utils.template import BRAIN_FILE, MASK_FILE
-from utils.volumes import GRID_AFFINE, Preparation, read_volume
+from utils.scans.template import BRAIN_FILE, MASK_FILE
+from utils.scans.volumes import GRID_AFFINE, Preparation, read_volume
 
 # Two averages of many brains: smooth, and so close that a fine warp is safe.
 SMOOTHING = 0.7  # SD in voxels of 1 mm

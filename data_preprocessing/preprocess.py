@@ -10,27 +10,21 @@ machine or, with --shard, on the nodes of a cluster.
 import argparse
 import re
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data_preprocessing.pipeline.inputs import Source, find_sources
+from data_preprocessing.pipeline.mosaic import PageRow, write_page
+from data_preprocessing.pipeline.one_scan import Job, load_backend, preprocess, row_of
+from data_preprocessing.pipeline.recipe import BACKENDS, CONTENTS, MASKS, REGISTRATIONS, Recipe
+from data_preprocessing.pipeline.workers import KILLED, in_processes, jobs_that_fit
+from utils.cli import SHOWN_PROBLEMS, Switch, new_parser, number, run_entry
+from utils.files import require_writable, write_tsv
+from utils.scans.provenance import read_sidecar
+from utils.scans.volumes import image_stem
 
-from data_preprocessing.inputs import Source, find_sources
-from data_preprocessing.mosaic import PageRow, write_page
-from data_preprocessing.one_scan import Job, load_backend, preprocess, row_of
-from data_preprocessing.recipe import BACKENDS, CONTENTS, MASKS, REGISTRATIONS, Recipe
-from data_preprocessing.workers import KILLED, in_processes
-from utils.entry import Switch, new_parser, number, run_entry
-from utils.files import write_tsv
-from utils.labels import SHOWN_PROBLEMS
-from utils.sidecars import read_sidecar
-from utils.volumes import image_stem
-
-WORKER_MEMORY = 2 << 30  # bytes; a worker of the builtin backend takes 1.4 GiB
 SOME_FAILED = 3  # exit code
 
 
@@ -118,8 +112,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
-    from utils.checkpoint import load_checkpoint  # loads torch
-    from utils.sidecars import Preprocessing
+    from utils.networks.checkpoint import load_checkpoint
+    from utils.scans.provenance import Preprocessing
 
     trained = load_checkpoint(args.like).preprocessing
     if trained.registration is None:
@@ -132,18 +126,6 @@ def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
     if trained.backend not in (None, args.backend):
         print(f"note: {args.like} was trained on scans of --backend {trained.backend}")
     return trained.registration, trained.mask
-
-
-def jobs_that_fit(asked: int, scans: int) -> int:
-    """Processes at a time: as asked, or 0: one a core as far as free memory goes."""
-    if asked:
-        return asked
-    import torch
-    from joblib import cpu_count
-
-    from utils.cache import free_memory
-
-    return max(1, min(cpu_count(), free_memory(torch.device("cpu")) // WORKER_MEMORY, scans))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -232,17 +214,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     said = ", ".join(f"{counts[status]} {status}" for status in ("done", "flagged", "failed"))
     print(f"{said}; look at {page}" + (f" and {failures}" if counts["failed"] else ""))
     return SOME_FAILED if counts["failed"] else 0
-
-
-def require_writable(folder: Path) -> None:
-    """Makes `folder`; raises OSError with advice if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OSError(
-            f"{folder}: cannot be written to ({error}); give another --output_dir"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -10,21 +10,17 @@ changed or opened.
 """
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-if __package__ in (None, ""):  # run as a file, Python looks for imports beside it, not in the root
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from utils.entry import new_parser, number, run_entry
+from utils.cli import add_subject_pattern, new_parser, number, raise_all, run_entry
 from utils.files import replacing, require_empty, write_tsv
-from utils.labels import label_of, parse_sex_codes, raise_all, read_labels
-from utils.persons import add_subject_pattern, people_of
-from utils.volumes import find_scans, image_stem
+from utils.scans.labels import label_of, parse_sex_codes, read_labels
+from utils.scans.leakage import people_of
+from utils.scans.volumes import find_scans, image_stem
 
 FOLDS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 HIDDEN_SIZES = {"lstm": 128, "lstmla": 512}  # units in each direction
-PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 FILE_FORMAT = "tsan-sorter-1"
 # A global batch is never longer; a damaged file must not ask for gigabytes.
 LONGEST = 4096
@@ -114,29 +113,6 @@ def standardise(values: Tensor, floor: float = 1.0) -> Tensor:
     variance = centred.square().mean(dim=-1, keepdim=True)
     # Clamped before the root, whose slope at zero is infinite: equal values get gradient, not NaN.
     return centred / variance.clamp(min=floor**2).sqrt()
-
-
-def sorter_path(length: int, kind: str = "lstm") -> Path:
-    """Where the repository keeps the sorter of this length; ValueError for an unknown kind."""
-    _require_kind(kind)
-    return PRETRAINED / f"sorter_{kind}_{length}.pt"
-
-
-def load_shipped_sorter(length: int, kind: str = "lstm") -> Sorter:
-    """The sorter kept in `pretrained/` for batches of `length` scans (see `load_sorter`).
-
-    Raises:
-        FileNotFoundError: there is none; the message says which command makes it.
-    """
-    path = sorter_path(length, kind)
-    if not path.is_file():
-        found = sorted(int(other.stem.split("_")[-1]) for other in _shipped(kind))
-        raise FileNotFoundError(
-            f"{path}: no {kind} sorter for a batch of {length} scans (lengths present: "
-            f"{', '.join(map(str, found)) or 'none'}); make it with "
-            f"`bash script/train_sorter.sh --kind {kind} --length {length}`"
-        )
-    return load_sorter(path)
 
 
 def save_sorter(sorter: Sorter, path: str | Path, *, metrics: dict, command: str) -> None:
@@ -258,8 +234,3 @@ def _require_weights(weights: dict, expected: dict[str, Tensor], path: Path) -> 
 def _require_kind(kind: str) -> None:
     if kind not in HIDDEN_SIZES:
         raise ValueError(f"kind: one of {', '.join(HIDDEN_SIZES)} expected, got {kind!r}")
-
-
-def _shipped(kind: str) -> list[Path]:
-    stems = PRETRAINED.glob(f"sorter_{kind}_*.pt")
-    return [path for path in stems if path.stem.split("_")[-1].isdigit()]

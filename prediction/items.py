@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_preprocessing.bids import (
+from data_preprocessing.pipeline.inputs import (
+    Source,
     derivative_name,
     find_participant_tables,
+    find_sources,
+    plain,
+    scan_stem,
     select_participants,
     split_name,
 )
-from data_preprocessing.inputs import Source, find_sources, plain, scan_stem
-from data_preprocessing.prepare import lies_on_grid
-from utils.labels import Label, examine_labels, label_of, read_labels, read_rows
+from data_preprocessing.pipeline.prepare import lies_on_grid
+from utils.scans.labels import Label, examine_labels, label_of, read_labels, read_rows
 
 
 @dataclass(frozen=True)

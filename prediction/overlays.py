@@ -6,14 +6,14 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.attribution import SmoothGrad
-from analysis.map_picture import draw_map
-from analysis.saliency import to_grid
-from data_preprocessing.inputs import Source
+from analysis.saliency.__main__ import to_grid
+from analysis.saliency.attribution import SmoothGrad
+from analysis.saliency.map_picture import draw_map
+from data_preprocessing.pipeline.inputs import Source
 from prediction.items import Item
-from utils.dataset import ScanDataset
 from utils.files import replacing
-from utils.predictor import Predictor
+from utils.networks.predictor import Predictor
+from utils.scans.dataset import ScanDataset
 
 
 def draw_overlays(

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_preprocessing.inputs import Source
-from data_preprocessing.one_scan import Job, load_backend
-from data_preprocessing.prepare import Ready, Wanted, prepare_all
-from data_preprocessing.preprocess import jobs_that_fit
-from data_preprocessing.recipe import Recipe
+from data_preprocessing.pipeline.inputs import Source
+from data_preprocessing.pipeline.one_scan import Job, load_backend
+from data_preprocessing.pipeline.prepare import Ready, Wanted, prepare_all
+from data_preprocessing.pipeline.recipe import Recipe
+from data_preprocessing.pipeline.workers import jobs_that_fit
 from prediction.items import Item
+from utils.cli import raise_all
 from utils.files import write_json
-from utils.labels import raise_all
-from utils.predictor import Predictor
-from utils.results import SEX_NAMES
-from utils.sidecars import read_preprocessing
+from utils.networks.predictor import Predictor
+from utils.scans.labels import SEX_NAMES
+from utils.scans.provenance import read_preprocessing
 
 FORMAT = "tsan-prediction-1"
 # What a record must have for a row to be made of it.
@@ -200,7 +200,7 @@ def flags_of_preprocessing(scan: Path, predictor: Predictor) -> dict[str, str]:
 
 
 def row_of(item: Item, record: dict, trained: Sequence[float] | None) -> dict:
-    """A scan's part of the table, see analysis/predictions.py.
+    """A scan's part of the table, see analysis/report/predictions.py.
 
     Args:
         item: the scan.

@@ -13,8 +13,8 @@ import torch
 from golden_networks import NARROW
 
 from model.scaledense import WIDTHS
-from utils.sidecars import write_sidecar
-from utils.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
+from utils.scans.provenance import write_sidecar
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
 
 # Networks this small lose time to a second thread, the more so on a busy machine.
 torch.set_num_threads(1)
@@ -87,7 +87,9 @@ def forking():
     They are forked from one that has imported what training and the benchmark do, and no more.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["conftest", "utils.setup", "benchmark.cases", "torch._dynamo"])
+    context.set_forkserver_preload(
+        ["conftest", "utils.training.run", "benchmark.cases", "torch._dynamo"]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
         forkserver.ensure_running()

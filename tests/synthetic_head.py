@@ -4,8 +4,8 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE
 
 PAD = 12  # voxels of 2 mm around the grid, where skull and scalp find room
 

@@ -4,7 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.agreement import agreement, intraclass_correlations, pair_scans, report_agreement
+from analysis.brain_pad.agreement import (
+    agreement,
+    intraclass_correlations,
+    pair_scans,
+    report_agreement,
+)
 
 # Shrout and Fleiss 1979, table 2: six targets by four judges.
 SHROUT_FLEISS = np.array(

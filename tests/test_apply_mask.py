@@ -3,8 +3,8 @@ import numpy as np
 from conftest import write_scan
 
 from data_preprocessing import apply_mask
-from utils.template import load_template
-from utils.volumes import GRID_SHAPE, Preparation, read_volume
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_SHAPE, Preparation, read_volume
 
 
 def test_copies_hold_the_scan_inside_the_templates_brain_and_nothing_outside(tmp_path, capsys):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from utils.augment import Augmentation, rotations
+from utils.training.augment import Augmentation, rotations
 
 NO_AGES = torch.zeros(64, 1)
 

@@ -16,7 +16,7 @@ from model.authors import from_authors, stage_of, to_authors
 from model.layers import fuse_for_inference
 from model.scaledense import ScaleDense
 from model.tsan import SecondStage
-from utils.checkpoint import export_to_authors, load_checkpoint
+from utils.networks.checkpoint import export_to_authors, load_checkpoint
 
 SMALL = min(OUTPUTS, key=lambda case: case["shape"])
 CASES = [

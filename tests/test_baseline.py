@@ -1,11 +1,11 @@
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 
-from utils import baseline
-from utils.cohort import open_cohort
-from utils.dataset import ScanDataset
-from utils.labels import read_labels
-from utils.volumes import Preparation
+from utils.results import baseline
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import ScanDataset
+from utils.scans.labels import read_labels
+from utils.scans.volumes import Preparation
 
 
 def test_ridge_is_linear_kernel_ridge_on_voxels(grid_cohort, monkeypatch):

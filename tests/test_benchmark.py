@@ -36,7 +36,7 @@ from benchmark.measure import (
     resident_memory,
     table,
 )
-from utils.volumes import GRID_SHAPE
+from utils.scans.volumes import GRID_SHAPE
 
 CPU = torch.device("cpu")
 QUICK = Settings(shape=SMALL_SHAPE, least_seconds=0.0, least_runs=1, matrix=64, num_workers=0)

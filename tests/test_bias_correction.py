@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.bias_correction import BiasCorrection, fit_bias_correction
-from analysis.calibration import (
+from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correction
+from analysis.brain_pad.calibration import (
     apply_calibration,
     fit_calibration,
     read_calibration,
     write_calibration,
 )
-from analysis.tables import read_predictions
+from analysis.brain_pad.tables import read_predictions
 from utils.files import sha256_of
 
 

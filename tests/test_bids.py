@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from data_preprocessing.bids import (
+from data_preprocessing.pipeline.inputs import (
     derivative_name,
     describe_dataset,
     find_participant_tables,
     select_participants,
     split_name,
 )
-from data_preprocessing.one_scan import BIDS_KEYS
+from data_preprocessing.pipeline.one_scan import BIDS_KEYS
 
 
 @pytest.mark.parametrize(

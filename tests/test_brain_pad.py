@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import brain_pad
-from analysis.calibration import apply_calibration, read_calibration
-from analysis.tables import read_predictions, read_ratings
+from analysis.brain_pad import __main__ as brain_pad
+from analysis.brain_pad.calibration import apply_calibration, read_calibration
+from analysis.brain_pad.tables import read_predictions, read_ratings
 
 ROOT = Path(__file__).parent.parent
 HEADER = "participant_id,age,sex,stage_one_age,predicted_age,brain_pad\n"
@@ -222,7 +222,7 @@ def test_script_runs_with_its_own_flags(tables, tmp_path):
     words = [*flags(tables, *ALL), "--output_dir", str(tmp_path / "out")]
     script = ROOT / "script" / "brain_pad.sh"
     recorder = tmp_path / "python"
-    recorder.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@"\n')
+    recorder.write_text('#!/bin/sh\nshift 2\nprintf "%s\\n" "$@"\n')
     recorder.chmod(0o755)
     done = subprocess.run(
         ["bash", str(script), *words],

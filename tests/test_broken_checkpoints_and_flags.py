@@ -17,18 +17,18 @@ from conftest import TINY, brain, write_scan
 from test_structure import MODULES, PARSERS, ROOT
 
 import test as test_script
-from analysis.predictions import COLUMNS, complete_row, write_table
-from analysis.report import write_report
+from analysis.report.page import write_report
+from analysis.report.predictions import COLUMNS, complete_row, write_table
 from model.scaledense import ScaleDense
 from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
-from utils.checkpoint import load_checkpoint, load_first_stage, save_checkpoint
-from utils.cohort import Scan
-from utils.entry import run_entry
+from utils.cli import run_entry
 from utils.files import as_spreadsheet_text, from_spreadsheet_text, write_tsv
-from utils.labels import read_labels, read_rows
-from utils.results import write_ages
-from utils.volumes import Preparation
+from utils.networks.checkpoint import load_checkpoint, load_first_stage, save_checkpoint
+from utils.results.tables import write_ages
+from utils.scans.cohort import Scan
+from utils.scans.labels import read_labels, read_rows
+from utils.scans.volumes import Preparation
 
 
 class Payload:

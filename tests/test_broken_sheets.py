@@ -12,13 +12,13 @@ from pathlib import Path
 import openpyxl
 import pytest
 import xlwt
-from conftest import TINY, brain, write_scan
+from conftest import ROOT, TINY, brain, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.cohort import open_cohort
-from utils.labels import SEX_WORDS, UNKNOWN_WORDS, label_of, parse_sex_codes, read_labels
-from utils.volumes import Preparation
+from utils.scans.cohort import open_cohort
+from utils.scans.labels import SEX_WORDS, UNKNOWN_WORDS, label_of, parse_sex_codes, read_labels
+from utils.scans.volumes import Preparation
 
 HEAD = "id,age,sex\n"
 OLE = bytes.fromhex("d0cf11e0a1b11ae1")  # of .xls, and of every password-protected .xlsx
@@ -357,16 +357,10 @@ def test_any_bytes_are_a_sheet_or_refused_by_name(tmp_path_factory, data, suffix
 
 def test_fuzzing_that_could_not_run_is_no_clean_result(tmp_path):
     (tmp_path / "atheris.py").write_text("raise ImportError('not installed')\n")
-    fuzz = [
-        sys.executable,
-        str(Path(__file__).parent / "fuzz_readers.py"),
-        ".csv",
-        "--seconds",
-        "1",
-    ]
+    fuzz = [sys.executable, "-m", "tests.audit.fuzz_readers", ".csv", "--seconds", "1"]
     done = subprocess.run(
         [*fuzz, "--output_dir", str(tmp_path / "finds")],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
         check=False,

@@ -13,9 +13,9 @@ from conftest import TINY, brain, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_preprocessing.native import read_native
-from utils.cohort import open_cohort
-from utils.volumes import (
+from data_preprocessing.pipeline.native import read_native
+from utils.scans.cohort import open_cohort
+from utils.scans.volumes import (
     GRID_AFFINE,
     GRID_SHAPE,
     Preparation,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from synthetic_head import make_head, rotation
 
-from data_preprocessing import builtin
-from data_preprocessing.native import Native
-from data_preprocessing.quality import inspect
-from data_preprocessing.recipe import REQUIREMENTS, Mapped, Recipe
-from data_preprocessing.registration import Transform, grid_points, resample
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from data_preprocessing.pipeline import builtin
+from data_preprocessing.pipeline.native import Native
+from data_preprocessing.pipeline.quality import inspect
+from data_preprocessing.pipeline.recipe import REQUIREMENTS, Mapped, Recipe
+from data_preprocessing.pipeline.registration import Transform, grid_points, resample
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 engines = pytest.mark.skipif(
     any(importlib.util.find_spec(module) is None for module in builtin.ENGINES),

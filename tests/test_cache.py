@@ -11,12 +11,14 @@ import torch
 from conftest import TINY, brain, training_flags, write_cohort, write_scan
 
 import train_first_stage
-from utils import cache, setup
-from utils.cache import Cache, DiskCache, decode, encode, entry_name, read_encoded
-from utils.cohort import open_cohort
-from utils.dataset import ScanDataset, training_loader
-from utils.engine import Execution
-from utils.volumes import Preparation, normalise
+from utils import machine
+from utils.networks.execution import Execution
+from utils.scans import cache
+from utils.scans.cache import Cache, DiskCache, decode, encode, entry_name, read_encoded
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import ScanDataset, training_loader
+from utils.scans.volumes import Preparation, normalise
+from utils.training import run as setup
 
 ANY = Preparation(any_grid=True)
 CPU = Execution(torch.device("cpu"))
@@ -252,14 +254,14 @@ def test_a_full_disk_and_too_little_memory_are_said_before_anything_is_decoded(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 2**10}))
     with pytest.raises(OSError, match=r"kept: 6 decoded scans need .* GiB, .* are free: give anot"):
         open_scans(folder)
-    monkeypatch.setattr(cache, "free_memory", lambda device: 2**10)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 2**10)
     with pytest.raises(ValueError, match=r"6 scans .* on cpu.*--cache disk, or fewer --cache_bits"):
         open_scans(folder, "device")
     assert not decoded
 
 
 def test_free_memory_is_some(folder):
-    assert cache.free_memory(torch.device("cpu")) > 2**20
+    assert machine.free_memory(torch.device("cpu")) > 2**20
 
 
 @pytest.mark.parametrize("values", [{"kind": "memory"}, {"bits": 4}, {"kind": "disk"}])
@@ -303,13 +305,13 @@ def test_a_jobs_own_memory_limit_counts(tmp_path):
     job = tmp_path / "root" / "slurm" / "job_7"
     job.mkdir(parents=True)
     (tmp_path / "table").write_text("0::/slurm/job_7\n")
-    assert cache._job_limits(tmp_path / "table", tmp_path / "root") == []
+    assert machine._job_limits(tmp_path / "table", tmp_path / "root") == []
     (job.parent / "memory.max").write_text("max\n")
     (job / "memory.max").write_text("1000\n")
     (job / "memory.current").write_text("600\n")
     (job / "memory.stat").write_text("anon 400\ninactive_file 150\n")
-    assert cache._job_limits(tmp_path / "table", tmp_path / "root") == [550]
-    assert cache._job_limits(tmp_path / "missing", tmp_path / "root") == []
+    assert machine._job_limits(tmp_path / "table", tmp_path / "root") == [550]
+    assert machine._job_limits(tmp_path / "missing", tmp_path / "root") == []
 
 
 def test_a_kept_scan_that_may_not_be_read_is_made_again(folder, monkeypatch):

@@ -12,8 +12,8 @@ from conftest import ROOT, UNDECODABLE, brain, needs_any_name, record, write_sca
 
 from data_preprocessing import check_dataset
 from utils.files import sha256_of
-from utils.sidecars import sidecar_path, write_sidecar
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from utils.scans.provenance import sidecar_path, write_sidecar
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 RAS_AFFINE = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
 NAMES = {"train": ("a", "b", "c"), "val": ("d",), "test": ("e",)}

@@ -6,7 +6,7 @@ from golden_networks import STATE_DICT_KEYS, narrow_state_dict
 
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from utils.checkpoint import (
+from utils.networks.checkpoint import (
     AUTHORS_PREPARATION,
     AUTHORS_PREPROCESSING,
     export_to_authors,
@@ -14,8 +14,8 @@ from utils.checkpoint import (
     load_first_stage,
     save_checkpoint,
 )
-from utils.sidecars import UNKNOWN, Preprocessing
-from utils.volumes import Preparation
+from utils.scans.provenance import UNKNOWN, Preprocessing
+from utils.scans.volumes import Preparation
 
 FOUR_MM = Preparation(resolution=4, any_grid=True)
 

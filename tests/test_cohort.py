@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import TINY, brain, write_scan
 
-from utils.cohort import describe, open_cohort
-from utils.dataset import ScanDataset
-from utils.labels import read_labels
-from utils.volumes import GRID_SHAPE, Preparation
+from utils.scans.cohort import describe, open_cohort
+from utils.scans.dataset import ScanDataset
+from utils.scans.labels import read_labels
+from utils.scans.volumes import GRID_SHAPE, Preparation
 
 ANY = Preparation(any_grid=True)
 

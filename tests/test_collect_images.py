@@ -8,8 +8,8 @@ from conftest import UNDECODABLE, needs_any_name, write_scan
 
 from data_preprocessing import collect_images
 from data_preprocessing.collect_images import find_anat_folders, name_scans
-from utils.sidecars import read_sidecar, recorded
-from utils.volumes import GRID_AFFINE, GRID_SHAPE, find_scans, image_stem
+from utils.scans.provenance import read_sidecar, recorded
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, find_scans, image_stem
 
 FILES = ("T1_to_MNI_lin", "T1_to_MNI_nonlin", "T1_to_MNI_nonlin_brain")
 

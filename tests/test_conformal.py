@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from analysis.conformal import PERCENTS, Limits, conformal_limit, coverage, fit_limits
+from analysis.brain_pad.conformal import PERCENTS, Limits, conformal_limit, coverage, fit_limits
 
 
 @pytest.mark.parametrize("percent", PERCENTS)

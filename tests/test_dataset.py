@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import TINY
 
-from utils import cache
-from utils.cohort import open_cohort
-from utils.dataset import (
+from utils.scans import cache
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import (
     ScanDataset,
     StratifiedBatches,
     batch_sizes,
@@ -14,7 +14,7 @@ from utils.dataset import (
     open_for_one_reading,
     training_loader,
 )
-from utils.volumes import Preparation
+from utils.scans.volumes import Preparation
 
 ANY = Preparation(any_grid=True)
 
@@ -117,7 +117,7 @@ def test_a_cohort_for_one_reading_is_decoded_once_if_small_and_checked_if_large(
     )
     small = open_for_one_reading(scans, ANY)[[0, 6]]
     assert len(decoded) == 7
-    monkeypatch.setattr("utils.dataset.KEPT_FOR_ONE_READING", 0)
+    monkeypatch.setattr("utils.scans.dataset.KEPT_FOR_ONE_READING", 0)
     large = open_for_one_reading(scans, ANY)[[0, 6]]
     assert len(decoded) == 7 + 7 + 2
     assert torch.equal(small["image"], large["image"])

@@ -11,17 +11,18 @@ import pytest
 from conftest import UNDECODABLE, needs_any_name
 from workbooks import write_xls
 
-from data_preprocessing import datasets, public_tables
+from data_preprocessing import datasets
 from data_preprocessing.datasets import RELEASES, recognise
-from data_preprocessing.unoriented import (
+from data_preprocessing.public import tables as public_tables
+from data_preprocessing.public.unoriented import (
     QUASIRAW_SHAPE,
     T88_SHAPE,
     read_oasis2_raw,
     read_quasiraw,
     read_t88,
 )
-from utils.labels import read_labels
-from utils.persons import person_of_scan
+from utils.scans.labels import read_labels
+from utils.scans.leakage import person_of_scan
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("TSAN_DATA", ""))

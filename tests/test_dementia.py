@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
-from analysis.dementia import (
+from analysis.brain_pad.dementia import (
     FOLDS,
     auc_with_interval,
     levels_of,
@@ -14,7 +14,7 @@ from analysis.dementia import (
     require_sound_ratings,
     svm_scores,
 )
-from utils.metrics import resample
+from utils.results.metrics import resample
 
 
 def people(ages, sexes, prefix, brain_pad=0.0) -> pd.DataFrame:
@@ -76,7 +76,7 @@ def test_auc_is_the_mann_whitney_statistic_with_ties_as_halves():
 
 
 def test_interval_is_that_of_a_bootstrap_by_loops(monkeypatch):
-    monkeypatch.setattr("utils.metrics.RESAMPLES", 200)
+    monkeypatch.setattr("utils.results.metrics.RESAMPLES", 200)
     generator = np.random.default_rng(0)
     patients, healthy = generator.normal(1, 1, 20).round(1), generator.normal(0, 1, 25).round(1)
     found = auc_with_interval(patients, healthy, seed=3)
@@ -114,7 +114,7 @@ def test_a_pair_is_never_split_between_folds(monkeypatch):
         seen["method"] = method
         return np.zeros(len(truth))
 
-    monkeypatch.setattr("analysis.dementia.cross_val_predict", recorded)
+    monkeypatch.setattr("analysis.brain_pad.dementia.cross_val_predict", recorded)
     pairs = people(np.linspace(60, 90, 13), "FM" * 6 + "F", "p")
     svm_scores(pairs, pairs)
     assert seen["method"] == "decision_function"

@@ -1,8 +1,6 @@
 import functools
 import hashlib
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -26,8 +24,8 @@ from data_preprocessing.make_demo_cohort import (
     write_sheet,
 )
 from data_preprocessing.split_dataset import FOLDS, split_by_person
-from utils.labels import read_labels
-from utils.volumes import find_scans, image_stem
+from utils.scans.labels import read_labels
+from utils.scans.volumes import find_scans, image_stem
 
 ROOT = Path(__file__).resolve().parent.parent
 SCANS, SEED = 5, 7
@@ -260,14 +258,3 @@ def test_the_picture_is_drawn_once_and_not_over_another(tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(FileExistsError, match=r"brains\.png"):
         make_demo_cohort.main(["--picture", str(picture)])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["make_demo_cohort", "split_dataset"])
-def test_both_ways_to_call_a_program_work_from_the_root(name):
-    for how in ([f"data_preprocessing/{name}.py"], ["-m", f"data_preprocessing.{name}"]):
-        done = subprocess.run(
-            [sys.executable, *how, "--help"], cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "--output_dir" in done.stdout

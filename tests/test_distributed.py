@@ -19,32 +19,30 @@ from torch import nn
 
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
-from model.sorter import load_shipped_sorter
 from utils import distributed
-from utils.cache import Cache
-from utils.checkpoint import load_checkpoint
-from utils.cohort import open_cohort
-from utils.dataset import (
+from utils.cli import run_entry
+from utils.distributed import SINGLE, World, joined, own_device, read_launch
+from utils.networks.checkpoint import load_checkpoint
+from utils.networks.execution import Execution, choose_execution, predict
+from utils.scans.cache import Cache
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import (
     BatchShares,
     ScanDataset,
     StratifiedBatches,
     evaluation_loader,
     training_loader,
 )
-from utils.distributed import SINGLE, World, joined, own_device, read_launch
-from utils.engine import (
-    Execution,
+from utils.scans.labels import read_labels
+from utils.scans.volumes import Preparation
+from utils.training.engine import (
     average_statistics,
-    choose_execution,
     parallel,
-    predict,
     refresh_statistics,
     synchronised,
     train_one_epoch,
 )
-from utils.entry import run_entry
-from utils.labels import read_labels
-from utils.volumes import Preparation
+from utils.training.sorter import load_shipped_sorter
 
 ANY = Preparation(any_grid=True)
 # Name: (scans, one global batch of them; the loss's options).

@@ -11,26 +11,24 @@ from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import WIDTHS, ScaleDense
 from model.tsan import TSAN, SecondStage
-from utils import engine
-from utils.augment import Augmentation
-from utils.cache import Cache
-from utils.cohort import open_cohort
-from utils.dataset import ScanDataset, evaluation_loader, training_loader
-from utils.engine import (
+from utils.networks.execution import (
     Execution,
-    Step,
     choose_execution,
     compile_network,
     predict,
-    refresh_statistics,
     settle_precision,
-    train_one_epoch,
 )
-from utils.labels import read_labels
-from utils.optimisation import Optimisation, build_optimizer
-from utils.options import parse_first_stage
-from utils.setup import check_start
-from utils.volumes import Preparation
+from utils.scans.cache import Cache
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
+from utils.scans.labels import read_labels
+from utils.scans.volumes import Preparation
+from utils.training import engine
+from utils.training.augment import Augmentation
+from utils.training.engine import Step, refresh_statistics, train_one_epoch
+from utils.training.optimisation import Optimisation, build_optimizer
+from utils.training.options import parse_first_stage
+from utils.training.run import check_start
 
 ANY = Preparation(any_grid=True)
 CPU = Execution(torch.device("cpu"))

@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from model.ensemble import Ensemble
 from model.layers import fuse_for_inference
 from model.scaledense import ScaleDense
-from model.tsan import TSAN, SecondStage
+from model.tsan import TSAN, Ensemble, SecondStage
 
 
 def test_ages_of_an_ensemble_are_the_means_of_its_members_fused_or_not():

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from conftest import brain, write_scan
 
-from data_preprocessing import fsl
-from data_preprocessing.recipe import Recipe
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from data_preprocessing.pipeline import fsl
+from data_preprocessing.pipeline.recipe import Recipe
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 DEFORMABLE, AFFINE = Recipe("fsl"), Recipe("fsl", "affine")
 CUBE = np.diag([4.0, 4.0, 4.0, 1.0])

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmark import heads
-from benchmark.degradation import Degradation, degrade
-from benchmark.heads import CASES
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from tests.audit import heads
+from tests.audit.degradation import Degradation, degrade
+from tests.audit.heads import CASES
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 pytestmark = pytest.mark.slow
 # A small head, 144 mm long, in a header that is turned and shifted: (P, S, R), 4 mm.
@@ -237,7 +237,7 @@ def test_an_empty_image_is_refused():
 
 def centring_backend():
     """A backend that finds the shift of a head and nothing else."""
-    from data_preprocessing.recipe import Mapped
+    from data_preprocessing.pipeline.recipe import Mapped
 
     def map_scan(path, recipe, *, workspace):
         image = nibabel.load(path)
@@ -268,7 +268,7 @@ def backend(monkeypatch):
         "quality": SimpleNamespace(correlation=lambda volume, template: 0.875),
     }
     for name, fake in fakes.items():
-        monkeypatch.setitem(sys.modules, f"data_preprocessing.{name}", fake)
+        monkeypatch.setitem(sys.modules, f"data_preprocessing.pipeline.{name}", fake)
 
 
 def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend, tmp_path):
@@ -281,7 +281,7 @@ def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend
     assert axes.max_mm < 1e-6
     # Turned by 25 degrees about z, a point r mm from that axis is off by 2 r sin(12.5 degrees).
     points = world(GRID_SHAPE, GRID_AFFINE)
-    points = points[sys.modules["utils.template"].load_template().mask.ravel()]
+    points = points[sys.modules["utils.scans.template"].load_template().mask.ravel()]
     radius = np.linalg.norm(0.5 * points[:, :2], axis=1)
     expected = 2 * radius * np.sin(np.radians(12.5))
     assert rotation.mean_mm == pytest.approx(expected.mean(), abs=0.3)

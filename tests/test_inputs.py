@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dicom_series import write_series
 
-from data_preprocessing.inputs import convert_dicom, find_sources
+from data_preprocessing.pipeline.inputs import convert_dicom, find_sources
 
 converter = pytest.mark.skipif(
     importlib.util.find_spec("dcm2niix") is None,

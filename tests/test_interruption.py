@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from model.scaledense import ScaleDense
-from utils.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 from utils.files import replacing
-from utils.volumes import Preparation
+from utils.networks.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
+from utils.scans.volumes import Preparation
 
 
 def saved(path):
@@ -64,7 +64,7 @@ def test_the_file_that_is_replaced_is_kept_and_only_after_the_new_one_is_whole(t
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_in_each_way_ends_as_if_it_had_not_been():
     """In a process of its own, which forks the trainings. Any fault makes its exit code 1."""
-    command = ["benchmark.interruptions", "--first_alone", "--kills", "1", "--epochs", "2"]
+    command = ["tests.audit.interruptions", "--first_alone", "--kills", "1", "--epochs", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *command],
         capture_output=True, text=True, cwd=Path(__file__).parent.parent,

@@ -17,8 +17,8 @@ from conftest import TINY, brain, training_flags, write_cohort, write_scan
 import test
 import train_first_stage
 from model.losses import AgeLoss
-from utils.checkpoint import load_checkpoint
-from utils.trainer import LAST_NAME, Trainer
+from utils.networks.checkpoint import load_checkpoint
+from utils.training.trainer import LAST_NAME, Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,7 +90,9 @@ def test_the_same_seed_gives_the_same_weights_in_deterministic_mode_as_without(
 
 
 def test_the_number_of_reading_processes_changes_nothing(small, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.dataset.KEPT_FOR_ONE_READING", 0)  # test.py reads in them as well
+    monkeypatch.setattr(
+        "utils.scans.dataset.KEPT_FOR_ONE_READING", 0
+    )  # test.py reads in them as well
     require_same(train_and_test(small, tmp_path / "run", "--num_workers", "2"), expected)
 
 

@@ -15,15 +15,15 @@ import test
 import train_first_stage
 import train_second_stage
 from model.scaledense import ScaleDense
-from utils import leakage
-from utils.cache import Cache
-from utils.checkpoint import load_checkpoint, load_ensemble, save_checkpoint
-from utils.cohort import Scan, open_cohort
-from utils.dataset import open_checked, open_for_one_reading
-from utils.predictor import shipped_networks
-from utils.ship import main as ship
-from utils.trainer import LAST_NAME
-from utils.volumes import GRID_AFFINE, Preparation, image_stem
+from utils.networks.checkpoint import load_checkpoint, load_ensemble, save_checkpoint
+from utils.networks.predictor import shipped_networks
+from utils.networks.share import main as ship
+from utils.scans import leakage
+from utils.scans.cache import Cache
+from utils.scans.cohort import Scan, open_cohort
+from utils.scans.dataset import open_checked, open_for_one_reading
+from utils.scans.volumes import GRID_AFFINE, Preparation, image_stem
+from utils.training.trainer import LAST_NAME
 
 ANY = Preparation(any_grid=True)
 RAS = GRID_AFFINE @ np.diag([-1, 1, 1, 1])
@@ -143,7 +143,7 @@ def test_long_lists_are_cut():
 
 def test_a_person_in_both_folders_stops_training_before_anything_is_read(tmp_path, monkeypatch):
     folder = cohort_of(tmp_path, {"sub-1_ses-1": 1, "sub-2": 2}, {"sub-1_ses-2": 3, "sub-3": 4})
-    monkeypatch.setattr("utils.cache.read_stored", None)
+    monkeypatch.setattr("utils.scans.cache.read_stored", None)
     with pytest.raises(ValueError, match=r"same person.*sub-1_ses-1.*sub-1_ses-2.*--allow_shared"):
         train_first_stage.main(flags_of(folder, "run"))
     assert not (folder / "run").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmark import load
+from tests.audit import load
 from utils.files import sha256_of
 
 

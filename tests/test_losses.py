@@ -4,7 +4,8 @@ import torch
 from scipy.stats import rankdata
 
 from model.losses import AgeLoss, pair_loss, sodeep_ranks, soft_ranks
-from model.sorter import Sorter, load_shipped_sorter
+from model.sorter import Sorter
+from utils.training.sorter import load_shipped_sorter
 
 
 def scipy_ranks(values: torch.Tensor) -> np.ndarray:

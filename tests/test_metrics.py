@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from utils.metrics import (
+from utils.results.metrics import (
     FIGURES,
     mae_difference,
     score,

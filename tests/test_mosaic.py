@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_preprocessing import mosaic
-from data_preprocessing.mosaic import PageRow, draw_mosaic, mosaic_figure, write_page
+from data_preprocessing.pipeline import mosaic
+from data_preprocessing.pipeline.mosaic import PageRow, draw_mosaic, mosaic_figure, write_page
 from tests.conftest import brain
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 VOLUME = brain(GRID_SHAPE, 40)
 MASK = VOLUME > 0

@@ -2,8 +2,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from data_preprocessing.contents import foreground
-from data_preprocessing.native import read_native
+from data_preprocessing.pipeline.native import foreground, read_native
 
 
 def ramp(shape=(50, 40, 45)):

@@ -6,7 +6,7 @@ from torch import nn
 
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from utils.optimisation import (
+from utils.training.optimisation import (
     Optimisation,
     advance,
     build_optimizer,

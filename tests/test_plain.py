@@ -20,12 +20,13 @@ from benchmark.plain import (
 from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
-from utils.cohort import open_cohort
-from utils.dataset import ScanDataset
-from utils.engine import Execution, predict, train_one_epoch
-from utils.labels import read_labels
-from utils.optimisation import build_optimizer
-from utils.volumes import Preparation
+from utils.networks.execution import Execution, predict
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import ScanDataset
+from utils.scans.labels import read_labels
+from utils.scans.volumes import Preparation
+from utils.training.engine import train_one_epoch
+from utils.training.optimisation import build_optimizer
 
 CPU = Execution(torch.device("cpu"))
 RELEASED_LEAST = (42, 42, 42)  # its stem takes ten voxels off each side

@@ -17,16 +17,16 @@ from synthetic_head import make_head, rotation
 
 import predict
 import test
-from data_preprocessing import builtin
-from data_preprocessing.inputs import Source
+from data_preprocessing.pipeline import builtin
+from data_preprocessing.pipeline.inputs import Source
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from prediction.items import find_items, read_people
-from utils.checkpoint import save_checkpoint
-from utils.predictor import Predictor
-from utils.sidecars import Preprocessing
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans
+from utils.networks.checkpoint import save_checkpoint
+from utils.networks.predictor import Predictor
+from utils.scans.provenance import Preprocessing
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans
 
 ROOT = Path(__file__).parent.parent
 engines = pytest.mark.skipif(
@@ -467,7 +467,7 @@ def test_a_scan_that_kills_its_process_costs_itself_alone(tmp_path):
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from data_preprocessing import prepare\n"
-        "from data_preprocessing.inputs import Source\n"
+        "from data_preprocessing.pipeline.inputs import Source\n"
         "def work(task, wanted):\n"
         "    source, _ = task\n"
         "    if source.name == 's1':\n"

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.bias_correction import BiasCorrection
-from analysis.calibration import Calibration, apply_calibration
-from analysis.conformal import Limits
-from analysis.predictions import COLUMNS, complete_row, write_table
+from analysis.brain_pad.bias_correction import BiasCorrection
+from analysis.brain_pad.calibration import Calibration, apply_calibration
+from analysis.brain_pad.conformal import Limits
+from analysis.report.predictions import COLUMNS, complete_row, write_table
 
 CALIBRATION = Calibration(
     {"file": "a", "sha256": "b", "scans": 50},

@@ -6,10 +6,10 @@ import pytest
 from conftest import TINY, brain, write_scan
 
 import test
-from utils.checkpoint import load_checkpoint
-from utils.engine import choose_execution
-from utils.predictor import Predictor, load_pretrained
-from utils.volumes import GRID_SHAPE, find_scans
+from utils.networks.checkpoint import load_checkpoint
+from utils.networks.execution import choose_execution
+from utils.networks.predictor import Predictor, load_pretrained
+from utils.scans.volumes import GRID_SHAPE, find_scans
 
 
 def test_three_lines_give_the_ages_of_test_py(trained, cohort, tmp_path):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from data_preprocessing import preprocess, resample
+from data_preprocessing import preprocess
+from data_preprocessing.pipeline import resample
 from model.scaledense import ScaleDense
-from utils.checkpoint import save_checkpoint
-from utils.sidecars import Preprocessing, read_sidecar
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans, read_volume
+from utils.networks.checkpoint import save_checkpoint
+from utils.scans.provenance import Preprocessing, read_sidecar
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans, read_volume
 
 pytestmark = pytest.mark.slow
 
@@ -253,7 +254,7 @@ def fresh_workers():
 # Loaded by a worker as it starts: the scan of bob kills it, as a lack of memory would.
 DEADLY = """
 import os
-from data_preprocessing import resample
+from data_preprocessing.pipeline import resample
 known = resample.map_scan
 def deadly(image, recipe, *, workspace):
     if image.name == "bob.nii.gz":

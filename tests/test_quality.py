@@ -10,9 +10,8 @@ from scipy import stats
 from scipy.spatial import distance
 from synthetic_head import PAD, make_head, rotation
 
-from benchmark import quality as benchmark
-from data_preprocessing.placement import find_placement
-from data_preprocessing.quality import (
+from data_preprocessing.pipeline.placement import find_placement
+from data_preprocessing.pipeline.quality import (
     CODES,
     RULES,
     SIDES,
@@ -24,8 +23,9 @@ from data_preprocessing.quality import (
     overlap,
     sentences,
 )
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from tests.audit import quality as benchmark
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 SPOILT = {
     "turned by 10 degrees about x": "rotated",

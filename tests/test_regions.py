@@ -2,7 +2,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from analysis.regions import (
+from analysis.saliency.regions import (
     LOBES,
     OUTSIDE,
     STRUCTURES,
@@ -11,8 +11,8 @@ from analysis.regions import (
     format_regions,
     region_table,
 )
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 
 def region_at(*millimetres: float) -> str:

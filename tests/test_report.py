@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import report
-from analysis.bias_correction import BiasCorrection
-from analysis.calibration import Calibration
-from analysis.conformal import Limits
-from analysis.report import write_report
-from analysis.report_numbers import covered, group_errors, table_of, with_errors
+from analysis.brain_pad.bias_correction import BiasCorrection
+from analysis.brain_pad.calibration import Calibration
+from analysis.brain_pad.conformal import Limits
+from analysis.report import page as report
+from analysis.report.numbers import covered, group_errors, table_of, with_errors
+from analysis.report.page import write_report
 from tests.browser import Browser, find_chromium
-from utils.metrics import score_with_intervals
-from utils.results import format_figure
+from utils.results.metrics import score_with_intervals
+from utils.results.tables import format_figure
 
 YEARS = (
     "stage_one_age", "predicted_age", "predicted_age_low", "predicted_age_high", "brain_pad",

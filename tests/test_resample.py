@@ -7,10 +7,10 @@ import pytest
 from conftest import brain, write_scan
 from scipy import ndimage
 
-from data_preprocessing import resample
-from data_preprocessing.recipe import Recipe
-from utils.template import load_template
-from utils.volumes import GRID_AFFINE, GRID_SHAPE
+from data_preprocessing.pipeline import resample
+from data_preprocessing.pipeline.recipe import Recipe
+from utils.scans.template import load_template
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 TEMPLATE, SUBJECT = Recipe("resample"), Recipe("resample", mask="subject")
 # TemplateFlow's copy of the grid: its first axis runs to the right.

@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import saliency
-from analysis.attribution import Occlusion, SmoothGrad, ages_of, cubes, with_random_weights
-from analysis.map_picture import PLANES, draw_map, plane
-from analysis.regions import grid_coordinates
+from analysis.saliency import __main__ as saliency
+from analysis.saliency.attribution import Occlusion, SmoothGrad, ages_of, cubes, with_random_weights
+from analysis.saliency.map_picture import PLANES, draw_map, plane
+from analysis.saliency.regions import grid_coordinates
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from tests.conftest import TINY, write_scan
-from utils.checkpoint import save_checkpoint
-from utils.cohort import open_cohort
-from utils.dataset import open_for_one_reading
-from utils.engine import choose_execution
-from utils.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, read_volume
+from utils.networks.checkpoint import save_checkpoint
+from utils.networks.execution import choose_execution
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import open_for_one_reading
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, read_volume
 
 PREPARATIONS = [
     Preparation(resolution, crop=crop) for resolution in (2, 4) for crop in (False, True)

@@ -12,27 +12,20 @@ import torch
 from scipy.stats import rankdata, spearmanr
 
 import train_sorter
-from model.sorter import (
-    HIDDEN_SIZES,
-    Sorter,
-    load_shipped_sorter,
-    load_sorter,
-    save_sorter,
-    sorter_path,
-    standardise,
-    tied_ranks,
-)
-from utils import sorter_training
-from utils.sorter_training import (
+from model.sorter import HIDDEN_SIZES, Sorter, load_sorter, save_sorter, standardise, tied_ranks
+from utils.training import sorter as sorter_training
+from utils.training.sorter import (
     FAMILIES,
     SorterRecipe,
     choose_device,
     default_steps,
     learning_rate_share,
+    load_shipped_sorter,
     measure,
     new_sorter,
     own_derivatives,
     rank_correlation,
+    sorter_path,
     training_sequences,
 )
 

@@ -8,7 +8,7 @@ from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import split_dataset
 from data_preprocessing.split_dataset import FOLDS, split_by_person
-from utils.persons import person_of_scan
+from utils.scans.leakage import person_of_scan
 
 FRACTIONS = (0.7, 0.15, 0.15)
 

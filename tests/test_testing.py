@@ -12,9 +12,9 @@ from golden_networks import narrow_state_dict
 import test
 from model.authors import from_authors
 from model.tsan import TSAN
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.sidecars import Preprocessing
-from utils.volumes import GRID_SHAPE, normalise
+from utils.networks.checkpoint import load_checkpoint, save_checkpoint
+from utils.scans.provenance import Preprocessing
+from utils.scans.volumes import GRID_SHAPE, normalise
 
 RESULTS = {"predictions.csv", "metrics.json", "predictions.npz", "scatter.png"}
 
@@ -222,8 +222,8 @@ def test_all_bad_volumes_are_named_before_any_prediction(cohort, trained, tmp_pa
 
 def test_scans_off_the_grid_are_refused_by_a_checkpoint_of_the_grid(cohort, tmp_path):
     from model.scaledense import ScaleDense
-    from utils.checkpoint import save_checkpoint
-    from utils.volumes import Preparation
+    from utils.networks.checkpoint import save_checkpoint
+    from utils.scans.volumes import Preparation
 
     save_checkpoint(tmp_path / "a.pt", ScaleDense(), preparation=Preparation(), summary={})
     with pytest.raises(ValueError, match="not on the FSL MNI152 2 mm grid"):
@@ -270,7 +270,7 @@ def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(
     narrow_released, tmp_path, monkeypatch
 ):
     import train_second_stage
-    from utils import setup
+    from utils.training import run as setup
 
     weights = narrow_state_dict("first_stage", seed=1)
     torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")
@@ -290,7 +290,7 @@ def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(
 @pytest.mark.slow
 def test_second_stage_trains_on_the_authors_first_stage(narrow_released, grid_cohort, tmp_path):
     import train_second_stage
-    from utils.checkpoint import AUTHORS_PREPARATION, load_checkpoint
+    from utils.networks.checkpoint import AUTHORS_PREPARATION, load_checkpoint
 
     weights = narrow_state_dict("first_stage", seed=1)
     torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")

@@ -13,17 +13,17 @@ import train_second_stage
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from utils.cache import Cache
-from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.cohort import open_cohort
-from utils.dataset import ScanDataset
-from utils.engine import choose_execution
-from utils.labels import read_labels
-from utils.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
-from utils.setup import training
-from utils.sidecars import UNKNOWN, Preprocessing
-from utils.trainer import BEST_NAME, LAST_NAME, Trainer
-from utils.volumes import Preparation
+from utils.networks.checkpoint import load_checkpoint, save_checkpoint
+from utils.networks.execution import choose_execution
+from utils.scans.cache import Cache
+from utils.scans.cohort import open_cohort
+from utils.scans.dataset import ScanDataset
+from utils.scans.labels import read_labels
+from utils.scans.provenance import UNKNOWN, Preprocessing
+from utils.scans.volumes import Preparation
+from utils.training.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
+from utils.training.run import training
+from utils.training.trainer import BEST_NAME, LAST_NAME, Trainer
 
 NEEDED = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
 

@@ -1,12 +1,12 @@
 import gzip
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from conftest import brain, write_scan
 
-from utils.volumes import (
+from utils.scans.template import load_template
+from utils.scans.volumes import (
     BRAIN_BOX,
     GRID_AFFINE,
     GRID_SHAPE,
@@ -258,8 +258,7 @@ def test_cropping_keeps_the_box_around_the_templates_brain(tmp_path, volume, res
 
 
 def test_the_box_holds_the_templates_brain_with_a_voxel_to_spare():
-    folder = Path(__file__).parent.parent / "data_preprocessing" / "template"
-    mask = np.asarray(nibabel.load(folder / "brain_mask_2mm.nii.gz").dataobj) > 0
+    mask = load_template().mask
     for places, (start, stop) in zip(np.where(mask), BRAIN_BOX, strict=True):
         assert start < places.min()
         assert places.max() < stop - 1

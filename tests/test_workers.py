@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from data_preprocessing.workers import in_processes
+from data_preprocessing.pipeline.workers import in_processes
 
 
 def work_in(folder):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,3 +139,14 @@ def require_empty(folder: Path, *, instead: str = "") -> None:
             raise FileExistsError(f"{folder} is not empty: {advice}")
     elif folder.exists() or folder.is_symlink():
         raise FileExistsError(f"{folder} is not a folder: {advice}")
+
+
+def require_writable(folder: Path) -> None:
+    """Makes `folder`; raises OSError with advice if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written to ({error}); give another --output_dir"
+        ) from None

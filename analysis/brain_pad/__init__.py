@@ -1,0 +1,1 @@
+"""Brain-PAD from tables of ages: correction, intervals, agreement, dementia."""

@@ -1,0 +1,117 @@
+"""What is fitted on out-of-fold ages and applied to all others: bias correction and limits.
+
+Kept as a small JSON file, which says what table it was made of.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correction
+from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, fit_limits
+from analysis.brain_pad.tables import Predictions, as_arrays
+from utils.files import sha256_of, write_json
+
+FORMAT = "TSAN brain-PAD calibration 1"
+TERCILES = 3
+# Raw and corrected, always side by side.
+PADS = ("brain_pad", "brain_pad_cole", "brain_pad_beheshti")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`source`: name of the table, sha256 of its bytes and how many scans of it were used.
+
+    `limits_by_predicted_age`, in terciles, is None where there are too few scans for three groups.
+    """
+
+    source: dict[str, str | int]
+    bias: BiasCorrection
+    limits: Limits
+    limits_by_predicted_age: Limits | None
+
+
+def fit_calibration(out_of_fold: Predictions) -> Calibration:
+    """Fits correction and limits on healthy scans, each predicted by networks not trained on it.
+
+    Raises:
+        ValueError: too few scans, or ages that the predictions do not follow; with the table.
+    """
+    age, predicted_age = as_arrays(out_of_fold.scans)
+    try:
+        bias = fit_bias_correction(age, predicted_age)
+        limits = fit_limits(age, predicted_age)
+        grouped = None
+        if len(age) >= TERCILES * MINIMUM_GROUP:
+            grouped = fit_limits(age, predicted_age, groups=TERCILES)
+    except ValueError as error:
+        raise ValueError(f"{out_of_fold.path}: {error}") from error
+    source = {
+        "file": out_of_fold.path.name,
+        "sha256": sha256_of(out_of_fold.path),
+        "scans": len(age),
+        "without_age": out_of_fold.without_age,
+    }
+    return Calibration(source, bias, limits, grouped)
+
+
+def apply_calibration(calibration: Calibration, scans: pd.DataFrame) -> pd.DataFrame:
+    """`scans` with corrected ages and brain-PADs, 90 % intervals and a flag of extrapolation.
+
+    Args:
+        calibration: from `fit_calibration` or `read_calibration`.
+        scans: columns age, predicted_age and brain_pad, in years.
+    """
+    age, predicted_age = as_arrays(scans)
+    width = calibration.limits.half_width(predicted_age, 90)
+    cole = calibration.bias.cole(predicted_age)
+    beheshti = calibration.bias.beheshti(predicted_age, age)
+    return scans.assign(
+        predicted_age_cole=cole,
+        predicted_age_beheshti=beheshti,
+        brain_pad_cole=cole - age,
+        brain_pad_beheshti=beheshti - age,
+        age_low_90=predicted_age - width,
+        age_high_90=predicted_age + width,
+        outside_fitted_ages=calibration.bias.outside(age),
+    )
+
+
+def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
+    """Writes the JSON file that `read_calibration` reads."""
+    write_json(path, {"format": FORMAT} | asdict(calibration), overwrite=overwrite)
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Reads and checks what `write_calibration` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a calibration, or one with impossible numbers.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}, {FORMAT!r} expected")
+        bias, grouped = content["bias"], content["limits_by_predicted_age"]
+        source = {name: content["source"][name] for name in ("file", "sha256", "scans")}
+        return Calibration(
+            source | content["source"],
+            BiasCorrection(bias["slope"], bias["intercept"], tuple(bias["age_range"])),
+            _limits(content["limits"]),
+            None if grouped is None else _limits(grouped),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a calibration that brain_pad.py wrote ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _limits(content: dict) -> Limits:
+    years = {int(percent): tuple(limits) for percent, limits in content["years"].items()}
+    if 90 not in years:
+        raise ValueError(f"limits for {sorted(years)} %, 90 % among them expected")
+    return Limits(tuple(content["edges"]), years)

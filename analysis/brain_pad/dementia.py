@@ -1,0 +1,199 @@
+"""Whether brain-PAD tells people with dementia from healthy ones of the same age and sex.
+
+Every AUC is computed from scores, never from hard labels. As in the paper, brain-PAD, age and sex
+also go into a support vector machine.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+from analysis.brain_pad.calibration import PADS
+from utils.results.metrics import resample, with_interval
+
+FOLDS = 5
+
+
+def match_healthy(patients: pd.DataFrame, healthy: pd.DataFrame, *, caliper: float) -> pd.Series:
+    """The healthy scan of each patient: 1:1 within sex, no healthy scan twice.
+
+    As many are matched as can be; among such matchings, the sum of age differences is the least.
+
+    Args:
+        patients: indexed by scan, with age in years and sex; unknown sexes are not matched.
+        healthy: likewise.
+        caliper: the largest difference of ages in a pair, years.
+
+    Returns:
+        Names of healthy scans by name of patient; unmatched patients are absent.
+    """
+    matched = {}
+    for sex in ("F", "M"):
+        cases, controls = patients[patients["sex"] == sex], healthy[healthy["sex"] == sex]
+        apart = np.abs(cases["age"].to_numpy()[:, None] - controls["age"].to_numpy()[None])
+        allowed = apart <= caliper
+        # One pair beyond the caliper costs more than any number of pairs within it.
+        forbidden = (caliper + 1) * (len(cases) + 1)
+        rows, columns = linear_sum_assignment(np.where(allowed, apart, forbidden))
+        for row, column in zip(rows, columns, strict=True):
+            if allowed[row, column]:
+                matched[cases.index[row]] = controls.index[column]
+    in_order = [name for name in patients.index if name in matched]
+    return pd.Series([matched[name] for name in in_order], in_order, dtype=object)
+
+
+def auc_with_interval(patients: np.ndarray, healthy: np.ndarray, *, seed: int = 0) -> dict:
+    """Area under the ROC curve with a 95 % bootstrap interval, patients and healthy drawn apart.
+
+    Args:
+        patients: (n,) scores, higher for dementia.
+        healthy: (m,) scores.
+        seed: of the resampling.
+    """
+    scores = np.concatenate([patients, healthy])
+    is_patient = np.arange(len(scores)) < len(patients)
+    # A resample's AUC is the mean of these over its pairs of a patient and a healthy one.
+    wins = np.sign(patients[:, None] - healthy[None]) / 2 + 0.5
+    won = (_times_drawn(len(patients), seed) @ wins) * _times_drawn(len(healthy), seed + 1)
+    return with_interval(roc_auc_score(is_patient, scores), won.sum(-1) / wins.size)
+
+
+def _times_drawn(count: int, seed: int) -> np.ndarray:
+    """(RESAMPLES, count): how often each scan is in each resample."""
+    chosen = resample(count, seed)
+    times = np.zeros(chosen.shape)
+    np.add.at(times, (np.arange(len(chosen))[:, None], chosen), 1)
+    return times
+
+
+def svm_scores(
+    patients: pd.DataFrame, healthy: pd.DataFrame, *, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cross-validated decision values of an RBF SVM on standardised brain-PAD, age and sex.
+
+    Both scans of a matched pair are always in the same fold. Raw brain-PAD is used, as with age
+    beside it the machine can correct for age itself.
+
+    Args:
+        patients: (n rows) brain_pad, age and sex.
+        healthy: (n rows), in the order of the patients that they are matched with.
+        seed: of the folds.
+
+    Returns:
+        (n,) scores of patients and of healthy, higher for dementia.
+
+    Raises:
+        ValueError: fewer pairs than folds.
+    """
+    pairs = len(patients)
+    if pairs < FOLDS:
+        raise ValueError(
+            f"{pairs} matched pairs: at least {FOLDS} expected; a larger --caliper matches more"
+        )
+    both = pd.concat([patients, healthy])
+    features = np.stack([both["brain_pad"], both["age"], both["sex"] == "F"], axis=1).astype(float)
+    scores = cross_val_predict(
+        make_pipeline(StandardScaler(), SVC(kernel="rbf")),
+        features,
+        np.repeat([1, 0], pairs),
+        groups=np.tile(np.arange(pairs), 2),
+        cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed),
+        method="decision_function",
+    )
+    return scores[:pairs], scores[pairs:]
+
+
+def levels_of(ratings: pd.Series) -> dict[str, np.ndarray]:
+    """Which of n ratings are of which level of the CDR; levels that nobody has are left out."""
+    levels = {"CDR 0.5": ratings == 0.5, "CDR >= 1": ratings >= 1, "CDR unknown": ratings.isna()}
+    return {name: inside.to_numpy() for name, inside in levels.items() if inside.any()}
+
+
+def require_sound_ratings(
+    ratings: Mapping[str, float | None], patients: pd.DataFrame, healthy: pd.DataFrame
+) -> None:
+    """Raises ValueError for patients rated 0 and healthy scans rated above."""
+    wrong = [name for name in patients.index if ratings.get(name) == 0]
+    wrong += [name for name in healthy.index if ratings.get(name)]
+    if wrong:
+        raise ValueError(
+            f"CDR of {', '.join(f'{name} {ratings[name]:g}' for name in wrong[:5])} ({len(wrong)} "
+            "scans): above 0 expected in --dementia, 0 or n/a in --out_of_fold and --test"
+        )
+
+
+def report_dementia(
+    patients: pd.DataFrame, healthy: pd.DataFrame, matched: pd.Series, *, caliper: float
+) -> dict:
+    """All figures of matched patients and healthy scans.
+
+    Args:
+        patients: calibrated scans (see `apply_calibration`) with a column CDR, NaN where unknown.
+        healthy: calibrated unseen healthy scans with a column `group`, the table they are from.
+            For those out-of-fold the correction's line was fitted on them, among others.
+        matched: from `match_healthy`.
+        caliper: with which, years.
+
+    Raises:
+        ValueError: fewer pairs than folds of the SVM.
+    """
+    cases, controls = patients.loc[matched.index], healthy.loc[matched]
+    svm = svm_scores(cases, controls)
+    apart = np.abs(cases["age"].to_numpy() - controls["age"].to_numpy())
+    levels = {"all": np.ones(len(cases), bool)} | levels_of(cases["CDR"])
+    return {
+        "patients": len(patients),
+        "healthy": healthy["group"].value_counts().to_dict(),
+        "caliper_years": caliper,
+        "pairs": len(cases),
+        "unmatched": [name for name in patients.index if name not in matched],
+        "matched_healthy_from": controls["group"].value_counts().to_dict(),
+        "balance": {
+            "patients": _describe(cases),
+            "matched_healthy": _describe(controls),
+            "mean_age_difference_in_pair": float(apart.mean()),
+            "largest_age_difference_in_pair": float(apart.max()),
+        },
+        "mean": {"matched_healthy": _means(controls)}
+        | {name: _means(cases[inside]) for name, inside in levels.items()},
+        "mean_of_all_healthy_by_table": {
+            name: _means(rows) for name, rows in healthy.groupby("group", sort=False)
+        },
+        "auc": {
+            name: _aucs(cases[inside], controls[inside], tuple(side[inside] for side in svm))
+            for name, inside in levels.items()
+        },
+    }
+
+
+def _aucs(cases: pd.DataFrame, controls: pd.DataFrame, svm: tuple) -> dict[str, dict]:
+    """AUC of each score of pairs; the SVM is the one of all levels."""
+    scores = {name: (cases[name].to_numpy(), controls[name].to_numpy()) for name in PADS}
+    scores["svm"] = svm
+    return {"pairs": len(cases)} | {
+        name: auc_with_interval(patient, healthy) for name, (patient, healthy) in scores.items()
+    }
+
+
+def _describe(scans: pd.DataFrame) -> dict[str, float]:
+    age = scans["age"]
+    return {
+        "n": len(scans), "female": int((scans["sex"] == "F").sum()), "mean_age": float(age.mean()),
+        "sd_age": float(age.std()), "youngest": float(age.min()), "oldest": float(age.max()),
+    }  # fmt: skip
+
+
+def _means(scans: pd.DataFrame) -> dict:
+    """Mean brain-PADs in years with bootstrap intervals over scans."""
+    chosen = resample(len(scans), 0)
+    pads = {name: scans[name].to_numpy() for name in PADS}
+    return {"n": len(scans)} | {
+        name: with_interval(pad.mean(), pad[chosen].mean(-1)) for name, pad in pads.items()
+    }

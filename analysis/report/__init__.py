@@ -1,0 +1,1 @@
+"""The report of predicted ages: one HTML file."""

@@ -1,0 +1,1 @@
+"""Which voxels moved an age: attribution, regions, pictures."""

@@ -1,0 +1,322 @@
+"""Backend `fsl`: FSL's own fsl_anat, then one applywarp.
+
+This makes what the published script makes. That script is fsl_anat with one line more: it warps the
+bias-corrected brain to MNI152 with the coefficients of FNIRT, trilinearly. The line works as well
+after an unchanged fsl_anat, as long as that does not segment: segmentation replaces the brain by
+one with FAST's bias correction. The brain is what lies in MNI152's mask, brought back to the scan
+through FNIRT's warp, so it is known only where the whole of fsl_anat has run.
+
+fsl_anat ends with exit status 0 after steps that failed, so what each step made is looked at.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from data_preprocessing.pipeline.native import Native, read_native, seen_contents
+from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
+from utils.cli import raise_all
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, IMAGE_SUFFIXES, READ_ERRORS
+
+PROGRAMS = ("fsl_anat", "fnirt", "applywarp")
+STANDARD = "data/standard/MNI152_T1_2mm"
+STANDARD_FILES = (f"{STANDARD}.nii.gz", f"{STANDARD}_brain_mask.nii.gz", "etc/fslversion")
+FSL_ANAT_FLAGS = ("--noseg", "--nosubcortseg", "--clobber")
+# MNI152's own brain fills 26 % of the grid.
+LEAST_FILLED = 0.1
+SHOWN_LINES = 5
+AFFINE_FILE = "T1_to_MNI_lin.mat"
+# What fsl_anat makes of `-o T1`.
+ANAT = "T1.anat"
+
+
+def _read_voxels(path: Path) -> np.ndarray:
+    """Voxels of any shape, float32; ValueError unless they are finite and not all 0."""
+    voxels = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    if not np.isfinite(voxels).all():
+        raise ValueError("NaN or infinite voxels, finite values expected")
+    if not voxels.any():
+        raise ValueError("0 everywhere")
+    return voxels
+
+
+def _read_on_grid(path: Path) -> np.ndarray:
+    """(91, 109, 91) float32 voxels; ValueError off the MNI152 2 mm grid or hardly filled."""
+    image = nibabel.load(path)
+    if image.shape != GRID_SHAPE or not np.allclose(image.affine, GRID_AFFINE, atol=0.01):
+        raise ValueError(
+            f"shape {image.shape} and affine {image.affine[:3].round(3).tolist()}, expected "
+            f"{GRID_SHAPE} and {GRID_AFFINE[:3].tolist()}"
+        )
+    voxels = _read_voxels(path)
+    filled = np.count_nonzero(voxels) / voxels.size
+    if not filled > LEAST_FILLED:
+        raise ValueError(
+            f"{filled:.1%} of the voxels are not 0, more than {LEAST_FILLED:.0%} expected"
+        )
+    return voxels
+
+
+def _read_matrix(path: Path) -> np.ndarray:
+    """A (4, 4) matrix as FLIRT writes it; ValueError unless it can be inverted."""
+    matrix = np.loadtxt(path)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
+        raise ValueError("an invertible 4 by 4 matrix expected")
+    return matrix
+
+
+@dataclass(frozen=True)
+class Route:
+    """How the brain goes from fsl_anat's folder to the grid.
+
+    Attributes:
+        flag: of applywarp, what it applies.
+        transform: the file that `flag` names, in fsl_anat's folder.
+        head: what fsl_anat registered in this way, a whole head on the grid.
+        brain: what applywarp makes, without suffix.
+        kept_as: suffix of the transform behind a scan's name.
+        read_transform: raises where the transform is not right.
+    """
+
+    flag: str
+    transform: str
+    head: str
+    brain: str
+    kept_as: str
+    read_transform: Callable[[Path], np.ndarray]
+
+
+ROUTES = {
+    "deformable": Route(
+        flag=f"--warp={ANAT}/T1_to_MNI_nonlin_coeff",
+        transform="T1_to_MNI_nonlin_coeff.nii.gz",
+        head="T1_to_MNI_nonlin.nii.gz",
+        brain="T1_to_MNI_nonlin_brain",
+        kept_as="_warpcoef.nii.gz",
+        read_transform=_read_voxels,
+    ),
+    "affine": Route(
+        flag=f"--premat={ANAT}/{AFFINE_FILE}",
+        transform=AFFINE_FILE,
+        head="T1_to_MNI_lin.nii.gz",
+        brain="T1_to_MNI_lin_brain",
+        kept_as="_affine.mat",
+        read_transform=_read_matrix,
+    ),
+}
+
+
+def check(recipe: Recipe) -> None:
+    """Raises one ValueError with all that keeps FSL from this recipe, here."""
+    problems = []
+    if recipe.mask != "template":
+        problems.append(
+            f"mask {recipe.mask}: the fsl backend has the template's mask only, fsl_anat's brain "
+            "is MNI152's; give --mask template, or --backend builtin"
+        )
+    if recipe.contents == "brain":
+        problems.append(
+            "contents brain: fsl_anat registers whole heads only and takes no extracted brains; "
+            "give --backend builtin"
+        )
+    raise_all(problems + _installation_problems())
+
+
+def _installation_problems() -> list[str]:
+    """What of FSL is missing on this machine."""
+    if not os.environ.get("FSLDIR"):
+        return [
+            "FSLDIR is not set: install FSL (fsl.fmrib.ox.ac.uk) and export FSLDIR, or give "
+            "--backend builtin"
+        ]
+    fsl = _fsl_dir()
+    if any(character.isspace() for character in str(fsl)):
+        return [
+            f"FSLDIR is {str(fsl)!r}: FSL's scripts break on blanks in it, install it elsewhere"
+        ]
+    problems = [
+        f"{fsl / 'bin' / program}: no such program; is FSLDIR right?"
+        for program in PROGRAMS
+        if not shutil.which(fsl / "bin" / program)
+    ]
+    problems += [
+        f"{fsl / name}: no such file; is FSLDIR right?"
+        for name in STANDARD_FILES
+        if not (fsl / name).is_file()
+    ]
+    if not shutil.which("bc", path=_environment()["PATH"]):
+        problems.append("bc is not installed: fsl_anat calculates with it")
+    return problems
+
+
+def identity(recipe: Recipe) -> Identity:
+    """FSL's version, the hash of its MNI152 template, and the flags of both programs."""
+    fsl = _fsl_dir()
+    return Identity(
+        versions={"fsl": (fsl / "etc/fslversion").read_text(encoding="utf-8").strip()},
+        template_sha256=hashlib.sha256((fsl / f"{STANDARD}.nii.gz").read_bytes()).hexdigest(),
+        parameters={
+            "fsl_anat": list(FSL_ANAT_FLAGS),
+            "applywarp": [ROUTES[recipe.registration].flag],
+        },
+    )
+
+
+def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
+    """Registers a whole head with fsl_anat and brings its brain to the grid.
+
+    Args:
+        image: a head, NIfTI or MGH.
+        recipe: one that `check` lets pass.
+        workspace: a folder of this scan alone; its path may hold blanks.
+
+    Raises:
+        ValueError: an unreadable scan, an extracted brain, or a step that failed: names the scan,
+            the step, what is wrong with what it made, and the end of its log.
+    """
+    native = read_native(image)
+    if recipe.contents == "auto" and seen_contents(native) == "brain":
+        raise ValueError(
+            f"{image}: looks like an extracted brain, a head expected: fsl_anat cannot register "
+            "it; give --backend builtin, or --contents head if it is a head"
+        )
+    route = ROUTES[recipe.registration]
+    matrix = _run_fsl_anat(image, native, route, workspace=workspace)
+    volume = _run_applywarp(image, route, workspace=workspace)
+    anat = workspace / ANAT
+    # Both transforms start from the scan as fsl_anat turned and cropped it.
+    kept = {route.kept_as: anat / route.transform, "_orig2roi.mat": anat / "T1_orig2roi.mat"}
+    return Mapped(
+        volume=volume,
+        brain=None,
+        contents="head",
+        transform={"flirt_matrix": matrix.tolist()},
+        notes=native.notes,
+        kept={suffix: path for suffix, path in kept.items() if path.is_file()},
+    )
+
+
+def _run_fsl_anat(image: Path, native: Native, route: Route, *, workspace: Path) -> np.ndarray:
+    """Bias field, registrations and brain; returns FLIRT's (4, 4) matrix."""
+    placed = _place(image, native, workspace=workspace)
+    matrix, *_ = _run_step(
+        # Names from the workspace, where it runs: it breaks on blanks in a path.
+        ["fsl_anat", "-i", placed.name, "-o", "T1", *FSL_ANAT_FLAGS],
+        scan=image,
+        workspace=workspace,
+        made={
+            AFFINE_FILE: _read_matrix,
+            "T1_biascorr_brain.nii.gz": _read_voxels,
+            route.head: _read_on_grid,
+            route.transform: route.read_transform,
+        },
+    )
+    return matrix
+
+
+def _run_applywarp(image: Path, route: Route, *, workspace: Path) -> np.ndarray:
+    """The published script's one line; returns the brain on the grid."""
+    (volume,) = _run_step(
+        [
+            "applywarp",
+            f"--ref={_fsl_dir() / STANDARD}",
+            f"--in={ANAT}/T1_biascorr_brain",
+            route.flag,
+            f"--out={ANAT}/{route.brain}",
+        ],
+        scan=image,
+        workspace=workspace,
+        made={f"{route.brain}.nii.gz": _read_on_grid},
+    )
+    return volume
+
+
+def _fsl_dir() -> Path:
+    return Path(os.environ["FSLDIR"]).absolute()
+
+
+def _environment() -> dict[str, str]:
+    """The environment FSL's programs run in: compressed output, one thread."""
+    fsl = _fsl_dir()
+    return os.environ | {
+        "FSLDIR": str(fsl),
+        "PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), str(fsl / "bin"))),
+        "FSLOUTPUTTYPE": "NIFTI_GZ",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _place(image: Path, native: Native, *, workspace: Path) -> Path:
+    """Puts a scan into the workspace under a plain name: linked where FSL can read it."""
+    suffix = next((end for end in IMAGE_SUFFIXES if image.name.lower().endswith(end)), None)
+    placed = workspace / f"in{suffix or '.nii.gz'}"
+    if suffix:
+        placed.symlink_to(image.absolute())
+    else:
+        nibabel.save(nibabel.Nifti1Image(native.voxels, native.affine), placed)
+    return placed
+
+
+def _run_step(
+    argv: list[str], *, scan: Path, workspace: Path, made: dict[str, Callable[[Path], np.ndarray]]
+) -> list[np.ndarray]:
+    """Runs one of FSL's programs in the workspace and reads what it made.
+
+    Args:
+        argv: the program's name and its arguments.
+        scan: for messages.
+        workspace: the folder to run in.
+        made: by file in fsl_anat's folder, a reader that raises where the file is not right.
+
+    Returns:
+        What the readers found, in order.
+    """
+    program, *arguments = argv
+    done = subprocess.run(
+        [str(_fsl_dir() / "bin" / program), *arguments],
+        cwd=workspace,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    found, problems = [], []
+    if done.returncode:
+        ended = (
+            f"signal {-done.returncode} (short of memory?)"
+            if done.returncode < 0
+            else f"{done.returncode}"
+        )
+        raise ValueError(f"{scan}: {program} ended with {ended}{_logs(workspace, done.stderr)}")
+    for name, read in made.items():
+        try:
+            found.append(read(workspace / ANAT / name))
+        except FileNotFoundError:
+            problems.append(f"{name} was not made")
+        except READ_ERRORS as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        problems = "; ".join(problems) + _logs(workspace, done.stderr)
+        raise ValueError(f"{scan}: {program} failed: {problems}")
+    return found
+
+
+def _logs(workspace: Path, stderr: str) -> str:
+    """The last lines of fsl_anat's log, which are the commands it ran, and of the errors."""
+    log = workspace / ANAT / "log.txt"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    ends = ""
+    for name, content in (("log.txt", text), ("stderr", stderr)):
+        lines = [line.strip() for line in content.splitlines() if line.strip()]
+        if lines:
+            ends += f"; end of {name}: {' | '.join(lines[-SHOWN_LINES:])}"
+    return ends

@@ -1,0 +1,95 @@
+"""How a raw scan is brought onto the network's grid, and what comes of it.
+
+This is the contract between `preprocess.py` and the backends (`builtin.py`, `fsl.py`,
+`resample.py`). A backend is a module with
+
+    check(recipe)                          raises ValueError / OSError where it cannot work here
+    identity(recipe) -> Identity           what it works with, for the sidecar and for skipping
+    map_scan(image, recipe, *, workspace) -> Mapped
+
+It reads and writes nothing outside `workspace`, a temporary folder of this scan.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+BACKENDS = ("builtin", "fsl", "resample")
+REGISTRATIONS = ("deformable", "affine")
+MASKS = ("template", "subject")
+CONTENTS = ("auto", "head", "brain")
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements-preprocessing.txt"
+# What a missing package needs.
+INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user asked for; scans of one training set must share it.
+
+    Attributes:
+        backend: `builtin` (pip packages), `fsl` (fsl_anat and applywarp), or `resample` (scans
+            that are in MNI152 space already, on another grid).
+        registration: `deformable` as published, or `affine` with 12 degrees of freedom as the
+            released OASIS-1. With `resample`: how somebody registered the scans.
+        mask: what is left of the head: the `template`'s brain, as published, or the `subject`'s.
+        contents: `head` with skull, `brain` extracted already, or `auto`: seen from the image.
+    """
+
+    backend: str = "builtin"
+    registration: str = "deformable"
+    mask: str = "template"
+    contents: str = "auto"
+
+    def __post_init__(self):
+        for name, known in (
+            ("backend", BACKENDS),
+            ("registration", REGISTRATIONS),
+            ("mask", MASKS),
+            ("contents", CONTENTS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}: one of {', '.join(known)} expected, got {getattr(self, name)!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a backend works with; a scan is done again when any of it has changed.
+
+    Attributes:
+        versions: of each engine, by name.
+        template_sha256: of the template that scans are registered to; None where none is used.
+        parameters: of each step, plain values.
+    """
+
+    versions: dict[str, str]
+    template_sha256: str | None
+    parameters: dict
+
+
+@dataclass
+class Mapped:
+    """A scan on the MNI152 2 mm grid.
+
+    Attributes:
+        volume: (91, 109, 91) float32 in LAS order, 0 outside the brain.
+        brain: (91, 109, 91) bool, the scan's own brain on the grid before the template's mask is
+            laid over it; None where no backend step knows it.
+        contents: `head` or `brain`, what the scan held.
+        transform: summary for the sidecar, plain values.
+        notes: for people, one sentence each.
+        kept: files of the transform in the workspace, by the suffix they get behind the scan's
+            name, such as {"_affine.txt": path}.
+    """
+
+    volume: np.ndarray
+    brain: np.ndarray | None
+    contents: str
+    transform: dict
+    notes: list[str] = field(default_factory=list)
+    kept: dict[str, Path] = field(default_factory=dict)

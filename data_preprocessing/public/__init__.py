@@ -1,0 +1,1 @@
+"""Label sheets and folders of public cohorts."""

@@ -1,0 +1,109 @@
+"""The steps whose load tests/audit/load.py measures, each in a process of its own.
+
+The request is one line of JSON on the input, the answer the last line of the output.
+"""
+
+import json
+import resource
+import runpy
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def check(folder: Path) -> None:
+    """The check of a dataset, as before training."""
+    from data_preprocessing.check_dataset import main
+
+    main([
+        *("--folders", str(folder / "scans"), "--labels", str(folder / "labels.csv")),
+        *("--output", str(folder / "check.tsv"), "--overwrite"),
+    ])  # fmt: skip
+
+
+def start_up(folder: Path) -> None:
+    """What training does before its first step: sheet and headers read, scans decoded and kept."""
+    from utils.scans.cache import Cache
+    from utils.scans.cohort import open_cohort
+    from utils.scans.dataset import ScanDataset
+    from utils.scans.labels import read_labels
+    from utils.scans.volumes import Preparation
+
+    preparation = Preparation(any_grid=True)
+    labels = read_labels(folder / "labels.csv")
+    scans = open_cohort(
+        folder / "scans", labels, preparation, need_age=True, need_sex=True, smallest_side=32
+    )
+    ScanDataset(scans, preparation, Cache("disk", 16, folder / "cache"))
+
+
+def predict(folder: Path) -> None:
+    """test.py, with a network that has not been trained."""
+    from model.scaledense import ScaleDense
+    from utils.networks.checkpoint import save_checkpoint
+    from utils.scans.volumes import Preparation
+
+    network = folder / "network.pt"
+    save_checkpoint(
+        network, ScaleDense(mean_age=50), preparation=Preparation(any_grid=True), summary={}
+    )
+    sys.argv = [
+        "test.py",
+        *("--test_folder", str(folder / "scans"), "--labels", str(folder / "labels.csv")),
+        *("--output_dir", str(folder), "--model_name", str(network), "--no-mirror"),
+        *("--batch_size", "32"),
+    ]  # fmt: skip
+    runpy.run_path(str(Path(__file__).resolve().parents[2] / "test.py"), run_name="__main__")
+
+
+def report(folder: Path) -> None:
+    """Table and page of predict.py, with a picture of every scan."""
+    import pandas as pd
+
+    from analysis.report.page import write_report
+    from analysis.report.predictions import complete_row, write_table
+    from data_preprocessing.pipeline.mosaic import draw_mosaic
+    from utils.scans.template import load_template
+
+    mask = load_template().mask
+    draw_mosaic(mask.astype(np.float32), mask, folder / "picture.png", title="a scan")
+    found = pd.read_csv(folder / "predictions.csv")
+    rows = [
+        complete_row(
+            {
+                "participant_id": scan, "scan": scan, "sex": "FM"[index % 2],
+                "age": 20.0 + index % 70, "predicted_age": age, "qc_flag": "ok",
+                "status": "ok", "model": "none",
+            },
+            None,
+        )
+        for index, (scan, age) in enumerate(
+            zip(found.iloc[:, 0], found["predicted_age"], strict=True)
+        )
+    ]  # fmt: skip
+    write_table(rows, folder / "table", as_csv=True, overwrite=True)
+    pictures = {row["scan"]: folder / "picture.png" for row in rows}
+    write_report(rows, folder / "report.html", title="Load", pictures=pictures, overwrite=True)
+
+
+STEPS = {"check": check, "start-up": start_up, "prediction": predict, "report": report}
+
+
+def measured(step: str, folder: Path) -> dict[str, float]:
+    """Runs a step here; its seconds, and the memory of the largest process in MiB."""
+    start = time.perf_counter()
+    STEPS[step](folder)
+    seconds = time.perf_counter() - start
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(user).ru_maxrss for user in users)  # KiB on Linux
+    figures = {"seconds": seconds, "MiB": peak / 1024}
+    if step == "report":
+        figures["page MB"] = (folder / "report.html").stat().st_size / 1e6
+    return figures
+
+
+if __name__ == "__main__":
+    request = json.loads(sys.stdin.read())
+    print(json.dumps({"figures": measured(request["step"], Path(request["folder"]))}))

@@ -1,0 +1,209 @@
+"""What every entry point shares: checked flag types, switches that mean what they say, and errors.
+
+Nothing heavy is imported here, so `--help` answers at once.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+SHOWN_PROBLEMS = 20
+
+
+TRUE_WORDS = ("1", "true", "yes", "on")
+FALSE_WORDS = ("0", "false", "no", "off")
+DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
+
+
+def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
+    """A parser that shows defaults, refuses shortened flags and has `--debug`."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+        **kwargs,
+    )
+    parser.add_argument("--debug", action=ShowTracebacks)
+    return parser
+
+
+def shows_tracebacks() -> bool:
+    """Whether tracebacks are asked for, with `--debug` or in the environment."""
+    return os.environ.get(DEBUG) == "1"
+
+
+class ShowTracebacks(argparse.Action):
+    """`--debug`: sets the variable, which processes that are started inherit; no flag is stored.
+
+    So it is no part of what checkpoints and resumed runs say and compare.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs):
+        super().__init__(
+            option_strings,
+            argparse.SUPPRESS,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help=f"show tracebacks of errors, as {DEBUG}=1 in the environment does",
+        )
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Turns tracebacks on for this process and those it starts."""
+        os.environ[DEBUG] = "1"
+
+
+class Switch(argparse.BooleanOptionalAction):
+    """A boolean flag: `--flag`, `--no-flag`, and the published style `--flag False`."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs):
+        kwargs.pop("type", None)
+        super().__init__(option_strings, dest, **kwargs)
+        self.nargs = "?"
+        self.metavar = "BOOL"
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """Stores the boolean that `--flag`, `--no-flag` or `--flag WORD` stands for."""
+        negated = option_string.startswith("--no-")
+        if values is None:
+            setattr(namespace, self.dest, not negated)
+            return
+        word = str(values).lower()
+        if negated or word not in TRUE_WORDS + FALSE_WORDS:
+            parser.error(f"argument {option_string}: true or false expected, got {values!r}")
+        setattr(namespace, self.dest, word in TRUE_WORDS)
+
+
+def number(
+    kind: type,
+    *,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    above: float | None = None,
+) -> Callable[[str], float]:
+    """An argparse type: a finite int or float in [low, high], above `above` where given."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(
+                f"a number ({kind.__name__}) expected, got {text!r}"
+            ) from None
+        finite = float("-inf") < value < float("inf")
+        if not (finite and low <= value <= high) or (above is not None and not value > above):
+            bound = f"above {above:g}" if above is not None else f"at least {low:g}"
+            bound = bound if finite else "a finite number"
+            limit = f" and at most {high:g}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{bound}{limit} expected, got {text}")
+        return value
+
+    return parse
+
+
+def regular_expression(text: str) -> re.Pattern:
+    """An argparse type: a compiled regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"a regular expression expected: {error}") from None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where it interrupts."""
+
+
+def run_entry(main: Callable[[], None]) -> None:
+    """Runs `main`; what the user can mend (ValueError, OSError) is one message and exit code 1.
+
+    With `--debug`, or TSAN_DEBUG=1 in the environment, the traceback is shown as well.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if shows_tracebacks():
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
+        # What a shell reports of a program that the signal ended.
+        sys.exit(143 if isinstance(interruption, Terminated) else 130)
+
+
+def raise_all(problems: list[str]) -> None:
+    """Raises one ValueError that lists `problems`, if there are any."""
+    if not problems:
+        return
+    shown = problems[:SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    raise ValueError("\n  ".join(shown))
+
+
+def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
+    """The label sheet."""
+    group.add_argument(
+        "--labels",
+        "--excel_path",
+        required=required,
+        metavar="SHEET",
+        help="name or id, age in years, sex (0 female, 1 male): .xls, .xlsx, .csv "
+        "or .tsv, with a header row or without",
+    )
+    group.add_argument(
+        "--sex_codes",
+        nargs="+",
+        metavar="CODE=SEX",
+        help="for sheets with other codes, such as 1=male 2=female",
+    )
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where and how it runs; returns the group for more of the kind."""
+    group = parser.add_argument_group("machine")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto: a GPU when there is one; several processes take one each",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="auto: bfloat16 on a GPU that has it (test.py: where ages of a few scans agree with "
+        "float32 to 0.1 years), float32 on a CPU",
+    )
+    group.add_argument(
+        "--compile",
+        action=Switch,
+        default=False,
+        help="torch.compile; takes minutes to start, worth trying on a GPU",
+    )
+    group.add_argument(
+        "--threads",
+        type=number(int, low=0),
+        default=0,
+        help="CPU threads; 0: as many as the process may use",
+    )
+    group.add_argument(
+        "--num_workers",
+        type=number(int, low=0),
+        default=2,
+        help="processes that read scans: of --cache none, and on a GPU of --cache disk",
+    )
+    group.add_argument(
+        "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"
+    )
+    return group
+
+
+def add_subject_pattern(parser: argparse._ActionsContainer) -> None:
+    """How the person is found in a scan's name, see `person_of_scan`."""
+    parser.add_argument(
+        "--subject_pattern",
+        type=regular_expression,
+        help="regular expression for the person in a scan's name (its first group, or the whole "
+        "match); without it sub-01 of BIDS and OAS1_0001 of OASIS names, else the whole name",
+    )

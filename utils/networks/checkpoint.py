@@ -1,0 +1,388 @@
+"""Checkpoints: ours, and the authors' published files, read and written without running their code.
+
+Ours are one dict of plain values and tensors, read with `weights_only=True`:
+format, stage, options (rebuild the network), preparation (how its scans are read), preprocessing
+(how they were made), summary (how it was trained), state_dict, and in the last checkpoint of a run
+`resume` (optimiser and progress).
+A second-stage checkpoint holds its first stage as well, so one file is enough to predict.
+"""
+
+import pickle
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from model.authors import from_authors, stage_of, to_authors
+from model.scaledense import Backbone, Encoder, ScaleDense
+from model.tsan import TSAN, Ensemble, SecondStage
+from utils.files import replacing
+from utils.scans.provenance import UNKNOWN, Preprocessing
+from utils.scans.volumes import Preparation
+
+FORMAT = "tsan-brain-age-1"
+# What zipfile and torch raise for bytes that are not those that were written.
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, LookupError, ValueError,
+    OverflowError, OSError,
+)  # fmt: skip
+AUTHORS_PREPARATION = Preparation(resolution=2, intensity="authors")
+AUTHORS_PREPROCESSING = Preprocessing("deformable", "template", "fsl")  # as published
+
+
+class UnreadableCheckpoint(ValueError):
+    """A file that is damaged, or no checkpoint at all."""
+
+
+@dataclass
+class Checkpoint:
+    """A network as it was saved, with what is needed to use it.
+
+    Attributes:
+        model: ScaleDense (stage 1), TSAN (stage 2), or several of one kind, in evaluation mode.
+        preparation: how its scans are read.
+        preprocessing: how its training scans were made.
+        summary: how it was trained; empty for the authors' files.
+        resume: state of the interrupted run, in last checkpoints only.
+        source: the file.
+    """
+
+    model: ScaleDense | TSAN | Ensemble
+    preparation: Preparation
+    preprocessing: Preprocessing
+    summary: dict
+    resume: dict | None
+    source: Path | str
+
+    @property
+    def stage(self) -> int:
+        """1 or 2."""
+        return 2 if any(isinstance(module, SecondStage) for module in self.model.modules()) else 1
+
+    @property
+    def uses_sex(self) -> bool:
+        """Whether any of its stages reads the sex."""
+        encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
+        return any(encoder.use_sex for encoder in encoders)
+
+    @property
+    def smallest_side(self) -> int:
+        """Voxels along each axis of its input that all of its stages need at least."""
+        backbones = [module for module in self.model.modules() if isinstance(module, Backbone)]
+        return max(backbone.smallest_side for backbone in backbones)
+
+    @property
+    def saw_mirrored(self) -> bool:
+        """Whether its training scans were mirrored at random; unknown counts as not."""
+        return bool(self.summary.get("training", {}).get("augmentation", {}).get("flip"))
+
+    @property
+    def trained_on(self) -> list[str] | None:
+        """Contents of all scans that any of its stages was trained on; None where it is unknown.
+
+        See `content_of` in utils/scans/leakage.py.
+        """
+        return self.summary.get("training_contents")
+
+
+def save_checkpoint(
+    path: Path,
+    model: ScaleDense | TSAN,
+    *,
+    preparation: Preparation,
+    preprocessing: Preprocessing = UNKNOWN,
+    summary: dict,
+    resume: dict | None = None,
+    keep_as: Path | None = None,
+) -> None:
+    """Writes a checkpoint through a temporary file; one that exists is replaced.
+
+    The one that is replaced gets the name `keep_as`. OSError if it cannot be written.
+    """
+    content = {
+        "format": FORMAT,
+        "stage": 2 if isinstance(model, TSAN) else 1,
+        "options": model.options(),
+        "preparation": asdict(preparation),
+        "preprocessing": asdict(preprocessing),
+        "summary": summary,
+        "state_dict": OrderedDict(
+            (name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items()
+        ),
+    }
+    if resume is not None:
+        content["resume"] = resume
+    with replacing(path, overwrite=True, keep_as=keep_as) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's word for a write that failed
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{path}: cannot be written, is the disk full? ({reason})") from error
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    first_stage_net: str | Path | None = None,
+    use_sex: bool | None = None,
+    age_step: float = 5.0,
+) -> Checkpoint:
+    """Loads either stage, ours or the authors'; stage and width are recognised from the content.
+
+    Args:
+        path: the file.
+        first_stage_net: the first stage for an authors' second stage, which lacks it.
+        use_sex: for the authors' files, whose keys do not tell; None means true. For ours it must
+            agree where given.
+        age_step: years, for an authors' second stage.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or not the one that the options describe.
+    """
+    path = Path(path)
+    content = _read(path)
+    weights = content.get("state_dict")
+    if content.get("format") == FORMAT:
+        return _load_ours(path, content, use_sex)
+    if not isinstance(weights, dict) or stage_of(weights) is None:
+        raise ValueError(
+            f"{path}: neither a TSAN checkpoint nor one of the authors' released networks; "
+            f"found the entries {', '.join(map(str, list(content)[:8]))}"
+        )
+    try:
+        network = from_authors(weights, use_sex=use_sex is not False)
+        # Exported files say how their scans were made, the authors' own do not.
+        made = Preprocessing(**content.get("preprocessing", asdict(AUTHORS_PREPROCESSING)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if isinstance(network, ScaleDense):
+        return Checkpoint(network, AUTHORS_PREPARATION, made, {}, None, path)
+    first = _first_stage_for(path, first_stage_net, use_sex)
+    require_alike(path, made, first)
+    made = made.filled_from(first.preprocessing)
+    network = TSAN(first.model, network, age_step=age_step).eval()
+    return Checkpoint(network, first.preparation, made, {}, None, path)
+
+
+def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
+    """Loads one checkpoint, or several as the mean of their ages; `options` as `load_checkpoint`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`; or they are not of one stage, or for
+            scans prepared or preprocessed in several ways.
+    """
+    first, *others = (load_checkpoint(path, **options) for path in paths)
+    if not others:
+        return first
+    for other in others:
+        if other.stage != first.stage:
+            raise ValueError(f"{other.source}: stage {other.stage}, {first.source}: {first.stage}")
+        if other.preparation != first.preparation:
+            raise ValueError(
+                f"{other.source}: reads scans as {other.preparation}, {first.source} as "
+                f"{first.preparation}: networks that read scans alike expected"
+            )
+        require_alike(other.source, other.preprocessing, first)
+    everyone = (first, *others)
+    means = [one.summary.get("mean_training_age") for one in everyone]
+    ranges = [one.summary.get("training_ages") for one in everyone]
+    summary = {
+        "mean_training_age": None if None in means else sum(means) / len(means),
+        # What all of them know.
+        "training_ages": None
+        if None in ranges
+        else [max(low for low, _ in ranges), min(high for _, high in ranges)],
+        # What any of them was trained on; None where no one knows.
+        "training_contents": union_of_contents(everyone),
+        "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
+        "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
+    }
+    return Checkpoint(
+        Ensemble([one.model for one in everyone]).eval(),
+        first.preparation,
+        first.preprocessing,
+        summary,
+        None,
+        f"the mean of {', '.join(str(one.source) for one in everyone)}",
+    )
+
+
+def union_of_contents(
+    checkpoints: Sequence[Checkpoint], own: Sequence[str] = ()
+) -> list[str] | None:
+    """Contents of all scans that any of the networks was trained on, and `own`, sorted.
+
+    None where there are none and no checkpoint knows.
+    """
+    known = [one.trained_on for one in checkpoints if one.trained_on is not None]
+    return sorted({*own, *chain.from_iterable(known)}) if own or known else None
+
+
+def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
+    """Loads a checkpoint that must be a first stage.
+
+    Raises:
+        ValueError: it is a second stage.
+    """
+    weights = _read(Path(path)).get("state_dict")
+    if not isinstance(weights, dict) or stage_of(weights) != 2:
+        checkpoint = load_checkpoint(path, use_sex=use_sex)
+        if checkpoint.stage == 1:
+            return checkpoint
+    raise ValueError(f"{path}: a second stage; --first_stage_net expects a first-stage checkpoint")
+
+
+def start_from_checkpoint(
+    network: ScaleDense | SecondStage, checkpoint: Checkpoint, preparation: Preparation
+) -> None:
+    """Gives a network of either stage the weights of that stage in a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint lacks that stage, or its network or preparation is another.
+    """
+    path, model = checkpoint.source, checkpoint.model
+    if isinstance(network, SecondStage):
+        if checkpoint.stage == 1:
+            raise ValueError(f"{path}: a first stage; --init_from expects a second stage here")
+        source = model.second_stage
+    else:
+        source = model.first_stage if checkpoint.stage == 2 else model
+    ours, theirs = network.encoder, source.encoder
+    if (ours.width, ours.use_sex) != (theirs.width, theirs.use_sex):
+        raise ValueError(
+            f"{path}: width {theirs.width}, use_sex {theirs.use_sex}, but --width and --use_sex "
+            f"say {ours.width}, {ours.use_sex}"
+        )
+    if checkpoint.preparation != preparation:
+        raise ValueError(
+            f"{path}: trained on scans prepared as {checkpoint.preparation}, these would be "
+            f"prepared as {preparation}: give --resolution, --crop and --intensity accordingly"
+        )
+    network.load_state_dict(source.state_dict())
+
+
+def require_alike(source: object, made: Preprocessing, first_stage: Checkpoint) -> None:
+    """Raises ValueError where scans of `source` were made in another way than the first stage's."""
+    differences = made.differences(first_stage.preprocessing)
+    if differences:
+        raise ValueError(
+            f"{source}: {'; '.join(differences)} as the training scans of "
+            f"{first_stage.source}: networks used together need scans made in one way"
+        )
+
+
+def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bool = False) -> None:
+    """Writes the trained stage in the authors' format, loadable by their code strictly.
+
+    A cascade's second stage is written; its first stage is exported from its own checkpoint.
+
+    Raises:
+        ValueError: not of the released width, or trained on scans prepared by another rule.
+        FileExistsError: `path` exists and `overwrite` is false.
+    """
+    if checkpoint.preparation != AUTHORS_PREPARATION:
+        raise ValueError(
+            f"{checkpoint.source}: trained on scans prepared as {checkpoint.preparation}, but the "
+            f"authors' format means {AUTHORS_PREPARATION}: other ages would come out; train the "
+            "first stage with --width released --intensity authors to export it"
+        )
+    stage = checkpoint.model.second_stage if checkpoint.stage == 2 else checkpoint.model
+    weights = {f"module.{key}": value.cpu() for key, value in to_authors(stage).items()}
+    epoch = int(checkpoint.summary.get("epoch", 0))
+    content = {"epoch": epoch, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
+    content["preprocessing"] = asdict(checkpoint.preprocessing)  # theirs ignores it
+    with replacing(path, overwrite=overwrite) as temporary:
+        torch.save(content, temporary)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        _require_whole(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UnreadableCheckpoint(
+            f"{path}: refused, it holds something other than tensors and plain values, or is not "
+            f"a checkpoint ({str(error).splitlines()[0]})"
+        ) from error
+    except DAMAGED as error:
+        raise UnreadableCheckpoint(
+            f"{path}: not a readable checkpoint, or a damaged one ({error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: a dict expected in a checkpoint, found {type(content).__name__}")
+    return content
+
+
+def _require_whole(path: Path) -> None:
+    """Compares every entry's content with its CRC-32; torch writes them and never looks at them.
+
+    Files older than torch 1.6 are no archives and hold none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
+
+
+def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
+    try:
+        model = build(content["options"])
+        model.load_state_dict(content["state_dict"])
+        preparation = Preparation(**content["preparation"])
+        preprocessing = Preprocessing(**content.get("preprocessing", {}))  # older files lack it
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: its network cannot be rebuilt ({error})") from error
+    broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(
+            f"{path}: {len(broken)} of its weights are NaN or infinite, such as {broken[0]}; take "
+            "the checkpoint of an earlier epoch, or train again"
+        )
+    stored = (model.second_stage if isinstance(model, TSAN) else model).encoder.use_sex
+    if use_sex is not None and use_sex != stored:
+        raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
+    resume = content.get("resume")
+    summary = content.get("summary", {})
+    contents = summary.get("training_contents") if isinstance(summary, dict) else 0
+    if contents is not None and not (
+        isinstance(contents, list) and all(isinstance(one, str) for one in contents)
+    ):
+        raise ValueError(
+            f"{path}: what it says of its training cannot be read: a dict expected, and in it a "
+            "list of hashes as training_contents"
+        )
+    return Checkpoint(model.eval(), preparation, preprocessing, summary, resume, path)
+
+
+def build(options: dict) -> ScaleDense | TSAN:
+    """A fresh network from what its `options()` returned."""
+    if "second_stage" not in options:
+        return ScaleDense(**options)
+    first = ScaleDense(**options["first_stage"])
+    return TSAN(first, SecondStage(**options["second_stage"]), age_step=options["age_step"])
+
+
+def _first_stage_for(
+    path: Path, first_stage_net: str | Path | None, use_sex: bool | None
+) -> Checkpoint:
+    if first_stage_net is None:
+        raise ValueError(
+            f"{path}: the authors' second stage holds no first stage: give --first_stage_net FILE"
+        )
+    first = load_first_stage(first_stage_net, use_sex=use_sex)
+    if first.preparation != AUTHORS_PREPARATION:
+        raise ValueError(
+            f"{path} needs scans prepared as {AUTHORS_PREPARATION}, its first stage "
+            f"{first_stage_net} as {first.preparation}: use the authors' first stage with it"
+        )
+    return first

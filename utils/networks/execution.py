@@ -1,0 +1,202 @@
+"""Where and how precisely a network runs, and one pass of prediction over all scans."""
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from model.scaledense import Encoder
+from utils.distributed import SINGLE, World, own_device
+from utils.scans.cache import decode
+from utils.scans.dataset import UNKNOWN_SEX, ScanDataset
+
+STEPS_UNSEEN = 100  # on a GPU
+
+CHECK_SCANS = 16  # predicted in both precisions before bfloat16 is trusted
+
+CHECK_YEARS = 0.1  # how far apart their ages may be
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and in which precision a network runs.
+
+    Attributes:
+        device: a torch device.
+        bfloat16: whether the convolutions run under bfloat16 autocast; ages stay float32.
+        world: the processes that run it together.
+    """
+
+    device: torch.device
+    bfloat16: bool = False
+    world: World = SINGLE
+
+    def autocast(self) -> torch.autocast:
+        """The one place where precision is chosen."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    @property
+    def steps_unseen(self) -> int:
+        """Steps between two looks at the loss, each of which waits for the device."""
+        return 1 if self.device.type == "cpu" else STEPS_UNSEEN
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Moves a model to the device, convolution weights in the layout its kernels read best."""
+        return model.to(self.device).to(memory_format=torch.channels_last_3d)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; the host does not wait for it to arrive."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def images(self, batch: dict[str, Tensor]) -> Tensor:
+        """The batch's (N, 1, D, H, W) images on the device, decoded there: few bytes travel."""
+        image = self.take(batch["image"])
+        return decode(image, batch.get("levels")).contiguous(memory_format=torch.channels_last_3d)
+
+
+def choose_execution(
+    device: str = "auto", precision: str = "auto", world: World = SINGLE
+) -> Execution:
+    """A GPU when there is one, with bfloat16 where it supports it; else the CPU in float32.
+
+    Raises:
+        ValueError: a CUDA device is asked for and there is none.
+    """
+    if world.size > 1:
+        device = str(own_device(device, world.local_rank))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device {device}: auto, cpu, cuda or cuda:NUMBER expected")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: this torch sees no GPU; give --device cpu")
+    if device.startswith("cuda"):
+        if ":" not in device:
+            device = f"cuda:{torch.cuda.current_device()}"
+        torch.cuda.set_device(device)  # what asks for "the GPU" means this one
+        # torch would run float32 convolutions as TF32, 10 bits a factor: 0.15 % of an age.
+        torch.backends.cudnn.allow_tf32 = False
+    if precision == "auto":
+        # On a CPU, bfloat16 training measured slower than float32.
+        # Of older GPUs torch only emulates it, slowly.
+        bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
+    else:
+        bfloat16 = precision == "bfloat16"
+    return Execution(torch.device(device), bfloat16, world)
+
+
+def compile_network(model: nn.Module, execution: Execution) -> bool:
+    """Has torch.compile translate the encoders of `model` when they are first called.
+
+    Where that does not work, for want of a compiler or of an operation it knows, the network runs
+    as it is, and that is said. Names in state dicts stay as they are.
+
+    Returns:
+        Whether it works here.
+    """
+
+    def probe(values: Tensor) -> Tensor:
+        return values.exp() + 1
+
+    try:
+        torch.compile(probe)(torch.ones(8, device=execution.device))
+    except Exception as error:  # whatever a missing or unfit compiler makes of it
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        print(f"note: --compile: torch.compile does not work here ({reason}); going on without")
+        return False
+    torch._dynamo.config.suppress_errors = True  # parts that it cannot translate run as they are
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.compile()
+    return True
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    loader: DataLoader,
+    execution: Execution,
+    *,
+    mirror: bool = False,
+    title: str = "predicting",
+) -> dict[str, np.ndarray]:
+    """Predicts every scan once, in file order; every process gets the ages of all.
+
+    Args:
+        model: has `predict(image, sex) -> dict` of (N, 1) years.
+        loader: from `evaluation_loader`, with the world of `execution`.
+        execution: device and precision; the model is on the device already.
+        mirror: whether each age is the mean over the scan and its left-right mirror image.
+        title: of the progress bar.
+
+    Returns:
+        The named ages, (scans,) float32 years each. Where a scan's sex is unknown and the network
+        uses it, the mean of its ages as female and as male.
+    """
+    model.eval()
+    collected: dict[str, list[Tensor]] = {}
+    for batch in tqdm(loader, title, disable=None, leave=False):
+        sexes = _possible_sexes(batch["sex"])
+        image = execution.images(batch)
+        images = (image, image.flip(2)) if mirror else (image,)
+        with execution.autocast():
+            found = [model.predict(view, execution.take(sex)) for view in images for sex in sexes]
+        ages = {name: sum(ages[name] for ages in found) / len(found) for name in found[0]}
+        for name, value in ages.items():
+            collected.setdefault(name, []).append(value[:, 0].float().cpu())
+    own = {name: torch.cat(values).numpy() for name, values in collected.items()}
+    # With fewer scans than processes, some have none.
+    shares = [share for share in execution.world.gather(own) if share]
+    return {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+
+
+def _possible_sexes(sex: Tensor) -> list[Tensor]:
+    """(N,) sexes with the unknown ones as female and as male; the sexes alone if all are known."""
+    unknown = sex == UNKNOWN_SEX
+    if not unknown.any():
+        return [sex]
+    return [sex.masked_fill(unknown, value) for value in (0, 1)]
+
+
+def settle_precision(
+    model: nn.Module, dataset: ScanDataset, execution: Execution, *, batch_size: int, insist: bool
+) -> Execution:
+    """Trusts bfloat16 only as far as its ages have been seen to be those of float32.
+
+    Predicts CHECK_SCANS scans, spread over the cohort, in both, and prints the largest difference.
+
+    Args:
+        model: on the device already.
+        dataset: the scans to be predicted.
+        execution: returned as it is where it is float32.
+        batch_size: scans at a time.
+        insist: whether bfloat16 stays even where an age differs by more than CHECK_YEARS.
+
+    Returns:
+        The execution to predict with.
+    """
+    if not execution.bfloat16:
+        return execution
+    places = np.unique(np.linspace(0, len(dataset) - 1, CHECK_SCANS).round().astype(int)).tolist()
+    batches = [dataset[places[i : i + batch_size]] for i in range(0, len(places), batch_size)]
+    exact = replace(execution, bfloat16=False)
+    ages = [
+        predict(model, batches, each, title="checking bfloat16")["predicted_age"]
+        for each in (execution, exact)
+    ]
+    difference = float(np.abs(ages[0] - ages[1]).max())
+    text = f"bfloat16: ages of {len(places)} scans within {difference:.3f} years of float32"
+    if difference <= CHECK_YEARS:
+        print(text)
+    elif insist:
+        print(f"warning: {text}, {CHECK_YEARS} expected; give --precision float32 for exact ages")
+    else:
+        print(f"{text}, {CHECK_YEARS} expected: predicting in float32")
+        return exact
+    return execution

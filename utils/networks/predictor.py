@@ -1,0 +1,202 @@
+"""Ages of scans from a checkpoint: the one way from network to age.
+
+test.py, predict.py and the analyses all go through `Predictor`; in Python it is three lines:
+
+    from utils.networks.predictor import load_pretrained
+    predictor = load_pretrained()
+    predictor.predict("brain_on_the_grid.nii.gz", sex="F")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.layers import fuse_for_inference
+from utils.networks import BEST_NAME
+from utils.networks.checkpoint import Checkpoint, load_ensemble
+from utils.networks.execution import (
+    Execution,
+    choose_execution,
+    compile_network,
+    predict,
+    settle_precision,
+)
+from utils.scans.cohort import Scan
+from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_reading
+from utils.scans.labels import SEX_WORDS
+from utils.scans.leakage import content_of
+from utils.scans.volumes import image_stem, read_header, read_stored
+
+PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
+SHIPPED = "tsan_oasis1_*.pt"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How ages are predicted.
+
+    Attributes:
+        batch_size: scans at a time.
+        num_workers: processes that read scans.
+        fuse: whether convolutions are fused with their normalisations: the same ages, faster.
+        compile: whether torch.compile translates the network.
+        mirror: whether an age is the mean over the scan and its mirror image; None: where the
+            network was trained with mirrored scans.
+        insist: whether bfloat16 stays where its ages differ from those of float32.
+    """
+
+    batch_size: int = 8
+    num_workers: int = 0
+    fuse: bool = True
+    compile: bool = False
+    mirror: bool | None = None
+    insist: bool = False
+
+
+class Predictor:
+    """A checkpoint's network, made ready once, and the ages it gives to scans.
+
+    Args:
+        checkpoint: its network is fused in place.
+        execution: device and precision.
+        how: see `Prediction`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, execution: Execution, how: Prediction | None = None):
+        self.checkpoint, self.execution, self.how = checkpoint, execution, how or Prediction()
+        network = fuse_for_inference(checkpoint.model) if self.how.fuse else checkpoint.model
+        self.network = execution.place(network)
+        if self.how.compile:
+            compile_network(self.network, execution)
+        self.mirror = checkpoint.saw_mirrored if self.how.mirror is None else self.how.mirror
+
+    def ages(self, scans: list[Scan] | ScanDataset) -> dict[str, np.ndarray]:
+        """The named ages of all scans in file order, (scans,) years each.
+
+        A scan of unknown sex gets the mean of its ages as either sex, where the network reads the
+        sex.
+
+        Args:
+            scans: from `open_cohort`; or opened already, prepared as the checkpoint says.
+
+        Raises:
+            ValueError: all scans that cannot be read, at once.
+        """
+        dataset = scans
+        if not isinstance(scans, ScanDataset):
+            dataset = open_for_one_reading(scans, self.checkpoint.preparation)
+        execution = settle_precision(
+            self.network,
+            dataset,
+            self.execution,
+            batch_size=self.how.batch_size,
+            insist=self.how.insist,
+        )
+        loader = evaluation_loader(
+            dataset, batch_size=self.how.batch_size, num_workers=self.how.num_workers
+        )
+        return predict(self.network, loader, execution, mirror=self.mirror)
+
+    def predict(self, path: str | Path, *, sex: str | int | None = None) -> dict[str, float]:
+        """The named ages, in years, of one scan that lies on the MNI152 2 mm grid.
+
+        No flag of quality is raised here, and heads off the grid are refused: for both there is
+        predict.py.
+
+        Args:
+            path: .nii.gz or .nii, a brain preprocessed as the training scans were.
+            sex: "F" or "M" (or 0 or 1, or the words); None: the mean of both.
+
+        Raises:
+            ValueError: an unknown word for the sex, or not a readable brain on the grid.
+        """
+        word = None if sex is None else str(sex).lower()
+        if word is not None and word not in SEX_WORDS:
+            raise ValueError(f"sex {sex!r}: F, M or None expected")
+        scan = self.scan(path, None if word is None else SEX_WORDS[word])
+        return {name: float(years[0]) for name, years in self.ages([scan]).items()}
+
+    def has_seen(self, path: str | Path) -> bool:
+        """Whether this very image was among the training scans; unknown counts as not.
+
+        The file is read for it, unless the checkpoint does not know its training scans.
+
+        Raises:
+            ValueError: not a readable scan on the grid that the network reads.
+        """
+        trained_on = self.checkpoint.trained_on
+        if not trained_on:
+            return False
+        stored = read_stored(Path(path), any_grid=self.checkpoint.preparation.any_grid)
+        return content_of(stored) in trained_on
+
+    def scan(self, path: str | Path, sex: int | None) -> Scan:
+        """A scan of unknown age, its header checked; sex 0 female, 1 male, None unknown.
+
+        Raises:
+            ValueError: not a scan on the grid that the network reads.
+        """
+        path = Path(path)
+        header = read_header(path, any_grid=self.checkpoint.preparation.any_grid)
+        return Scan(image_stem(path.name), path, None, sex, header.orientation, header.shape)
+
+
+def load_pretrained(
+    paths: Sequence[str | Path] | str | Path | None = None, *, device: str = "auto"
+) -> Predictor:
+    """A predictor with the networks shipped with this program, or with given ones.
+
+    Args:
+        paths: checkpoints of one stage, whose mean is taken; None: the shipped ones.
+        device: `auto` is a GPU when there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_ensemble`; or nothing is shipped.
+    """
+    if paths is None:
+        paths = shipped_networks()
+    elif isinstance(paths, (str, Path)):
+        paths = [paths]
+    return Predictor(load_ensemble(paths), choose_execution(device, "float32"))
+
+
+def shipped_networks() -> list[Path]:
+    """The networks in pretrained/, in the order of their names; FileNotFoundError without any."""
+    shipped = sorted(PRETRAINED.glob(SHIPPED))
+    if not shipped:
+        raise FileNotFoundError(f"no {SHIPPED} in {PRETRAINED}")
+    return shipped
+
+
+def note_unknown_sexes(checkpoint: Checkpoint, scans: list[Scan]) -> None:
+    """Says what becomes of scans of unknown sex, where a network reads the sex."""
+    unknown = sum(scan.sex is None for scan in scans)
+    if unknown and checkpoint.uses_sex:
+        print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
+
+
+def find_checkpoints(output_dir: Path, names: list[str] | None) -> list[Path]:
+    """The checkpoints that `--model_name` means, each in the output folder or at a path.
+
+    Without names it is the folder's own result or, where there is none, the shipped networks.
+
+    Raises:
+        FileNotFoundError: no names, no result in the folder, and nothing shipped.
+    """
+    if names:
+        inside = [output_dir / name for name in names]
+        return [
+            path if path.is_file() or not Path(name).is_file() else Path(name)
+            for path, name in zip(inside, names, strict=True)
+        ]
+    own = output_dir / BEST_NAME
+    if own.is_file():
+        return [own]
+    try:
+        shipped = shipped_networks()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{own}: no such checkpoint, and {error}") from None
+    print(f"note: no {BEST_NAME} in {output_dir}: the networks shipped with this program are used")
+    return shipped

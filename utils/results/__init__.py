@@ -1,0 +1,1 @@
+"""Ages that are known: metrics, tables, plots, pages, the baseline."""

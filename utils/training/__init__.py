@@ -1,0 +1,1 @@
+"""A network that learns: flags, one training path, augmentation, optimisation, log."""

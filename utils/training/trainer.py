@@ -1,0 +1,405 @@
+"""The one training loop of both stages: epochs, validation, checkpoints, early stopping, resuming.
+
+Both stages are `model(image, sex) -> (N, 1)` years and share the loss, see model/tsan.py.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from model.losses import AgeLoss
+from model.scaledense import ScaleDense
+from model.tsan import TSAN
+from utils.files import require_empty
+from utils.networks import BEST_NAME
+from utils.networks.checkpoint import (
+    Checkpoint,
+    UnreadableCheckpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from utils.networks.execution import Execution, predict
+from utils.results.metrics import score, within_bin_spread
+from utils.results.plots import age_scatter
+from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
+from utils.scans.labels import FEMALE, MALE
+from utils.scans.provenance import UNKNOWN, Preprocessing
+from utils.training.augment import Augmentation
+from utils.training.engine import (
+    average_statistics,
+    parallel,
+    refresh_statistics,
+    synchronised,
+    train_one_epoch,
+)
+from utils.training.optimisation import (
+    Optimisation,
+    advance,
+    build_optimizer,
+    build_schedule,
+    follow,
+    running_average,
+)
+from utils.training.runlog import RunLog
+
+LAST_NAME = "ScaleDense_last_model.pth.tar"
+PREVIOUS_NAME = "ScaleDense_previous_model.pth.tar"  # the epoch before, should the last be damaged
+FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
+# What may differ between a run and its resumption.
+FREE_TO_CHANGE = (
+    "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
+    "print_freq", "device", "precision", "threads", "compile", "recompute_activations",
+    "allow_shared_persons", "subject_pattern", "deterministic",
+)  # fmt: skip
+COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run does, as plain values; kept in the checkpoint and in settings.json.
+
+    Attributes:
+        epochs: at most.
+        batch_size: scans a step, of all processes together.
+        stratify: whether batches are made alike in age, see `StratifiedBatches`.
+        optimisation: see there.
+        augmentation: see there.
+        refresh_statistics: whether batch statistics are recomputed before each validation.
+        early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
+        seed: of weights, order, augmentation and pairs.
+        num_workers: processes that read scans, see `ScanDataset.workers`.
+        print_freq: batches between printed losses; 0 for none.
+        validate_every: epochs between validations; the last epoch always is validated.
+        keep: the epoch whose weights become the run's result: `lowest`, of the lowest validation
+            MAE (published), or `last`, which no validation scan has chosen.
+    """
+
+    epochs: int
+    batch_size: int
+    optimisation: Optimisation
+    augmentation: Augmentation
+    stratify: bool = False
+    refresh_statistics: bool = True
+    early_stop: int = 0
+    seed: int = 0
+    num_workers: int = 0
+    print_freq: int = 0
+    validate_every: int = 1
+    keep: str = "lowest"
+
+
+class Trainer:
+    """Trains a model in an output folder, from the start or from its last checkpoint.
+
+    Args:
+        model: ScaleDense, or TSAN around a frozen first stage.
+        loss: the objective.
+        datasets: training and validation scans.
+        training: what to do.
+        execution: device, precision and the processes that train together; the first writes.
+        output_dir: made when missing.
+    """
+
+    def __init__(
+        self,
+        model: ScaleDense | TSAN,
+        loss: AgeLoss,
+        *,
+        datasets: tuple[ScanDataset, ScanDataset],
+        training: Training,
+        execution: Execution,
+        output_dir: Path,
+    ):
+        self.training, self.execution, self.output_dir = training, execution, output_dir
+        self.world = execution.world
+        self.model = synchronised(execution.place(model), execution)
+        self.loss = loss.to(execution.device)
+        self.network = parallel(self.model, execution)  # what training calls; same parameters
+        self.train_set, self.val_set = datasets
+        self.average = running_average(self.model, training.optimisation.ema)
+        self.optimizer = build_optimizer(self.model, training.optimisation)
+        self.schedule = build_schedule(self.optimizer, training.optimisation, training.epochs)
+        self.epoch, self.best_mae, self.best_epoch = 0, math.inf, 0
+        self.description: dict = {}
+        self.preprocessing = UNKNOWN
+        self.log: RunLog | None = None  # of the first process
+        self.last_is_good = True  # worth keeping when the next one is written
+
+    def run(self) -> Path:
+        """Trains until the last epoch or the early stop; returns the best checkpoint's path.
+
+        Raises:
+            ValueError: a loss or prediction that is not finite; what was saved before is good.
+        """
+        self.world.first(self._open_log)
+        while self.epoch < self.training.epochs and not self._should_stop():
+            started, self.epoch = time.perf_counter(), self.epoch + 1
+            # Everything drawn in an epoch follows from seed and epoch (and rank) alone, so that a
+            # resumed run draws what the uninterrupted one would have.
+            torch.manual_seed(self.training.seed * 100_003 + self.epoch)
+            rate = self.optimizer.param_groups[0]["lr"]
+            losses = self._train_epoch()
+            due = self.epoch % self.training.validate_every == 0
+            ages = self._evaluate() if due or self.epoch == self.training.epochs else None
+            values = {} if ages is None else self._validate(ages)
+            advance(self.schedule, values.get("validation/mae"))
+            if values and self._is_best(values["validation/mae"]):
+                self.best_mae, self.best_epoch = values["validation/mae"], self.epoch
+            trained = {f"train/{name}": value for name, value in losses.items()}
+            times = {"lr": rate, "seconds": time.perf_counter() - started}
+            self.world.first(partial(self._write, values, trained | values | times, ages))
+        self.world.first(self._close_log)
+        return self.output_dir / BEST_NAME
+
+    def _open_log(self) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self.log = RunLog(self.output_dir, epochs_done=self.epoch)
+        if self.epoch == 0:  # interrupted amid the files of its first epoch, a run can be resumed
+            self._save(LAST_NAME, {}, resume=self._progress())
+
+    def _close_log(self) -> None:
+        self.log.close()
+
+    def _is_best(self, validation_mae: float) -> bool:
+        return self.training.keep == "last" or validation_mae < self.best_mae
+
+    def _write(self, validation: dict, values: dict, ages: dict[str, np.ndarray] | None) -> None:
+        """Leaves the epoch in files: checkpoints, metrics, figures, and a printed line."""
+        if self.best_epoch == self.epoch:
+            self._save(BEST_NAME, validation)
+        draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
+        self.log.write(self.epoch, values, self._figure(ages) if draw and ages else None)
+        keep_as = self.output_dir / PREVIOUS_NAME if self.last_is_good else None
+        self._save(LAST_NAME, values, resume=self._progress(), keep_as=keep_as)
+        self.last_is_good = True
+        tqdm.write(self._line(values))
+
+    def resume(self) -> Checkpoint:
+        """Continues from the last checkpoint of the output folder, or from the one before it.
+
+        Returns:
+            That checkpoint.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: none is whole; or it is of other flags than this run's, but for
+                FREE_TO_CHANGE, or of scans made in another way.
+        """
+        checkpoint = self._last_whole_checkpoint()
+        state = checkpoint.resume
+        if state is None:
+            raise ValueError(f"{checkpoint.source}: holds no state to resume from")
+        self._require_same_flags(checkpoint)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_mae = state["best_mae"]
+        follow(self.schedule, self.epoch)
+        return checkpoint
+
+    def _last_whole_checkpoint(self) -> Checkpoint:
+        last, previous = self.output_dir / LAST_NAME, self.output_dir / PREVIOUS_NAME
+        if not last.exists():  # killed between the two renames of `replacing`
+            return load_checkpoint(previous)
+        try:
+            return load_checkpoint(last)
+        except UnreadableCheckpoint as error:
+            if not previous.is_file():
+                raise UnreadableCheckpoint(
+                    f"{error}; there is none of an epoch before: train anew in another --output_dir"
+                ) from error
+            checkpoint = load_checkpoint(previous)
+            self.last_is_good = False
+            print(f"note: {error}; going on from the epoch before, {previous}")
+            return checkpoint
+
+    def _require_same_flags(self, checkpoint: Checkpoint) -> None:
+        before, now = checkpoint.summary.get("flags", {}), self.description.get("flags", {})
+        changed = [
+            f"--{name} was {before[name]}, is {now.get(name)}"
+            for name in before
+            if name not in FREE_TO_CHANGE and before[name] != now.get(name)
+        ]
+        changed += self.preprocessing.differences(checkpoint.preprocessing)
+        if changed or checkpoint.model.options() != self.model.options():
+            raise ValueError(
+                f"{checkpoint.source}: another run than the flags describe: use the same flags to "
+                f"resume ({'; '.join(changed) or 'another network'})"
+            )
+
+    def describe(self, preprocessing: Preprocessing, **entries: object) -> None:
+        """Says how the scans were made; adds plain values to what checkpoints say of training."""
+        self.preprocessing = preprocessing
+        self.description |= entries
+
+    def _training_loader(self) -> DataLoader:
+        return training_loader(
+            self.train_set,
+            batch_size=self.training.batch_size,
+            full_batches=self.loss.sorter is not None,
+            stratify=self.training.stratify,
+            num_workers=self.training.num_workers,
+            world=self.world,
+        )
+
+    def _train_epoch(self) -> dict[str, float]:
+        loader = self._training_loader()
+
+        def after_step(step: int, terms: dict[str, Tensor]) -> None:
+            if self.average is not None:
+                self.average.update_parameters(self.model)
+            if self.training.print_freq and step % self.training.print_freq == 0:
+                shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+                tqdm.write(f"  epoch {self.epoch}, step {step}/{len(loader)}: {shown}")
+
+        try:
+            return train_one_epoch(
+                self.network,
+                self.loss,
+                loader,
+                self.optimizer,
+                self.execution,
+                augment=self.training.augmentation,
+                after_step=after_step,
+            )
+        except ValueError as error:
+            raise ValueError(f"epoch {self.epoch}: {error}") from error
+
+    def _evaluated(self) -> nn.Module:
+        """What is validated and saved as best: the running average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def _evaluate(self) -> dict[str, np.ndarray]:
+        """The ages of the validation scans, with batch statistics that fit the weights."""
+        if self.training.refresh_statistics:
+            refresh_statistics(self._evaluated(), self._training_loader(), self.execution)
+        else:
+            average_statistics(self._evaluated(), self.execution)
+        loader = evaluation_loader(
+            self.val_set,
+            batch_size=self.training.batch_size,
+            num_workers=self.training.num_workers,
+            world=self.world,
+        )
+        return predict(self._evaluated(), loader, self.execution, title="validating")
+
+    def _validate(self, ages: dict[str, np.ndarray]) -> dict[str, float]:
+        """The epoch's validation figures by name; for stage two with stage one's beside them."""
+        age = np.array([scan.age for scan in self.val_set.scans])
+        figures = score(age, ages["predicted_age"])
+        if not np.isfinite(figures["mae"]):
+            raise ValueError(
+                f"epoch {self.epoch}: predictions of validation scans are not finite; the "
+                "checkpoints written so far are good; a smaller --lr may help"
+            )
+        names = ("mae", "pearson", "mean_brain_pad")
+        values = {f"validation/{name}": float(figures[name]) for name in names}
+        if "rounded_age" in ages:
+            rounded = ages["rounded_age"]
+            residual = ages["predicted_age"] - rounded
+            values["validation/stage_one_mae"] = float(np.abs(ages["stage_one_age"] - age).mean())
+            values["validation/within_bin_spread"] = within_bin_spread(residual, rounded)
+            values["validation/within_bin_spread_needed"] = within_bin_spread(
+                age - rounded, rounded
+            )
+        # An undefined correlation or spread (two scans, all alike) has no place in JSON.
+        return {name: value for name, value in values.items() if math.isfinite(value)}
+
+    def _figure(self, ages: dict[str, np.ndarray]):
+        age = np.array([scan.age for scan in self.val_set.scans])
+        return age_scatter(age, {"validation": ages["predicted_age"]}, title=f"epoch {self.epoch}")
+
+    def _line(self, values: dict[str, float]) -> str:
+        """The epoch as one printed line, with a warning where stage two has collapsed."""
+        text = f"epoch {self.epoch:3d}/{self.training.epochs}  loss {values['train/total']:8.2f}  "
+        if "validation/mae" in values:
+            text += (
+                f"validation MAE {values['validation/mae']:6.2f}  "
+                f"PAD {values['validation/mean_brain_pad']:+6.2f}  "
+            )
+        text += f"lr {values['lr']:.1e}  {values['seconds']:5.1f} s"
+        if "validation/stage_one_mae" in values:
+            text += f"  (stage one {values['validation/stage_one_mae']:.2f})"
+        spread = values.get("validation/within_bin_spread", math.inf)
+        if spread < COLLAPSED * values.get("validation/within_bin_spread_needed", 0.0):
+            text += (
+                f"\n  warning: the second stage gives nearly one age to each rounded age "
+                f"(spread {spread:.2f} years, needed "
+                f"{values['validation/within_bin_spread_needed']:.2f})"
+            )
+        return text + ("  best" if self.best_epoch == self.epoch else "")
+
+    def _should_stop(self) -> bool:
+        patience = self.training.early_stop
+        return bool(patience) and self.epoch - self.best_epoch >= patience
+
+    def _progress(self) -> dict:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "epoch": self.epoch,
+            "best_mae": self.best_mae,
+            "best_epoch": self.best_epoch,
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def _save(self, name: str, values: dict[str, float], **options) -> None:
+        ages = [scan.age for scan in self.train_set.scans]
+        summary = {
+            "epoch": self.epoch,
+            "validation": values,
+            "training": asdict(self.training),
+            "scans": {"train": len(ages), "validation": len(self.val_set)},
+            "training_sexes": {
+                name: sum(scan.sex == sex for scan in self.train_set.scans)
+                for name, sex in (("female", FEMALE), ("male", MALE))
+            },
+            "mean_training_age": float(np.mean(ages)),
+            "training_ages": [float(min(ages)), float(max(ages))],
+            **self.description,
+        }
+        save_checkpoint(
+            self.output_dir / name,
+            self._evaluated(),
+            preparation=self.train_set.preparation,
+            preprocessing=self.preprocessing,
+            summary=summary,
+            **options,
+        )
+
+
+def can_resume(output_dir: Path) -> bool:
+    """Whether a run has left a checkpoint to go on from."""
+    return any((output_dir / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
+
+
+def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
+    """Refuses to train into a folder that holds something, unless the run is resumed.
+
+    Raises:
+        FileExistsError: the folder is not empty and `resume` is false.
+        FileNotFoundError: `resume` is true, and the folder holds something else than a run.
+    """
+    if resume and not can_resume(output_dir):
+        # Interrupted at its very start, a run has left nothing but events: it starts anew.
+        rest = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+        if any(name != "tensorboard" and not name.startswith(".part-") for name in rest):
+            raise FileNotFoundError(
+                f"{output_dir / LAST_NAME}: nothing to resume, leave out --resume"
+            )
+    if not resume:
+        require_empty(output_dir, instead="or --resume to continue the run in it")
