@@ -6,5 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 DATA="${TSAN_DATA:-$ROOT/data}" # holds train/, val/, test/ and the label sheet
 LABELS="$DATA/Dataset.xls"
 
-"$PYTHON" "$ROOT/utils/baseline.py" \
+"$PYTHON" -m utils.results.baseline \
   --train_folders "$DATA/train" "$DATA/val" --test_folder "$DATA/test" --labels "$LABELS" "$@"

@@ -10,5 +10,5 @@ SCANS=48      # files that the loaders read
 OUTPUT="$ROOT/runs/benchmark/performance.json" # all figures of all rounds
 
 # shellcheck disable=SC2086  # WIDTH may be two words
-"$PYTHON" "$ROOT/benchmark/__main__.py" --width $WIDTH --repeats "$REPEATS" --scans "$SCANS" \
+"$PYTHON" -m benchmark --width $WIDTH --repeats "$REPEATS" --scans "$SCANS" \
   --json "$OUTPUT" --overwrite "$@"

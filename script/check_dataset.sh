@@ -9,6 +9,6 @@ LABELS="$DATA/Dataset.xls"
 REPORT="$ROOT/runs/check_dataset.tsv" # new; --overwrite replaces it
 JOBS=0                                # processes; 0: as many as cores
 
-"$PYTHON" "$ROOT/data_preprocessing/check_dataset.py" \
+"$PYTHON" -m data_preprocessing.check_dataset \
   --folders "$DATA/train" "$DATA/val" "$DATA/test" --labels "$LABELS" \
   --output "$REPORT" --jobs "$JOBS" "$@"

@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 DATA="${TSAN_DATA:-$ROOT/data}"          # holds train/ and val/, which are pooled, and the sheet
 LABELS="$DATA/Dataset.xls"
-FOLDS="${FOLDS:-$ROOT/docs/folds_oasis1.csv}" # python data_preprocessing/make_folds.py makes one
+FOLDS="${FOLDS:-$ROOT/docs/folds_oasis1.csv}" # python -m data_preprocessing.make_folds makes one
 NAME="${NAME:-default}"
 RUNS="${RUNS:-$ROOT/runs/cv}"
 FIRST_STAGES="${FIRST_STAGES:-}"         # a folder of first stages, one a fold, as made by this script
@@ -53,6 +53,6 @@ for fold in $ONLY; do
   fi
 done
 for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid"; done
-"$PYTHON" "$ROOT/analysis/out_of_fold.py" --runs "$RUNS/$NAME" --folds "$FOLDS" \
+"$PYTHON" -m analysis.brain_pad.out_of_fold --runs "$RUNS/$NAME" --folds "$FOLDS" \
   --scan_folders "$DATA/train" "$DATA/val" --labels "$LABELS" \
   --output "$RUNS/$NAME.csv" --overwrite --only $ONLY ${REFERENCE:+--reference "$REFERENCE"}

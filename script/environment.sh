@@ -2,12 +2,14 @@
 #   ROOT    this repository
 #   PYTHON  python of the virtual environment $ROOT/.venv where there is one, else python3;
 #           a PYTHON or TSAN_VENV (another folder for the environment) set outside wins
+# and has python import from ROOT, and not from the folder in which the script was called.
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${TSAN_VENV:-$ROOT/.venv}"
 if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ ! -x "$VENV/bin/python" ] || PYTHON="$VENV/bin/python"
 fi
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 # launch NPROC PROGRAM FLAGS...: one python, or NPROC of them on this machine that train as one.
 # A task of a Slurm step with several (srun, one task a GPU) is one of them already: one python.

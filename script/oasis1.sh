@@ -19,7 +19,7 @@ ages() {
 }
 
 echo "== mean age and kernel ridge"
-"$PYTHON" "$ROOT/utils/baseline.py" --train_folders "$DATA/train" "$DATA/val" \
+"$PYTHON" -m utils.results.baseline --train_folders "$DATA/train" "$DATA/val" \
   --test_folder "$DATA/test" --labels "$LABELS"
 for network in "${NETWORKS[@]}"; do
   echo "== one cascade: $(basename "$network")"
@@ -30,7 +30,7 @@ for folder in test retest dementia; do
   ages "$folder" "$OUTPUT/$folder" "${NETWORKS[@]}"
 done
 echo "== brain-PAD, calibrated on out-of-fold ages"
-"$PYTHON" "$ROOT/analysis/brain_pad.py" --labels "$LABELS" \
+"$PYTHON" -m analysis.brain_pad --labels "$LABELS" \
   --out_of_fold "$ROOT/docs/out_of_fold_oasis1.csv" --test "$OUTPUT/test/predictions.csv" \
   --retest "$OUTPUT/retest/predictions.csv" --dementia "$OUTPUT/dementia/predictions.csv" \
   --participants "$DATA/participants.tsv" --output_dir "$OUTPUT/brain_pad" --overwrite

@@ -34,12 +34,12 @@ build() {
   fi
   rm -rf "$folder.part"
   mkdir -p "$folder.part"
-  "$PYTHON" "$@" --output_dir "$folder.part"
+  "$PYTHON" -m "$@" --output_dir "$folder.part"
   mv "$folder.part" "$folder"
 }
 
 echo "1/3 names, ages and groups: $OUT/raw"
-build raw participants.tsv "$ROOT/data_preprocessing/datasets.py" oasis1 \
+build raw participants.tsv data_preprocessing.datasets oasis1 \
   --tables "$TABLE" --scan_folder "$DISCS"
 echo "2/3 onto the MNI152 2 mm grid"
 for group in healthy retest dementia; do
@@ -52,7 +52,7 @@ for group in healthy retest dementia; do
     --jobs "$JOBS" "${RECIPE[@]}" "$@" || [ $? -eq 3 ] # 3: some scans failed, and are listed
 done
 echo "3/3 split of the healthy people"
-build folds split.tsv "$ROOT/data_preprocessing/split_dataset.py" --scan_folder "$OUT/healthy" \
+build folds split.tsv data_preprocessing.split_dataset --scan_folder "$OUT/healthy" \
   --labels "$OUT/raw/Dataset.xls" --fractions "${FRACTIONS[@]}" --seed "$SEED"
 for made in folds/train folds/val folds/test raw/Dataset.xls raw/participants.tsv; do
   ln -sfn "$made" "$OUT/${made##*/}"

@@ -12,6 +12,6 @@ REGISTRATION="" # deformable (when empty), affine, or empty and --like CHECKPOIN
 CONTENTS=auto   # head, brain (extracted already), auto: seen from each image
 JOBS=0          # scans at a time, 1.4 GiB each; 0: as many as cores and memory allow
 
-"$PYTHON" "$ROOT/data_preprocessing/preprocess.py" \
+"$PYTHON" -m data_preprocessing.preprocess \
   --backend "$BACKEND" ${REGISTRATION:+--registration "$REGISTRATION"} \
   --contents "$CONTENTS" --jobs "$JOBS" "$@"

@@ -29,7 +29,7 @@ SECONDS=0
 make_environment requirements.txt
 echo "1/4 synthetic cohort: $DATA"
 if [ ! -f "$DATA/Dataset.xls" ]; then
-  "$PYTHON" "$ROOT/data_preprocessing/make_demo_cohort.py" --output_dir "$DATA" --scans "$SCANS"
+  "$PYTHON" -m data_preprocessing.make_demo_cohort --output_dir "$DATA" --scans "$SCANS"
 fi
 echo "2/4 first stage"
 train train_first_stage.py "$OUTPUT/first_stage" --resolution "$RESOLUTION" \

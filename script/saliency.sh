@@ -12,5 +12,5 @@ OUTPUT="$ROOT/runs/saliency"
 METHOD=smoothgrad # seconds a scan; occlusion: minutes a scan without a GPU
 LIMIT=50          # scans, the first ones by name
 
-"$PYTHON" "$ROOT/analysis/saliency.py" --checkpoint "$CHECKPOINT" --scan_folder "$SCANS" \
+"$PYTHON" -m analysis.saliency --checkpoint "$CHECKPOINT" --scan_folder "$SCANS" \
   --labels "$LABELS" --output_dir "$OUTPUT" --method "$METHOD" --limit "$LIMIT" "$@"

@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom, and that scripts and README name real flags."""
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -13,9 +14,10 @@ import pytest
 import predict
 import test
 import train_sorter
-from analysis import brain_pad, out_of_fold, saliency
+from analysis.brain_pad import __main__ as brain_pad
+from analysis.brain_pad import out_of_fold
+from analysis.saliency import __main__ as saliency
 from benchmark import __main__ as benchmark
-from benchmark import heads, interruptions, load, quality
 from data_preprocessing import (
     apply_mask,
     check_dataset,
@@ -27,7 +29,11 @@ from data_preprocessing import (
     preprocess,
     split_dataset,
 )
-from utils import baseline, export, options, ship
+from tests.audit import heads, interruptions, load, quality
+from utils.networks import export
+from utils.networks import share as ship
+from utils.results import baseline
+from utils.training import options
 
 ROOT = Path(__file__).parent.parent
 ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
@@ -45,14 +51,22 @@ WITH_BUILD_PARSER = (
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
     split_dataset, make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
 )  # fmt: skip
+
+
+def module_name(module) -> str:
+    """What stands behind `python -m`; a file at the root is called by its path."""
+    path = Path(module.__file__).relative_to(ROOT).with_suffix("")
+    if len(path.parts) == 1:
+        return f"{path}.py"
+    return ".".join(path.parts).removesuffix(".__main__")
+
+
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
     "train_second_stage.py": options.parse_second_stage,
     "test.py": options.parse_test,
 } | {
-    str(Path(module.__file__).relative_to(ROOT)): (
-        lambda argv, module=module: module.build_parser().parse_args(argv)
-    )
+    module_name(module): (lambda argv, module=module: module.build_parser().parse_args(argv))
     for module in WITH_BUILD_PARSER
 }
 MODULES = [path for name in ALLOWED for path in sorted((ROOT / name).rglob("*.py"))]
@@ -89,12 +103,16 @@ def test_model_needs_torch_and_the_standard_library_alone(path):
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_help_is_answered_without_loading_torch(name, tmp_path):
-    command = [sys.executable, "-X", "importtime", str(ROOT / name), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    program = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    command = [sys.executable, "-X", "importtime", *program, "--help"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, check=True, env=environment
+    )
     assert "usage:" in done.stdout
     assert "--debug" in done.stdout
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
-    if "/" not in name:  # what is run most: nothing heavy at all
+    if name.endswith(".py"):  # what is run most: nothing heavy at all
         assert not re.search(r"\| +(numpy|nibabel|pandas)$", done.stderr, re.MULTILINE)
 
 
@@ -148,15 +166,24 @@ def recorded_calls(script: Path, folder: Path, *flags: str, **variables: str) ->
     )
     output = done.stdout + "".join(log.read_text() for log in (folder / "cv").glob("*.log"))
     shutil.rmtree(folder / "cv", ignore_errors=True)
-    calls = [call.split("\n") for call in output.split("---\n") if ".py\n" in call]
+    calls = [call.split("\n") for call in output.split("---\n") if call]
+    calls = [call for call in calls if program_of(call)]
     assert calls
     return calls
 
 
+def program_of(call: list[str]) -> tuple[str, list[str]] | None:
+    """The program of ours that a call of python runs, and its flags; None where it runs none."""
+    for at, word in enumerate(call):
+        name = word.removeprefix(f"{ROOT}/")
+        if name in PARSERS:
+            return name, call[at + 1 :]
+    return None
+
+
 def parse_call(call: list[str]):
-    at = next(i for i, word in enumerate(call) if word.endswith(".py"))
-    name = str(Path(call[at]).relative_to(ROOT))
-    return PARSERS[name](call[at + 1 : -1])
+    name, flags = program_of(call)
+    return PARSERS[name](flags[:-1])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -268,8 +295,7 @@ def commands(document: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_in_the_documents_is_understood(document, tmp_path):
     for line in commands(document):
-        line = re.sub(r"-m benchmark\.(\w+)", r"benchmark/\1.py", line)
-        words = shlex.split(line.replace("-m benchmark", "benchmark/__main__.py"), comments=True)
+        words = shlex.split(line, comments=True)
         for at, word in enumerate(words):
             if word in PARSERS:
                 PARSERS[word](words[at + 1 :])

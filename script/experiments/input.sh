@@ -9,7 +9,7 @@ MASKED="${MASKED:-$RUNS/masked}"
 row default
 row no_sex --use_sex false
 row whole_grid --crop false
-"$PYTHON" "$ROOT/data_preprocessing/apply_mask.py" --scan_folders "$DATA/train" "$DATA/val" \
+"$PYTHON" -m data_preprocessing.apply_mask --scan_folders "$DATA/train" "$DATA/val" \
   --labels "$DATA/Dataset.xls" --output_dir "$MASKED"
 TSAN_DATA="$MASKED" row masked --mask template
 row halved --resolution 2 --width halved # twice as long
