@@ -14,7 +14,7 @@ from utils.training.options import parse_test
 
 if TYPE_CHECKING:
     from utils.networks.checkpoint import Checkpoint
-    from utils.networks.predictor import Prediction
+    from utils.networks.predictor import PredictionSettings
     from utils.scans.cohort import Scan
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.scans.cohort import describe
     from utils.scans.dataset import open_for_one_reading
     from utils.scans.leakage import note_seen
-    from utils.scans.provenance import compare_preprocessing, format_comparison
+    from utils.scans.provenance import compare_provenance, format_comparison
     from utils.training.run import say_unused
 
     say_unused(args, "a checkpoint says how it was trained")
@@ -49,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> dict:
         age_step=args.age_step,
     )
     scans = scans_of(args, checkpoint)
-    comparison = compare_preprocessing([scan.path for scan in scans], checkpoint.preprocessing)
+    comparison = compare_provenance([scan.path for scan in scans], checkpoint.provenance)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
     print(format_comparison(comparison))
     note_unknown_sexes(checkpoint, scans)
-    dataset = open_for_one_reading(scans, checkpoint.preparation)
-    seen = note_seen(scans, dataset.contents, checkpoint.trained_on)
+    dataset = open_for_one_reading(scans, checkpoint.input_rule)
+    seen = note_seen(scans, dataset.content_hashes, checkpoint.trained_on)
     ages = Predictor(checkpoint, execution, prediction_of(args)).ages(dataset)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)
     mean = checkpoint.summary.get("mean_training_age")
@@ -81,16 +81,16 @@ def scans_of(args: Namespace, checkpoint: "Checkpoint") -> list["Scan"]:
     return open_cohort(
         args.test_folder,
         labels,
-        checkpoint.preparation,
+        checkpoint.input_rule,
         smallest_side=checkpoint.smallest_side,
     )
 
 
-def prediction_of(args: Namespace) -> "Prediction":
+def prediction_of(args: Namespace) -> "PredictionSettings":
     """How the flags say that ages are to be predicted."""
-    from utils.networks.predictor import Prediction
+    from utils.networks.predictor import PredictionSettings
 
-    return Prediction(
+    return PredictionSettings(
         batch_size=args.batch_size,
         num_workers=args.num_workers,
         fuse=args.fuse,

@@ -34,18 +34,16 @@ def train(args: Namespace, world: "World") -> Path:
 
     from model.scaledense import ScaleDense
     from utils.networks.checkpoint import load_checkpoint, start_from_checkpoint
-    from utils.scans.volumes import Preparation
+    from utils.scans.volumes import InputRule
     from utils.training import run as setup
 
     setup.say_unused(args, "the test set is read only by test.py")
     setup.check_start(args, world)
     loss = setup.age_loss(args)
     execution = setup.seeded_execution(args, world)
-    preparation = Preparation(
-        args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop
-    )
+    input_rule = InputRule(args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop)
     origins = [load_checkpoint(args.init_from)] if args.init_from else []
-    sets, made = world.everyone(lambda: setup.datasets(args, preparation, execution, args.width))
+    sets, made = world.everyone(lambda: setup.datasets(args, input_rule, execution, args.width))
     setup.require_new_to(args, sets[1], origins)
     ages = np.array([scan.age for scan in sets[0].scans])
     model = ScaleDense(
@@ -56,7 +54,7 @@ def train(args: Namespace, world: "World") -> Path:
         dropout=args.dropout,
     )
     for origin in origins:
-        start_from_checkpoint(model, origin, preparation)
+        start_from_checkpoint(model, origin, input_rule)
     return setup.start(args, model, loss, sets, execution, made, origins=origins)
 
 

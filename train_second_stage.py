@@ -45,14 +45,14 @@ def train(args: Namespace, world: "World") -> Path:
     start = first
     if args.init_from:
         start = load_checkpoint(args.init_from)
-        start_from_checkpoint(second_stage, start, first.preparation)
+        start_from_checkpoint(second_stage, start, first.input_rule)
     elif args.warm_start:
         if args.warm_start_net:
             start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
         second_stage.start_from(start.model, rough_share=args.rough_share)
     origins = [first] if start is first else [first, start]
     sets, made = world.everyone(
-        lambda: setup.datasets(args, first.preparation, execution, width, first)
+        lambda: setup.datasets(args, first.input_rule, execution, width, first)
     )
     setup.require_new_to(args, sets[1], origins)
     setup.use_out_of_fold_ages(args, sets[0])

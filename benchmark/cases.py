@@ -46,7 +46,7 @@ from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, require_readable, training_loader
 from utils.scans.labels import read_labels
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule
 from utils.training.engine import train_one_epoch
 from utils.training.optimisation import Optimisation, build_optimizer
 from utils.training.options import PAPER
@@ -303,13 +303,13 @@ def our_loader(
 ) -> DataLoader:
     """The product's way from a folder to batches; the form is `cache KIND BITS`."""
     labels = read_labels(sheet) if sheet else None
-    preparation = Preparation(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
-    scans = open_cohort(folder, labels, preparation, need_age=sheet is not None)
+    input_rule = InputRule(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
+    scans = open_cohort(folder, labels, input_rule, need_age=sheet is not None)
     kind, bits = form.split(" ")[1:]
     if kind == "none" and sheet is not None:
-        require_readable(scans, preparation, int(bits))
+        require_readable(scans, input_rule, int(bits))
     device = torch.device(settings.device)
-    dataset = ScanDataset(scans, preparation, Cache(kind, int(bits), kept, device))
+    dataset = ScanDataset(scans, input_rule, Cache(kind, int(bits), kept, device))
     return training_loader(
         dataset,
         batch_size=settings.batch,

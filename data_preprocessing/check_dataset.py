@@ -27,9 +27,9 @@ from utils.cli import (
 )
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.scans.labels import Label, examine_labels, label_of, parse_sex_codes
-from utils.scans.leakage import content_of, person_of_scan
-from utils.scans.provenance import Preprocessing, read_sidecar, recorded
-from utils.scans.volumes import Preparation, image_stem, list_scans, read_header, read_volume
+from utils.scans.leakage import content_hash, person_of_scan
+from utils.scans.provenance import Provenance, read_sidecar, recorded
+from utils.scans.volumes import InputRule, image_stem, list_scans, read_header, read_volume
 
 # Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
 # a piece of the neck, 0.23 to 0.31; four IXI heads with skull, laid on the grid, 0.46 to 0.75.
@@ -56,7 +56,7 @@ class Examined:
     """What a scan's own files say.
 
     Attributes:
-        content: what identifies its image, see `content_of`; None where it cannot be used.
+        content: what identifies its image, see `content_hash`; None where it cannot be used.
         made: how it was preprocessed; None where it has no sidecar.
         sidecar_damaged: whether its sidecar cannot be read.
     """
@@ -64,7 +64,7 @@ class Examined:
     path: Path
     findings: list[Finding] = field(default_factory=list)
     content: str | None = None
-    made: Preprocessing | None = None
+    made: Provenance | None = None
     sidecar_damaged: bool = False
 
 
@@ -98,7 +98,7 @@ def examine_scan(path: Path) -> Examined:
             examined.findings += _find_flags(path, sidecar)
     try:
         header = read_header(path)
-        voxels = read_volume(path, Preparation())
+        voxels = read_volume(path, InputRule())
     except ValueError as problem:
         examined.findings.append(error(path, problem, "mend it, or leave it out"))
         return examined
@@ -108,7 +108,7 @@ def examine_scan(path: Path) -> Examined:
     examined.findings += _find_implausible(path, voxels)
     if sidecar:
         examined.findings += _find_change(path, sidecar)
-    examined.content = content_of(voxels)
+    examined.content = content_hash(voxels)
     return examined
 
 

@@ -57,14 +57,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     from utils.files import as_spreadsheet_text, replacing, require_absent
     from utils.scans.cohort import describe, open_cohort
     from utils.scans.labels import parse_sex_codes, read_labels
-    from utils.scans.volumes import Preparation
+    from utils.scans.volumes import InputRule
 
     require_absent(Path(args.output))
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans = [
         scan
         for folder in args.scan_folders
-        for scan in open_cohort(folder, labels, Preparation(any_grid=True), need_age=True)
+        for scan in open_cohort(folder, labels, InputRule(any_grid=True), need_age=True)
     ]
     person_of = people_of([scan.subject_id for scan in scans], pattern=args.subject_pattern)
     # A person with several scans is dealt by the first of them.

@@ -113,12 +113,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
     from utils.networks.checkpoint import load_checkpoint
-    from utils.scans.provenance import Preprocessing
+    from utils.scans.provenance import Provenance
 
     trained = load_checkpoint(args.like).preprocessing
     if trained.registration is None:
         raise ValueError(f"{args.like}: does not say how its training scans were registered")
-    if differences := Preprocessing(args.registration, args.mask).differences(trained):
+    if differences := Provenance(args.registration, args.mask).differences(trained):
         raise ValueError(
             f"{args.like} was trained on scans made in another way than asked: "
             f"{'; '.join(differences)}"

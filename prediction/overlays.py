@@ -40,7 +40,7 @@ def draw_overlays(
         if not picture.is_file():
             try:
                 scan = predictor.scan(records[item.source]["scan"], item.sex)
-                dataset = ScanDataset([scan], predictor.checkpoint.preparation)
+                dataset = ScanDataset([scan], predictor.checkpoint.input_rule)
                 image = predictor.execution.images(dataset[[0]])
             except (ValueError, OSError) as error:
                 print(f"warning: no saliency: {error}")
@@ -51,10 +51,10 @@ def draw_overlays(
 
 
 def _draw(image: Tensor, item: Item, predictor: Predictor, picture: Path) -> None:
-    method, preparation = SmoothGrad(), predictor.checkpoint.preparation
+    method, input_rule = SmoothGrad(), predictor.checkpoint.input_rule
     effect = method(predictor.network, image, item.sex).cpu().numpy()
     figure = draw_map(
-        to_grid(effect, preparation),
+        to_grid(effect, input_rule),
         title=f"SmoothGrad, {Path(item.source.name).name}",
         unit=method.unit,
         signed=method.signed,

@@ -19,7 +19,7 @@ from utils.cli import raise_all
 from utils.files import write_json
 from utils.networks.predictor import Predictor
 from utils.scans.labels import SEX_NAMES
-from utils.scans.provenance import read_preprocessing
+from utils.scans.provenance import read_provenance
 
 FORMAT = "tsan-prediction-1"
 # What a record must have for a row to be made of it.
@@ -86,8 +86,8 @@ def wanted_of(items: Sequence[Item], call: Call) -> Wanted:
         ValueError: that is unknown where scans are to be preprocessed, or the backend is missing.
     """
     checkpoint = call.predictor.checkpoint
-    made, job = checkpoint.preprocessing, None
-    if checkpoint.preparation.any_grid:
+    made, job = checkpoint.provenance, None
+    if checkpoint.input_rule.any_grid:
         raise ValueError(
             f"{checkpoint.source}: trained with --any_grid, so nobody knows where its scans lie: "
             "predict with test.py"
@@ -189,8 +189,8 @@ def predict_one(item: Item, ready: Ready, call: Call) -> dict:
 
 def flags_of_preprocessing(scan: Path, predictor: Predictor) -> dict[str, str]:
     """A flag where a scan says that it was made in another way than the training scans."""
-    (made,) = read_preprocessing([scan])
-    differences = made.differences(predictor.checkpoint.preprocessing) if made else []
+    (made,) = read_provenance([scan])
+    differences = made.differences(predictor.checkpoint.provenance) if made else []
     # Backends differ little; registration and mask move ages by years.
     differences = [text for text in differences if not text.startswith("backend")]
     if not differences:

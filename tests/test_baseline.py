@@ -5,7 +5,7 @@ from utils.results import baseline
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset
 from utils.scans.labels import read_labels
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 
 
 def test_ridge_is_linear_kernel_ridge_on_voxels(grid_cohort, monkeypatch):
@@ -20,11 +20,11 @@ def test_ridge_is_linear_kernel_ridge_on_voxels(grid_cohort, monkeypatch):
         ]
     )
 
-    preparation = Preparation(resolution=4)
+    input_rule = InputRule(resolution=4)
     voxels, ages = [], []
     for folder in folders:
-        scans = open_cohort(folder, labels, preparation)
-        voxels.append([item["image"].numpy().ravel() for item in ScanDataset(scans, preparation)])
+        scans = open_cohort(folder, labels, input_rule)
+        voxels.append([item["image"].numpy().ravel() for item in ScanDataset(scans, input_rule)])
         ages.append([scan.age for scan in scans])
     train_voxels, train_ages = np.concatenate(voxels[:2]), np.concatenate(ages[:2])
     # RidgeCV fits an intercept, kernel ridge does not: both voxels and ages are centred for it.

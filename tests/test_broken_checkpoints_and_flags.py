@@ -28,7 +28,7 @@ from utils.networks.checkpoint import load_checkpoint, load_first_stage, save_ch
 from utils.results.tables import write_ages
 from utils.scans.cohort import Scan
 from utils.scans.labels import read_labels, read_rows
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 
 
 class Payload:
@@ -44,7 +44,7 @@ class Payload:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "first.pt"
-    save_checkpoint(path, ScaleDense(), preparation=Preparation(), summary={"epoch": 1})
+    save_checkpoint(path, ScaleDense(), input_rule=InputRule(), summary={"epoch": 1})
     return path
 
 
@@ -138,7 +138,7 @@ CONTENTS = (
       for name in ("options", "state_dict", "preparation", "preprocessing")),
     ("summary of another type", lambda good: good | {"summary": 3}, "training cannot be read"),
     *((f"training scans {value}",
-       lambda good, value=value: good | {"summary": {"training_contents": value}},
+       lambda good, value=value: good | {"summary": {"training_hashes": value}},
        "training cannot be read") for value in (3, "abc", [1], [["a"]], {"a": 1})),
     ("unknown option", lambda good: good | {"options": {"colour": 1}}, "cannot be rebuilt"),
     ("unknown width", lambda good: good | {"options": good["options"] | {"width": "wide"}},
@@ -209,7 +209,7 @@ def test_folder_link_loop_and_missing_checkpoint_are_refused_by_name(tmp_path):
 
 def test_second_stage_is_no_first_stage(tmp_path):
     path = tmp_path / "second.pt"
-    save_checkpoint(path, TSAN(ScaleDense(), SecondStage()), preparation=Preparation(), summary={})
+    save_checkpoint(path, TSAN(ScaleDense(), SecondStage()), input_rule=InputRule(), summary={})
     with pytest.raises(ValueError, match=r"second\.pt: a second stage"):
         load_first_stage(path)
 

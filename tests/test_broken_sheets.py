@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from utils.scans.cohort import open_cohort
 from utils.scans.labels import SEX_WORDS, UNKNOWN_WORDS, label_of, parse_sex_codes, read_labels
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 
 HEAD = "id,age,sex\n"
 OLE = bytes.fromhex("d0cf11e0a1b11ae1")  # of .xls, and of every password-protected .xlsx
@@ -293,15 +293,15 @@ def test_scan_without_what_training_needs_is_refused_by_name(tmp_path, rows, mes
     labels = read_labels(sheet(HEAD + rows)(tmp_path))
     with pytest.raises(ValueError, match=rf"a\.nii\.gz: {message}"):
         open_cohort(
-            tmp_path / "scans", labels, Preparation(any_grid=True), need_age=True, need_sex=True
+            tmp_path / "scans", labels, InputRule(any_grid=True), need_age=True, need_sex=True
         )
-    assert open_cohort(tmp_path / "scans", labels, Preparation(any_grid=True))  # to predict
+    assert open_cohort(tmp_path / "scans", labels, InputRule(any_grid=True))  # to predict
 
 
 def test_rows_of_scans_elsewhere_are_let_through(tmp_path):
     write_scan(tmp_path / "scans" / "a.nii.gz", brain(TINY, 50))
     labels = read_labels(sheet(HEAD + "z,20,1\na,50,0\nq,30,1\n")(tmp_path))
-    (scan,) = open_cohort(tmp_path / "scans", labels, Preparation(any_grid=True), need_age=True)
+    (scan,) = open_cohort(tmp_path / "scans", labels, InputRule(any_grid=True), need_age=True)
     assert (scan.age, scan.sex) == (50.0, 0)
 
 
@@ -310,7 +310,7 @@ def test_no_name_in_a_sheet_leads_out_of_the_folder_of_scans(tmp_path):
     write_scan(tmp_path / "scans" / "a.nii.gz", brain(TINY, 50))
     rows = f"../out,50,0\n{tmp_path}/out,50,0\na,50,0\n"
     labels = read_labels(sheet(HEAD + rows)(tmp_path))
-    scans = open_cohort(tmp_path / "scans", labels, Preparation(any_grid=True), need_age=True)
+    scans = open_cohort(tmp_path / "scans", labels, InputRule(any_grid=True), need_age=True)
     assert [scan.path for scan in scans] == [tmp_path / "scans" / "a.nii.gz"]
     assert label_of(tmp_path / "scans" / "a.nii.gz", labels).row == 4
 

@@ -18,13 +18,13 @@ from utils.scans.cohort import open_cohort
 from utils.scans.volumes import (
     GRID_AFFINE,
     GRID_SHAPE,
-    Preparation,
+    InputRule,
     find_scans,
     read_header,
     read_volume,
 )
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 VOLUME = brain(TINY, 50)
 VOLUME[4:8, 10:14, 12:20] = 300  # one side only: a flip shows
 WHOLE = VOLUME.round()
@@ -241,7 +241,7 @@ def test_broken_scan_is_refused_in_one_message_that_names_it(tmp_path, name, mak
     refused(path, message, read_volume, path, ANY)
     before = sorted(tmp_path.iterdir())
     # As users do: TINY is off the grid besides.
-    refused(path, "", read_volume, path, Preparation())
+    refused(path, "", read_volume, path, InputRule())
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -17,10 +17,10 @@ from utils.scans import cache
 from utils.scans.cache import Cache, DiskCache, decode, encode, entry_name, read_encoded
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
-from utils.scans.volumes import Preparation, normalise
+from utils.scans.volumes import InputRule, normalise
 from utils.training import run as setup
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 CPU = Execution(torch.device("cpu"))
 
 
@@ -78,9 +78,9 @@ def test_backgrounds_below_zero_are_kept_apart_under_the_authors_rule(tmp_path):
     volume = brain(TINY, 50)
     volume[:3], volume[3:6] = -1, -2
     path = write_scan(tmp_path / "a.nii.gz", volume)
-    preparation = Preparation(intensity="authors", any_grid=True)
+    input_rule = InputRule(intensity="authors", any_grid=True)
     image = normalise(volume, "authors")
-    found = as_read(read_encoded(path, preparation, 8))
+    found = as_read(read_encoded(path, input_rule, 8))
     assert np.array_equal(found[volume == 0], image[volume == 0])
     assert np.abs(found - image).max() <= (image.max() - image.min()) / 508 + 1e-5
 
@@ -94,10 +94,10 @@ def test_values_that_spread_too_far_for_the_bits_are_refused(tmp_path, bits, out
     volume = brain(TINY, 50)
     volume[0, 0, 0] = outlier
     path = write_scan(tmp_path / "a.nii.gz", volume)
-    preparation = Preparation(intensity="authors", any_grid=True)
+    input_rule = InputRule(intensity="authors", any_grid=True)
     with pytest.raises(ValueError, match=message):
-        read_encoded(path, preparation, bits)
-    read_encoded(path, preparation, 32)
+        read_encoded(path, input_rule, bits)
+    read_encoded(path, input_rule, 32)
 
 
 @pytest.mark.parametrize("bits", [8, 16, 32])
@@ -130,7 +130,7 @@ def test_entries_are_named_by_path_size_time_preparation_and_bits(tmp_path):
     names.append(entry_name(other, ANY, 16))
     names.append(entry_name(path, ANY, 8))
     for changed in (
-        Preparation(resolution=4, any_grid=True), Preparation(intensity="authors", any_grid=True),
+        InputRule(resolution=4, any_grid=True), InputRule(intensity="authors", any_grid=True),
     ):  # fmt: skip
         names.append(entry_name(path, changed, 16))
     os.utime(path, ns=(5, 6))
@@ -177,7 +177,7 @@ def test_damaged_foreign_and_deleted_files_are_made_anew_even_during_a_run(folde
 
 def _write_for_ever(ready, folder):
     disk = DiskCache(
-        folder.parent / "kept", [folder / "0.nii.gz"], shape=TINY, preparation=ANY, bits=32
+        folder.parent / "kept", [folder / "0.nii.gz"], shape=TINY, input_rule=ANY, bits=32
     )
     disk.prepare()
     ready.set()
@@ -292,7 +292,7 @@ def test_runs_side_by_side_share_one_cache_and_read_alike_whichever_it_is(
 
 def test_open_files_stay_few_however_many_scans_are_read(folder):
     disk = DiskCache(
-        folder.parent / "kept", [folder / "0.nii.gz"] * 300, shape=TINY, preparation=ANY, bits=32
+        folder.parent / "kept", [folder / "0.nii.gz"] * 300, shape=TINY, input_rule=ANY, bits=32
     )
     disk.prepare()
     before = len(list(Path("/dev/fd").iterdir()))

@@ -7,25 +7,25 @@ from golden_networks import STATE_DICT_KEYS, narrow_state_dict
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.networks.checkpoint import (
-    AUTHORS_PREPARATION,
-    AUTHORS_PREPROCESSING,
+    AUTHORS_INPUT_RULE,
+    AUTHORS_PROVENANCE,
     export_to_authors,
     load_checkpoint,
     load_first_stage,
     save_checkpoint,
 )
-from utils.scans.provenance import UNKNOWN, Preprocessing
-from utils.scans.volumes import Preparation
+from utils.scans.provenance import UNKNOWN, Provenance
+from utils.scans.volumes import InputRule
 
-FOUR_MM = Preparation(resolution=4, any_grid=True)
+FOUR_MM = InputRule(resolution=4, any_grid=True)
 
 
 def batch():
     return torch.randn(2, 1, 32, 32, 32), torch.tensor([0, 1])
 
 
-def saved(path, model, preparation=FOUR_MM, **summary):
-    save_checkpoint(path, model, preparation=preparation, summary=summary)
+def saved(path, model, input_rule=FOUR_MM, **summary):
+    save_checkpoint(path, model, input_rule=input_rule, summary=summary)
     return path
 
 
@@ -35,20 +35,20 @@ def test_first_stage_comes_back_exactly_with_its_preparation(tmp_path, use_sex):
     loaded = load_checkpoint(saved(tmp_path / "a.pt", model, epoch=3))
     assert loaded.stage == 1
     assert loaded.uses_sex is use_sex
-    assert loaded.preparation == FOUR_MM
+    assert loaded.input_rule == FOUR_MM
     assert loaded.summary == {"epoch": 3}
     assert torch.equal(loaded.model(*batch_of_seed()), model(*batch_of_seed()))
 
 
 def test_how_the_training_scans_were_made_comes_back_and_is_unknown_of_older_files(tmp_path):
-    affine = Preprocessing("affine", "subject", "builtin")
+    affine = Provenance("affine", "subject", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense()
-    save_checkpoint(path, model, preparation=FOUR_MM, preprocessing=affine, summary={})
-    assert load_checkpoint(path).preprocessing == affine
+    save_checkpoint(path, model, input_rule=FOUR_MM, provenance=affine, summary={})
+    assert load_checkpoint(path).provenance == affine
     content = torch.load(path, weights_only=True)
     del content["preprocessing"]
     torch.save(content, path)
-    assert load_checkpoint(path).preprocessing == UNKNOWN
+    assert load_checkpoint(path).provenance == UNKNOWN
 
 
 def batch_of_seed():
@@ -83,15 +83,15 @@ def test_authors_files_are_recognised_with_their_conventions(narrow_released, au
     first = load_checkpoint(authors_files["first_stage"], use_sex=False)
     assert (first.stage, first.uses_sex) == (1, False)
     assert first.model.final_relu
-    assert first.preparation == AUTHORS_PREPARATION
-    assert first.preprocessing == AUTHORS_PREPROCESSING
-    assert AUTHORS_PREPARATION.intensity == "authors"
+    assert first.input_rule == AUTHORS_INPUT_RULE
+    assert first.provenance == AUTHORS_PROVENANCE
+    assert AUTHORS_INPUT_RULE.intensity == "authors"
     second = load_checkpoint(
         authors_files["second_stage"], first_stage_net=authors_files["first_stage"], age_step=2
     )
     assert (second.stage, second.uses_sex, second.model.age_step) == (2, True, 2)
     assert second.model.first_stage.final_relu
-    assert second.preprocessing == Preprocessing("deformable", "template", "fsl")
+    assert second.provenance == Provenance("deformable", "template", "fsl")
 
 
 @pytest.mark.slow
@@ -103,9 +103,9 @@ def test_authors_second_stage_asks_for_the_right_first_stage(
     ours = saved(tmp_path / "ours.pt", ScaleDense())
     with pytest.raises(ValueError, match="use the authors' first stage with it"):
         load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
-    affine = Preprocessing("affine", "template")
+    affine = Provenance("affine", "template")
     save_checkpoint(
-        ours, ScaleDense(), preparation=AUTHORS_PREPARATION, preprocessing=affine, summary={}
+        ours, ScaleDense(), input_rule=AUTHORS_INPUT_RULE, provenance=affine, summary={}
     )
     with pytest.raises(ValueError, match=r"registration deformable, not affine as .*ours\.pt"):
         load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
@@ -131,15 +131,15 @@ def test_export_is_read_back_with_the_same_weights(narrow_released, authors_file
 
 @pytest.mark.slow
 def test_exported_files_say_how_their_own_scans_were_made(narrow_released, tmp_path):
-    affine = Preprocessing("affine", "template", "builtin")
+    affine = Provenance("affine", "template", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense("released")
-    save_checkpoint(path, model, preparation=AUTHORS_PREPARATION, preprocessing=affine, summary={})
+    save_checkpoint(path, model, input_rule=AUTHORS_INPUT_RULE, provenance=affine, summary={})
     export_to_authors(load_checkpoint(path), tmp_path / "out.pth.tar")
-    assert load_checkpoint(tmp_path / "out.pth.tar").preprocessing == affine
+    assert load_checkpoint(tmp_path / "out.pth.tar").provenance == affine
 
 
 def test_networks_of_another_intensity_rule_are_not_exported(tmp_path):
-    ours = load_checkpoint(saved(tmp_path / "a.pt", ScaleDense(), Preparation()))
+    ours = load_checkpoint(saved(tmp_path / "a.pt", ScaleDense(), InputRule()))
     with pytest.raises(ValueError, match=r"a\.pt: .*--width released --intensity authors"):
         export_to_authors(ours, tmp_path / "out.pth.tar")
     assert not (tmp_path / "out.pth.tar").exists()

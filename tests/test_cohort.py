@@ -7,9 +7,9 @@ from conftest import TINY, brain, write_scan
 from utils.scans.cohort import describe, open_cohort
 from utils.scans.dataset import ScanDataset
 from utils.scans.labels import read_labels
-from utils.scans.volumes import GRID_SHAPE, Preparation
+from utils.scans.volumes import GRID_SHAPE, InputRule
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 
 
 def sheet(tmp_path, text):
@@ -55,7 +55,7 @@ def test_scans_off_the_grid_are_all_reported_before_any_is_read(tmp_path):
     for name in ("a", "b"):
         write_scan(tmp_path / f"{name}.nii.gz", brain(TINY, 50))
     with pytest.raises(ValueError, match=r"(?s)a\.nii\.gz: not on.*b\.nii\.gz: not on"):
-        open_cohort(tmp_path, None, Preparation())
+        open_cohort(tmp_path, None, InputRule())
 
 
 def test_volumes_too_small_for_the_network_are_refused_at_the_start(tmp_path):
@@ -65,7 +65,7 @@ def test_volumes_too_small_for_the_network_are_refused_at_the_start(tmp_path):
     write_scan(tmp_path / "a.nii.gz", brain(TINY, 50))
     open_cohort(tmp_path, None, ANY)
     with pytest.raises(ValueError, match="16x18x16 voxels"):
-        open_cohort(tmp_path, None, Preparation(resolution=4, any_grid=True))
+        open_cohort(tmp_path, None, InputRule(resolution=4, any_grid=True))
 
 
 def test_differing_shapes_in_one_folder_are_refused_at_the_start(tmp_path):
@@ -80,6 +80,4 @@ def test_differing_shapes_in_one_folder_are_refused_at_the_start(tmp_path):
 def test_reoriented_scans_are_said_so(tmp_path):
     twin = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
     write_scan(tmp_path / "twin.nii.gz", brain(GRID_SHAPE, 50), twin)
-    assert "1 stored RAS, put into LAS order" in describe(
-        open_cohort(tmp_path, None, Preparation())
-    )
+    assert "1 stored RAS, put into LAS order" in describe(open_cohort(tmp_path, None, InputRule()))

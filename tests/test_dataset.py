@@ -14,9 +14,9 @@ from utils.scans.dataset import (
     open_for_one_reading,
     training_loader,
 )
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 
 
 def dataset(seven_scans, **options):

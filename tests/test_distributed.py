@@ -34,7 +34,7 @@ from utils.scans.dataset import (
     training_loader,
 )
 from utils.scans.labels import read_labels
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 from utils.training.engine import (
     average_statistics,
     parallel,
@@ -44,7 +44,7 @@ from utils.training.engine import (
 )
 from utils.training.sorter import load_shipped_sorter
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 # Name: (scans, one global batch of them; the loss's options).
 LOSSES = {
     "soft ranks, all pairs": (5, {}),

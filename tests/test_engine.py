@@ -22,7 +22,7 @@ from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.scans.labels import read_labels
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 from utils.training import engine
 from utils.training.augment import Augmentation
 from utils.training.engine import Step, refresh_statistics, train_one_epoch
@@ -30,7 +30,7 @@ from utils.training.optimisation import Optimisation, build_optimizer
 from utils.training.options import parse_first_stage
 from utils.training.run import check_start
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 CPU = Execution(torch.device("cpu"))
 
 

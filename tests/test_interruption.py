@@ -12,11 +12,11 @@ import torch
 from model.scaledense import ScaleDense
 from utils.files import replacing
 from utils.networks.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 
 
 def saved(path):
-    save_checkpoint(path, ScaleDense(), preparation=Preparation(any_grid=True), summary={})
+    save_checkpoint(path, ScaleDense(), input_rule=InputRule(any_grid=True), summary={})
     return path.read_bytes()
 
 

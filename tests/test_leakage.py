@@ -22,17 +22,17 @@ from utils.scans import leakage
 from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_checked, open_for_one_reading
-from utils.scans.volumes import GRID_AFFINE, Preparation, image_stem
+from utils.scans.volumes import GRID_AFFINE, InputRule, image_stem
 from utils.training.trainer import LAST_NAME
 
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 RAS = GRID_AFFINE @ np.diag([-1, 1, 1, 1])
 UINT8 = np.clip(brain(TINY, 50), 0, 255).round().astype(np.uint8)
 
 
-def contents_of(folder, preparation=ANY, cache=None) -> dict[str, str]:
-    scans = open_cohort(folder, None, preparation)
-    contents = open_checked(scans, preparation, cache).contents
+def contents_of(folder, input_rule=ANY, cache=None) -> dict[str, str]:
+    scans = open_cohort(folder, None, input_rule)
+    contents = open_checked(scans, input_rule, cache).content_hashes
     return {scan.subject_id: content for scan, content in zip(scans, contents, strict=True)}
 
 
@@ -96,11 +96,11 @@ def test_the_content_does_not_depend_on_cache_bits_or_preparation(tmp_path):
     assert len(set(expected.values())) == 2
     for kind, bits in (("none", 8), ("device", 16), ("disk", 16), ("disk", 16), ("disk", 32)):
         assert contents_of(folder, cache=Cache(kind, bits, tmp_path / "kept")) == expected
-    for preparation in (
-        Preparation(4, any_grid=True),
-        Preparation(intensity="authors", any_grid=True),
+    for input_rule in (
+        InputRule(4, any_grid=True),
+        InputRule(intensity="authors", any_grid=True),
     ):
-        assert contents_of(folder, preparation) == expected
+        assert contents_of(folder, input_rule) == expected
 
 
 def test_kept_scans_of_before_the_guards_are_made_anew(tmp_path):
@@ -262,8 +262,8 @@ def test_predict_says_it_in_the_row_of_the_scan(grid_cohort, tmp_path, monkeypat
     save_checkpoint(
         tmp_path / "net.pt",
         ScaleDense("compact", mean_age=50.0).eval(),
-        preparation=Preparation(4),
-        summary={"training_contents": [contents_of(grid_cohort / "test")["test-2"]]},
+        input_rule=InputRule(4),
+        summary={"training_hashes": [contents_of(grid_cohort / "test")["test-2"]]},
     )
     scans = [str(grid_cohort / "test" / name) for name in names]
     flags = ["--model_name", str(tmp_path / "net.pt"), "--device", "cpu", "--no-report"]
@@ -288,7 +288,7 @@ def test_networks_that_hold_no_contents_work_and_say_nothing(capsys, tmp_path):
     (folder := tmp_path / "scans").mkdir()
     write_scan(folder / "a.nii.gz", UINT8)
     found = open_cohort(folder, None, ANY)
-    contents = open_for_one_reading(found, ANY).contents
+    contents = open_for_one_reading(found, ANY).content_hashes
     assert leakage.note_seen(found, contents, None) is None
     leakage.require_unseen(found, contents, (), source="old.pt")
     assert not capsys.readouterr().out

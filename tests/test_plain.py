@@ -24,7 +24,7 @@ from utils.networks.execution import Execution, predict
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset
 from utils.scans.labels import read_labels
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 from utils.training.engine import train_one_epoch
 from utils.training.optimisation import build_optimizer
 
@@ -158,10 +158,8 @@ def test_float32_loss_of_our_loop_is_the_plain_one_within_rounding():
 
 def test_plain_loader_reads_the_values_and_labels_that_ours_reads(tmp_path):
     sheet = write_cohort(tmp_path, {"train": 3})
-    preparation = Preparation(intensity="authors", any_grid=True)
-    ours = ScanDataset(
-        open_cohort(tmp_path / "train", read_labels(sheet), preparation), preparation
-    )
+    input_rule = InputRule(intensity="authors", any_grid=True)
+    ours = ScanDataset(open_cohort(tmp_path / "train", read_labels(sheet), input_rule), input_rule)
 
     plain = PlainDataset(tmp_path / "train", sheet)
 

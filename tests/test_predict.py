@@ -24,9 +24,9 @@ from model.tsan import TSAN, SecondStage
 from prediction.items import find_items, read_people
 from utils.networks.checkpoint import save_checkpoint
 from utils.networks.predictor import Predictor
-from utils.scans.provenance import Preprocessing
+from utils.scans.provenance import Provenance
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, find_scans
 
 ROOT = Path(__file__).parent.parent
 engines = pytest.mark.skipif(
@@ -46,8 +46,8 @@ def networks(tmp_path_factory) -> dict[str, Path]:
         save_checkpoint(
             folder / f"{stage}.pt",
             model,
-            preparation=Preparation(4, crop=True),
-            preprocessing=Preprocessing("affine", "subject"),
+            input_rule=InputRule(4, crop=True),
+            provenance=Provenance("affine", "subject"),
             summary={"training_ages": [0.0, 120.0]},
         )
     return {stage: folder / f"{stage}.pt" for stage in models}

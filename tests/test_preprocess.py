@@ -14,9 +14,9 @@ from data_preprocessing import preprocess
 from data_preprocessing.pipeline import resample
 from model.scaledense import ScaleDense
 from utils.networks.checkpoint import save_checkpoint
-from utils.scans.provenance import Preprocessing, read_sidecar
+from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, find_scans, read_volume
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, find_scans, read_volume
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_each_scan_gets_grid_record_and_picture_and_an_error_is_a_row(raw, capsy
     assert run(raw) == preprocess.SOME_FAILED
     grid = raw.parent / "grid"
     assert [path.name for path in find_scans(grid)] == ["anna.nii.gz", "bob.nii.gz"]
-    volume = read_volume(grid / "anna.nii.gz", Preparation())
+    volume = read_volume(grid / "anna.nii.gz", InputRule())
     expected = brain(0).get_fdata()[::-1]
     np.testing.assert_allclose(volume, expected, rtol=1e-5)
     assert nibabel.load(grid / "anna.nii.gz").get_data_dtype() == np.float32
@@ -321,8 +321,8 @@ def checkpoint(tmp_path):
     save_checkpoint(
         path,
         ScaleDense(),
-        preparation=Preparation(),
-        preprocessing=Preprocessing("affine", "subject", "builtin"),
+        input_rule=InputRule(),
+        provenance=Provenance("affine", "subject", "builtin"),
         summary={},
     )
     return path

@@ -6,19 +6,19 @@ from data_preprocessing.pipeline import recipe
 from utils.scans.provenance import (
     FORMAT,
     UNKNOWN,
-    Preprocessing,
-    compare_preprocessing,
+    Provenance,
+    common_provenance,
+    compare_provenance,
     format_comparison,
-    preprocessing_of,
     read_sidecar,
     sidecar_path,
     write_sidecar,
 )
 from utils.training.options import parse_first_stage
 
-AFFINE = Preprocessing("affine", "template", "builtin")
-DEFORMABLE = Preprocessing("deformable", "template", "builtin")
-FSL = Preprocessing("deformable", "template", "fsl")
+AFFINE = Provenance("affine", "template", "builtin")
+DEFORMABLE = Provenance("deformable", "template", "builtin")
+FSL = Provenance("deformable", "template", "fsl")
 
 
 def scan(folder, name, made=None):
@@ -44,9 +44,9 @@ def test_sidecars_are_overwritten_only_on_request(tmp_path):
     path = scan(tmp_path, "a", AFFINE)
     with pytest.raises(FileExistsError, match=r"a\.json would be overwritten"):
         write_sidecar(path, {"recipe": vars(FSL)})
-    assert preprocessing_of([path]) == AFFINE
+    assert common_provenance([path]) == AFFINE
     write_sidecar(path, {"recipe": vars(FSL)}, overwrite=True)
-    assert preprocessing_of([path]) == FSL
+    assert common_provenance([path]) == FSL
 
 
 def test_numbers_that_json_lacks_are_refused_and_nothing_is_written(tmp_path):
@@ -63,7 +63,7 @@ def test_a_json_of_others_beside_a_scan_means_unknown(tmp_path, content):
     path = scan(tmp_path, "sub-01_T1w")
     sidecar_path(path).write_text(content)
     assert read_sidecar(path) is None
-    assert preprocessing_of([path]) == UNKNOWN
+    assert common_provenance([path]) == UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_damaged_sidecars_are_all_named(tmp_path, content, message):
     for path in scans[1:]:
         sidecar_path(path).write_bytes(content)
     with pytest.raises(ValueError, match=rf"(?s)b\.json: .*{message}.*c\.json: .*{message}"):
-        preprocessing_of(scans)
+        common_provenance(scans)
 
 
 def test_a_linked_scan_has_the_sidecar_of_what_it_points_at(tmp_path):
@@ -93,8 +93,8 @@ def test_a_linked_scan_has_the_sidecar_of_what_it_points_at(tmp_path):
     fold = tmp_path / "folds" / "sub-1.nii.gz"
     fold.parent.mkdir()
     fold.symlink_to(original.absolute())
-    assert preprocessing_of([fold]) == preprocessing_of([original]) == AFFINE
-    assert preprocessing_of([stored]) == UNKNOWN
+    assert common_provenance([fold]) == common_provenance([original]) == AFFINE
+    assert common_provenance([stored]) == UNKNOWN
 
 
 def test_links_in_a_circle_have_none(tmp_path):
@@ -105,15 +105,15 @@ def test_links_in_a_circle_have_none(tmp_path):
 
 
 def test_scans_that_agree_are_of_one_preprocessing_and_none_is_unknown(tmp_path):
-    assert preprocessing_of([scan(tmp_path / "a", name, AFFINE) for name in "xyz"]) == AFFINE
-    assert preprocessing_of([scan(tmp_path / "b", name) for name in "xyz"]) == UNKNOWN
+    assert common_provenance([scan(tmp_path / "a", name, AFFINE) for name in "xyz"]) == AFFINE
+    assert common_provenance([scan(tmp_path / "b", name) for name in "xyz"]) == UNKNOWN
 
 
-@pytest.mark.parametrize("other", [DEFORMABLE, FSL, Preprocessing("affine", "subject", "builtin")])
+@pytest.mark.parametrize("other", [DEFORMABLE, FSL, Provenance("affine", "subject", "builtin")])
 def test_scans_made_in_different_ways_are_refused_with_one_of_each(tmp_path, other):
     scans = [scan(tmp_path, "a", AFFINE), scan(tmp_path, "b", AFFINE), scan(tmp_path, "c", other)]
     with pytest.raises(ValueError) as caught:
-        preprocessing_of(scans)
+        common_provenance(scans)
     message = str(caught.value)
     assert f"{scans[0]} ({AFFINE})" in message
     assert f"{scans[2]} ({other})" in message
@@ -123,36 +123,34 @@ def test_scans_made_in_different_ways_are_refused_with_one_of_each(tmp_path, oth
 def test_scans_without_sidecar_beside_others_are_refused_unless_vouched_for(tmp_path):
     scans = [scan(tmp_path, "a", AFFINE), scan(tmp_path, "b")]
     with pytest.raises(ValueError, match=r"b\.nii\.gz has no sidecar, .*a\.nii\.gz has one"):
-        preprocessing_of(scans)
+        common_provenance(scans)
     with pytest.raises(ValueError, match="has no sidecar"):
-        preprocessing_of(scans, Preprocessing("affine"))
-    stated = Preprocessing("affine", "template")
-    assert preprocessing_of(scans, stated) == stated
+        common_provenance(scans, Provenance("affine"))
+    stated = Provenance("affine", "template")
+    assert common_provenance(scans, stated) == stated
 
 
 def test_flags_stand_where_sidecars_do_not_and_may_not_contradict_them(tmp_path):
-    assert preprocessing_of([scan(tmp_path, "a")], Preprocessing("affine")).mask is None
-    assert preprocessing_of([scan(tmp_path, "a")], Preprocessing("affine")).registration == "affine"
+    assert common_provenance([scan(tmp_path, "a")], Provenance("affine")).mask is None
+    assert common_provenance([scan(tmp_path, "a")], Provenance("affine")).registration == "affine"
     made = scan(tmp_path, "b", DEFORMABLE)
-    assert preprocessing_of([made], Preprocessing("deformable")) == DEFORMABLE
+    assert common_provenance([made], Provenance("deformable")) == DEFORMABLE
     message = r"--registration affine, not deformable, --mask subject, not template as the sidecar"
     with pytest.raises(ValueError, match=message):
-        preprocessing_of([made], Preprocessing("affine", "subject"))
+        common_provenance([made], Provenance("affine", "subject"))
 
 
 def test_only_what_both_know_can_differ():
     assert FSL.differences(DEFORMABLE) == ["backend fsl, not builtin"]
     assert AFFINE.differences(UNKNOWN) == UNKNOWN.differences(AFFINE) == []
-    assert Preprocessing(mask="subject").filled_from(FSL) == Preprocessing(
-        "deformable", "subject", "fsl"
-    )
-    assert str(Preprocessing("affine")) == "registration affine, mask unknown, backend unknown"
+    assert Provenance(mask="subject").filled_from(FSL) == Provenance("deformable", "subject", "fsl")
+    assert str(Provenance("affine")) == "registration affine, mask unknown, backend unknown"
 
 
 def test_comparison_counts_and_names_what_differs(tmp_path):
     ways = {"a": AFFINE, "b": DEFORMABLE, "c": FSL, "d": None}
     scans = [scan(tmp_path, name, made) for name, made in ways.items()]
-    comparison = compare_preprocessing(scans, AFFINE)
+    comparison = compare_provenance(scans, AFFINE)
     assert comparison == {
         "checkpoint": vars(AFFINE),
         "scans_without_sidecar": 1,
@@ -162,8 +160,8 @@ def test_comparison_counts_and_names_what_differs(tmp_path):
     }
     text = format_comparison(comparison)
     assert text.count("warning: 2 scans, the first") == text.count("note: 1 scans have no") == 1
-    assert "warning" not in format_comparison(compare_preprocessing(scans[:1], AFFINE))
-    assert format_comparison(compare_preprocessing(scans, UNKNOWN)).count("\n") == 0
+    assert "warning" not in format_comparison(compare_provenance(scans[:1], AFFINE))
+    assert format_comparison(compare_provenance(scans, UNKNOWN)).count("\n") == 0
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,9 @@ from utils.networks.checkpoint import save_checkpoint
 from utils.networks.execution import choose_execution
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import open_for_one_reading
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, Preparation, read_volume
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, read_volume
 
-PREPARATIONS = [
-    Preparation(resolution, crop=crop) for resolution in (2, 4) for crop in (False, True)
-]
+INPUT_RULES = [InputRule(resolution, crop=crop) for resolution in (2, 4) for crop in (False, True)]
 PLANTED = (30.0, -40.0, 20.0)  # MNI152 mm: right, back, up
 SMALL = (7, 6, 5)
 
@@ -184,24 +182,24 @@ def test_random_weights_change_the_map_and_leave_the_network_alone(network):
         assert np.corrcoef(one.flatten(), another.flatten())[0, 1] < 0.9
 
 
-@pytest.mark.parametrize("preparation", PREPARATIONS, ids=str)
-def test_input_voxels_are_where_their_coordinates_say(preparation, tmp_path):
-    affine = saliency.input_affine(preparation)
+@pytest.mark.parametrize("input_rule", INPUT_RULES, ids=str)
+def test_input_voxels_are_where_their_coordinates_say(input_rule, tmp_path):
+    affine = saliency.input_affine(input_rule)
     for axis, values in enumerate(grid_coordinates()):
         # A scan whose intensities are coordinates, read as networks read scans.
         scan = write_scan(tmp_path / f"{axis}.nii", (values + 200).astype(np.float32))
-        read = read_volume(scan, preparation) - 200
+        read = read_volume(scan, input_rule) - 200
         places = nibabel.affines.apply_affine(affine, np.indices(read.shape).reshape(3, -1).T)
         np.testing.assert_allclose(read.ravel(), places[:, axis], atol=1e-3)
         # And back on the grid, away from the ends of the input.
-        back = saliency.to_grid(read, preparation)
+        back = saliency.to_grid(read, input_rule)
         inside = tuple(slice(12, 76) for _ in range(3))
         np.testing.assert_allclose(back[inside], values[inside], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["smoothgrad", "occlusion"])
-@pytest.mark.parametrize("preparation", PREPARATIONS, ids=str)
-def test_what_is_planted_at_a_place_is_found_there(method, preparation, tmp_path):
+@pytest.mark.parametrize("input_rule", INPUT_RULES, ids=str)
+def test_what_is_planted_at_a_place_is_found_there(method, input_rule, tmp_path):
     coordinates = grid_coordinates()
     distance = np.abs(coordinates - np.reshape(PLANTED, (3, 1, 1, 1)))
     volume = 100 + 5 * np.random.default_rng(0).standard_normal(GRID_SHAPE)
@@ -210,14 +208,14 @@ def test_what_is_planted_at_a_place_is_found_there(method, preparation, tmp_path
     # Stored from left to right, unlike the network's input.
     ras = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.astype(np.float32), GRID_AFFINE))
     write_scan(tmp_path / "scans" / "one.nii", ras.get_fdata(dtype=np.float32), ras.affine)
-    scans = open_cohort(tmp_path / "scans", None, preparation)
+    scans = open_cohort(tmp_path / "scans", None, input_rule)
     flags = ["--checkpoint", "a", "--scan_folder", "b", "--output_dir", "c", "--method", method]
     flags = saliency.build_parser().parse_args([*flags, "--noise", "0.1", "--copies", "2"])
     path = tmp_path / "map.nii.gz"
 
     saliency.average_maps(
-        Bright(), open_for_one_reading(scans, preparation),
-        saliency.build_method(flags, preparation.resolution), choose_execution("cpu", "float32"),
+        Bright(), open_for_one_reading(scans, input_rule),
+        saliency.build_method(flags, input_rule.resolution), choose_execution("cpu", "float32"),
         keep=lambda place, effect: saliency.save_map(path, effect),
     )  # fmt: skip
 
@@ -258,7 +256,7 @@ def test_rank_correlation_is_that_of_magnitudes_and_unknown_for_a_constant():
 @pytest.fixture
 def checkpoint(network, tmp_path):
     path = tmp_path / "network.pth.tar"
-    save_checkpoint(path, network, preparation=Preparation(4, crop=True), summary={})
+    save_checkpoint(path, network, input_rule=InputRule(4, crop=True), summary={})
     return path
 
 

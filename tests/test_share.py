@@ -13,10 +13,10 @@ from utils.files import sha256_of
 from utils.networks import share as ship
 from utils.networks.checkpoint import load_checkpoint, save_checkpoint, start_from_checkpoint
 from utils.networks.predictor import PRETRAINED, SHIPPED, find_checkpoints
-from utils.scans.provenance import Preprocessing
-from utils.scans.volumes import Preparation
+from utils.scans.provenance import Provenance
+from utils.scans.volumes import InputRule
 
-AFFINE = Preprocessing("affine", "subject", "builtin")
+AFFINE = Provenance("affine", "subject", "builtin")
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def checkpoint(tmp_path):
     save_checkpoint(
         path,
         model,
-        preparation=Preparation(4, crop=True),
-        preprocessing=AFFINE,
+        input_rule=InputRule(4, crop=True),
+        provenance=AFFINE,
         summary={"epoch": 3, "mean_training_age": 47.5, "flags": {"train_folder": "/home/me"}},
         resume={"model": model.state_dict()},
     )
@@ -46,7 +46,7 @@ def test_a_shipped_network_is_small_and_gives_the_same_ages_to_some_hundredths(
     output = shipped(checkpoint, tmp_path / "give" / "tsan.pt")
     assert output.stat().st_size < 0.51 * checkpoint.stat().st_size
     before, after = load_checkpoint(checkpoint), load_checkpoint(output)
-    assert (after.preparation, after.preprocessing) == (before.preparation, AFFINE)
+    assert (after.input_rule, after.provenance) == (before.input_rule, AFFINE)
     image, sex = torch.randn(3, 1, 38, 46, 39), torch.tensor([0, 1, 1])
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -110,7 +110,7 @@ def test_an_ensemble_of_checkpoints_is_tested_as_the_mean_of_them(cohort, traine
     other = tmp_path / "other.pt"
     loaded = load_checkpoint(trained["second"])
     loaded.model.second_stage.head[-1].bias.data += 4.0
-    save_checkpoint(other, loaded.model, preparation=loaded.preparation, summary=loaded.summary)
+    save_checkpoint(other, loaded.model, input_rule=loaded.input_rule, summary=loaded.summary)
     ages = []
     for index, names in enumerate(([trained["second"]], [other], [trained["second"], other])):
         output = tmp_path / str(index)
@@ -136,8 +136,8 @@ def test_an_ensemble_of_checkpoints_is_tested_as_the_mean_of_them(cohort, traine
 def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):
     source = load_checkpoint(checkpoint)
     first, second = ScaleDense(), SecondStage()
-    start_from_checkpoint(first, source, source.preparation)
-    start_from_checkpoint(second, source, source.preparation)
+    start_from_checkpoint(first, source, source.input_rule)
+    start_from_checkpoint(second, source, source.input_rule)
     for ours, theirs in (
         (first, source.model.first_stage),
         (second, source.model.second_stage),
@@ -145,9 +145,9 @@ def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):
         expected = theirs.state_dict()
         assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
     with pytest.raises(ValueError, match="trained on scans prepared as"):
-        start_from_checkpoint(first, source, Preparation(2))
+        start_from_checkpoint(first, source, InputRule(2))
     with pytest.raises(ValueError, match="use_sex True, but --width and --use_sex say"):
-        start_from_checkpoint(ScaleDense(use_sex=False), source, source.preparation)
-    save_checkpoint(tmp_path / "one.pt", ScaleDense(), preparation=source.preparation, summary={})
+        start_from_checkpoint(ScaleDense(use_sex=False), source, source.input_rule)
+    save_checkpoint(tmp_path / "one.pt", ScaleDense(), input_rule=source.input_rule, summary={})
     with pytest.raises(ValueError, match="expects a second stage"):
-        start_from_checkpoint(second, load_checkpoint(tmp_path / "one.pt"), source.preparation)
+        start_from_checkpoint(second, load_checkpoint(tmp_path / "one.pt"), source.input_rule)

@@ -13,7 +13,7 @@ import test
 from model.authors import from_authors
 from model.tsan import TSAN
 from utils.networks.checkpoint import load_checkpoint, save_checkpoint
-from utils.scans.provenance import Preprocessing
+from utils.scans.provenance import Provenance
 from utils.scans.volumes import GRID_SHAPE, normalise
 
 RESULTS = {"predictions.csv", "metrics.json", "predictions.npz", "scatter.png"}
@@ -123,8 +123,8 @@ def test_scans_made_in_another_way_than_the_training_scans_are_warned_of_once(
     save_checkpoint(
         tmp_path / "affine.pt",
         loaded.model,
-        preparation=loaded.preparation,
-        preprocessing=Preprocessing("affine", "template", "builtin"),
+        input_rule=loaded.input_rule,
+        provenance=Provenance("affine", "template", "builtin"),
         summary={},
     )
     folder = linked_cohort(cohort, tmp_path / "cohort")
@@ -223,9 +223,9 @@ def test_all_bad_volumes_are_named_before_any_prediction(cohort, trained, tmp_pa
 def test_scans_off_the_grid_are_refused_by_a_checkpoint_of_the_grid(cohort, tmp_path):
     from model.scaledense import ScaleDense
     from utils.networks.checkpoint import save_checkpoint
-    from utils.scans.volumes import Preparation
+    from utils.scans.volumes import InputRule
 
-    save_checkpoint(tmp_path / "a.pt", ScaleDense(), preparation=Preparation(), summary={})
+    save_checkpoint(tmp_path / "a.pt", ScaleDense(), input_rule=InputRule(), summary={})
     with pytest.raises(ValueError, match="not on the FSL MNI152 2 mm grid"):
         run(cohort, tmp_path / "a.pt", tmp_path / "out")
 
@@ -290,7 +290,7 @@ def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(
 @pytest.mark.slow
 def test_second_stage_trains_on_the_authors_first_stage(narrow_released, grid_cohort, tmp_path):
     import train_second_stage
-    from utils.networks.checkpoint import AUTHORS_PREPARATION, load_checkpoint
+    from utils.networks.checkpoint import AUTHORS_INPUT_RULE, load_checkpoint
 
     weights = narrow_state_dict("first_stage", seed=1)
     torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")
@@ -304,7 +304,7 @@ def test_second_stage_trains_on_the_authors_first_stage(narrow_released, grid_co
         ]
     )
     checkpoint = load_checkpoint(best)
-    assert checkpoint.preparation == AUTHORS_PREPARATION
+    assert checkpoint.input_rule == AUTHORS_INPUT_RULE
     assert checkpoint.model.first_stage.final_relu
     assert checkpoint.model.first_stage.encoder.width == "released"
     assert checkpoint.model.second_stage.encoder.width == "compact"

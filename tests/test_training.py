@@ -19,8 +19,8 @@ from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset
 from utils.scans.labels import read_labels
-from utils.scans.provenance import UNKNOWN, Preprocessing
-from utils.scans.volumes import Preparation
+from utils.scans.provenance import UNKNOWN, Provenance
+from utils.scans.volumes import InputRule
 from utils.training.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
 from utils.training.run import training
 from utils.training.trainer import BEST_NAME, LAST_NAME, Trainer
@@ -79,7 +79,7 @@ def test_best_checkpoint_is_that_of_the_lowest_validation_error(trained):
 
 def test_second_stage_reads_scans_as_the_first_and_leaves_it_bit_identical(trained):
     first, second = load_checkpoint(trained["first"]), load_checkpoint(trained["second"])
-    assert second.preparation == first.preparation == Preparation(any_grid=True)
+    assert second.input_rule == first.input_rule == InputRule(any_grid=True)
     assert same(first.model.state_dict(), second.model.first_stage.state_dict())
 
 
@@ -177,9 +177,9 @@ def train_on(scans, model, folder, *flags) -> Trainer:
 @pytest.fixture
 def four_scans(tmp_path):
     labels = read_labels(write_cohort(tmp_path / "four", {"train": 4}, seed=3))
-    preparation = Preparation(any_grid=True)
-    scans = open_cohort(tmp_path / "four" / "train", labels, preparation, need_age=True)
-    return ScanDataset(scans, preparation, Cache("device"))
+    input_rule = InputRule(any_grid=True)
+    scans = open_cohort(tmp_path / "four" / "train", labels, input_rule, need_age=True)
+    return ScanDataset(scans, input_rule, Cache("device"))
 
 
 @pytest.mark.parametrize("collapsed", [True, False])
@@ -261,24 +261,24 @@ def test_bad_input_stops_training_before_anything_is_written(cohort, tmp_path):
 def test_checkpoints_say_how_the_scans_were_made_by_sidecars_or_flags(
     cohort, trained, tmp_path, capsys
 ):
-    assert load_checkpoint(trained["first"]).preprocessing == UNKNOWN
+    assert load_checkpoint(trained["first"]).provenance == UNKNOWN
     folder = linked_cohort(cohort, tmp_path / "cohort")
     flags = [*training_flags(folder, tmp_path / "a"), "--any_grid", "--epochs", "1"]
     stated = train_first_stage.main([*flags, "--registration", "affine"])
-    assert load_checkpoint(stated).preprocessing == Preprocessing("affine")
+    assert load_checkpoint(stated).provenance == Provenance("affine")
     assert "preprocessing: registration affine, mask unknown" in capsys.readouterr().out
 
     for name in ("train", "val"):
         record(folder / name, "affine")
     flags = [*training_flags(folder, tmp_path / "b"), "--any_grid", "--epochs", "1"]
     first = train_first_stage.main(flags)
-    affine = Preprocessing("affine", "template", "builtin")
-    assert load_checkpoint(first).preprocessing == affine
+    affine = Provenance("affine", "template", "builtin")
+    assert load_checkpoint(first).provenance == affine
 
     # Scans without sidecars are those of the first stage.
     flags = [*training_flags(cohort, tmp_path / "c"), "--epochs", "1"]
     second = train_second_stage.main([*flags, "--first_stage_net", str(first)])
-    assert load_checkpoint(second).preprocessing == affine
+    assert load_checkpoint(second).provenance == affine
 
 
 def test_nothing_known_of_the_scans_is_noted_once(cohort, tmp_path, capsys):
@@ -308,8 +308,8 @@ def test_second_stage_refuses_scans_made_in_another_way_than_the_first_stages(co
     save_checkpoint(
         checkpoint,
         ScaleDense(),
-        preparation=Preparation(any_grid=True),
-        preprocessing=Preprocessing("deformable", "template", "fsl"),
+        input_rule=InputRule(any_grid=True),
+        provenance=Provenance("deformable", "template", "fsl"),
         summary={},
     )
     flags += ["--first_stage_net", str(checkpoint)]

@@ -10,7 +10,7 @@ from utils.scans.volumes import (
     BRAIN_BOX,
     GRID_AFFINE,
     GRID_SHAPE,
-    Preparation,
+    InputRule,
     average_2x2x2,
     find_scans,
     image_stem,
@@ -21,7 +21,7 @@ from utils.scans.volumes import (
 )
 
 RAS_TWIN = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
-ANY = Preparation(any_grid=True)
+ANY = InputRule(any_grid=True)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def volume():
 
 def test_scan_on_the_grid_is_read_as_it_is(tmp_path, volume):
     path = write_scan(tmp_path / "a.nii.gz", volume)
-    read = read_volume(path, Preparation())
+    read = read_volume(path, InputRule())
     assert read.dtype == np.float32
     assert np.array_equal(read, volume)
     assert read_header(path).orientation == "LAS"
@@ -43,7 +43,7 @@ def test_scan_on_the_grid_is_read_as_it_is(tmp_path, volume):
 def test_ras_twin_of_the_same_shape_is_flipped_from_its_affine(tmp_path, volume):
     path = write_scan(tmp_path / "twin.nii.gz", volume[::-1], RAS_TWIN)
     assert read_header(path).orientation == "RAS"
-    assert np.array_equal(read_volume(path, Preparation()), volume)
+    assert np.array_equal(read_volume(path, InputRule()), volume)
 
 
 def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
@@ -51,7 +51,7 @@ def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
     path = write_scan(tmp_path / "p.nii.gz", volume.transpose(2, 0, 1), permuted)
     assert read_header(path).orientation == "SLA"
     assert read_header(path).shape == volume.shape
-    assert np.array_equal(read_volume(path, Preparation()), volume)
+    assert np.array_equal(read_volume(path, InputRule()), volume)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
 def test_same_shape_on_another_grid_is_refused(tmp_path, volume, affine):
     path = write_scan(tmp_path / "other.nii.gz", volume, affine)
     with pytest.raises(ValueError, match=r"other.nii.gz: not on the FSL MNI152 2 mm grid"):
-        read_volume(path, Preparation())
+        read_volume(path, InputRule())
     assert read_volume(path, ANY).shape == GRID_SHAPE
 
 
@@ -78,14 +78,14 @@ def test_scaled_integers_are_read_in_their_own_unit(tmp_path):
     stored = (brain(GRID_SHAPE, 40) / 0.5).clip(0, 255).astype(np.uint8)
     image = nibabel.Nifti1Image(stored * 0.5, GRID_AFFINE, image.header)
     nibabel.save(image, tmp_path / "scaled.nii.gz")
-    read = read_volume(tmp_path / "scaled.nii.gz", Preparation())
+    read = read_volume(tmp_path / "scaled.nii.gz", InputRule())
     np.testing.assert_allclose(read, stored * 0.5, atol=0.3)
     assert (read[stored == 0] == 0).all()
 
 
 def test_one_volume_in_four_dimensions_is_one_volume(tmp_path, volume):
     path = write_scan(tmp_path / "four.nii", volume[..., None])
-    assert np.array_equal(read_volume(path, Preparation()), volume)
+    assert np.array_equal(read_volume(path, InputRule()), volume)
 
 
 def test_several_volumes_are_refused(tmp_path):
@@ -96,7 +96,7 @@ def test_several_volumes_are_refused(tmp_path):
 
 def test_complex_numbers_and_colours_are_refused_by_name_and_type(tmp_path, volume):
     path = write_scan(tmp_path / "complex.nii.gz", volume.astype(np.complex64))
-    for read in (read_header, lambda path: read_volume(path, Preparation())):
+    for read in (read_header, lambda path: read_volume(path, InputRule())):
         with pytest.raises(ValueError, match=r"complex\.nii\.gz: .*\(complex64\) where"):
             read(path)
     colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -179,7 +179,7 @@ def test_voxels_of_compressed_files_are_those_that_nibabel_reads(tmp_path, make,
 
 
 def test_four_millimetres_crops_and_averages_before_normalising(tmp_path, volume):
-    coarse = read_volume(write_scan(tmp_path / "a.nii.gz", volume), Preparation(resolution=4))
+    coarse = read_volume(write_scan(tmp_path / "a.nii.gz", volume), InputRule(resolution=4))
     assert coarse.shape == (45, 54, 45)
     assert coarse[3, 4, 5] == pytest.approx(volume[6:8, 8:10, 10:12].mean())
     assert coarse[44, 53, 44] == pytest.approx(volume[88:90, 106:108, 88:90].mean())
@@ -242,19 +242,19 @@ def test_stem_is_the_name_without_its_image_suffix():
 @pytest.mark.parametrize("options", [{"resolution": 3}, {"intensity": "minmax"}])
 def test_unknown_preparations_are_refused(options):
     with pytest.raises(ValueError, match="expected, got"):
-        Preparation(**options)
+        InputRule(**options)
 
 
 @pytest.mark.parametrize("resolution", [2, 4])
 def test_cropping_keeps_the_box_around_the_templates_brain(tmp_path, volume, resolution):
     path = write_scan(tmp_path / "a.nii.gz", volume)
-    preparation = Preparation(resolution, crop=True)
-    cropped = read_volume(path, preparation)
+    input_rule = InputRule(resolution, crop=True)
+    cropped = read_volume(path, input_rule)
     expected = volume[7:83, 9:101, 0:78]
     if resolution == 4:
         expected = expected.reshape(38, 2, 46, 2, 39, 2).mean((1, 3, 5))
     np.testing.assert_allclose(cropped, expected, rtol=1e-6)
-    assert cropped.shape == preparation.input_shape(GRID_SHAPE)
+    assert cropped.shape == input_rule.input_shape(GRID_SHAPE)
 
 
 def test_the_box_holds_the_templates_brain_with_a_voxel_to_spare():
@@ -267,4 +267,4 @@ def test_the_box_holds_the_templates_brain_with_a_voxel_to_spare():
 
 def test_cropping_other_grids_is_refused():
     with pytest.raises(ValueError, match="--crop and --any_grid"):
-        Preparation(any_grid=True, crop=True)
+        InputRule(any_grid=True, crop=True)

@@ -119,11 +119,11 @@ def collect(
     from utils.scans.cohort import open_cohort
     from utils.scans.folds import hold_out
 
-    preparation = next(iter(networks.values()))[0].preparation
+    input_rule = next(iter(networks.values()))[0].input_rule
     pooled = [
         scan
         for folder in args.scan_folders
-        for scan in open_cohort(folder, labels, preparation, need_age=True)
+        for scan in open_cohort(folder, labels, input_rule, need_age=True)
     ]
     scans: list[Scan] = []
     found = []
@@ -152,27 +152,27 @@ def predict_each(
     """
     import numpy as np
 
-    from utils.networks.predictor import Prediction, Predictor, note_unknown_sexes
+    from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
     from utils.scans.dataset import open_for_one_reading
     from utils.scans.leakage import require_unseen
 
     # Decoded once for all networks that read them alike.
-    preparations = {checkpoint.preparation for checkpoint in checkpoints}
-    opened = {each: open_for_one_reading(scans, each) for each in preparations}
+    input_rules = {checkpoint.input_rule for checkpoint in checkpoints}
+    opened = {each: open_for_one_reading(scans, each) for each in input_rules}
     for checkpoint in checkpoints:
         require_unseen(
             scans,
-            opened[checkpoint.preparation].contents,
+            opened[checkpoint.input_rule].content_hashes,
             checkpoint.trained_on or (),
             source=checkpoint.source,
             role="scans that it should be new to",
             what_to_do="give the --folds that it was trained with, or train anew",
             allowed=checkpoint.summary.get("flags", {}).get("allow_shared_persons", False),
         )
-    how = Prediction(mirror=mirror)
+    how = PredictionSettings(mirror=mirror)
     note_unknown_sexes(checkpoints[0], scans)
     found = [
-        Predictor(checkpoint, execution, how).ages(opened[checkpoint.preparation])
+        Predictor(checkpoint, execution, how).ages(opened[checkpoint.input_rule])
         for checkpoint in checkpoints
     ]
     return {name: np.stack([ages[name] for ages in found]) for name in found[0]}
@@ -258,7 +258,7 @@ def predict_retest(
 
     fold_of = {person_of_scan(scan): fold for scan, fold in table.items()}
     everyone = [checkpoint for checkpoints in networks.values() for checkpoint in checkpoints]
-    scans = open_cohort(args.retest_folder, labels, everyone[0].preparation)
+    scans = open_cohort(args.retest_folder, labels, everyone[0].input_rule)
     fold = [fold_of.get(person_of_scan(scan.subject_id), "none") for scan in scans]
     ages: dict[str, np.ndarray] = {}
     for held in set(fold):

@@ -23,7 +23,7 @@ import numpy as np
 
 from utils.cli import Switch, add_label_flags, new_parser, number, run_entry
 from utils.files import replacing, require_absent, write_json, write_tsv
-from utils.scans.volumes import BRAIN_BOX, GRID_AFFINE, GRID_SHAPE, Preparation
+from utils.scans.volumes import BRAIN_BOX, GRID_AFFINE, GRID_SHAPE, InputRule
 
 METHODS = ("smoothgrad", "occlusion")
 ALIKE = 0.5  # rank correlation with the maps of random weights from which on a map is doubted
@@ -87,14 +87,14 @@ def main(argv: Sequence[str] | None = None) -> dict:
     execution = choose_execution(args.device, "float32")
     checkpoint = load_ensemble(args.checkpoint)
     # A scan off the grid has no place on it.
-    preparation = replace(checkpoint.preparation, any_grid=False)
-    method = build_method(args, preparation.resolution)
+    input_rule = replace(checkpoint.input_rule, any_grid=False)
+    method = build_method(args, input_rule.resolution)
     folder = Path(args.output_dir)
-    scans, comparison = open_scans(args, checkpoint, preparation)
+    scans, comparison = open_scans(args, checkpoint, input_rule)
     files = [map_of(folder, scan) for scan in scans]
     if not args.overwrite:
         require_absent(*(folder / name for name in RESULTS), *files)
-    dataset = open_for_one_reading(scans, preparation)
+    dataset = open_for_one_reading(scans, input_rule)
     random = with_random_weights(checkpoint.model, seed=args.seed) if args.random_weights else None
 
     def keep(place: int, effect: np.ndarray) -> None:
@@ -142,21 +142,21 @@ def build_method(args: argparse.Namespace, resolution: int):
     return Occlusion(args.cube // resolution, args.stride // resolution, args.batch_size)
 
 
-def open_scans(args: argparse.Namespace, checkpoint, preparation: Preparation) -> tuple[list, dict]:
+def open_scans(args: argparse.Namespace, checkpoint, input_rule: InputRule) -> tuple[list, dict]:
     """The scans that the flags name, and how they were made against the training scans."""
     from utils.networks.predictor import note_unknown_sexes
     from utils.scans.cohort import describe, open_cohort
     from utils.scans.labels import parse_sex_codes, read_labels
-    from utils.scans.provenance import compare_preprocessing, format_comparison
+    from utils.scans.provenance import compare_provenance, format_comparison
 
     labels = None
     if args.labels:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    scans = open_cohort(args.scan_folder, labels, preparation)[: args.limit]
-    comparison = compare_preprocessing([scan.path for scan in scans], checkpoint.preprocessing)
+    scans = open_cohort(args.scan_folder, labels, input_rule)[: args.limit]
+    comparison = compare_provenance([scan.path for scan in scans], checkpoint.provenance)
     print(f"stage {checkpoint.stage}, {checkpoint.source}\n{describe(scans)}")
     print(format_comparison(comparison))
-    if checkpoint.preparation.any_grid:
+    if checkpoint.input_rule.any_grid:
         print("note: trained with --any_grid; these scans may lie otherwise than those it knows")
     note_unknown_sexes(checkpoint, scans)
     if checkpoint.stage == 2 and args.method == "smoothgrad":
@@ -164,20 +164,20 @@ def open_scans(args: argparse.Namespace, checkpoint, preparation: Preparation) -
     return scans, comparison
 
 
-def input_affine(preparation: Preparation) -> np.ndarray:
+def input_affine(input_rule: InputRule) -> np.ndarray:
     """(4, 4): voxel of the network's input, in LAS order, to MNI152 mm.
 
     At 4 mm a voxel is the mean of 2x2x2 voxels of the grid, so its centre lies between them: that
     of the first one is half a voxel of the grid past the first that is read.
     """
-    factor = preparation.resolution // 2
-    first = [start for start, _ in BRAIN_BOX] if preparation.crop else [0, 0, 0]
+    factor = input_rule.resolution // 2
+    first = [start for start, _ in BRAIN_BOX] if input_rule.crop else [0, 0, 0]
     to_grid_voxel = np.diag([factor, factor, factor, 1.0])
     to_grid_voxel[:3, 3] = np.array(first) + (factor - 1) / 2
     return GRID_AFFINE @ to_grid_voxel
 
 
-def to_grid(effect: np.ndarray, preparation: Preparation) -> np.ndarray:
+def to_grid(effect: np.ndarray, input_rule: InputRule) -> np.ndarray:
     """A map of the network's input, (D, H, W), on the MNI152 2 mm grid, (91, 109, 91) float32.
 
     Linear between voxels, 0 outside the input. Values are not divided among voxels: where the input
@@ -185,7 +185,7 @@ def to_grid(effect: np.ndarray, preparation: Preparation) -> np.ndarray:
     """
     from scipy import ndimage
 
-    to_input = np.linalg.inv(input_affine(preparation)) @ GRID_AFFINE
+    to_input = np.linalg.inv(input_affine(input_rule)) @ GRID_AFFINE
     moved = ndimage.affine_transform(
         np.asarray(effect, np.float64), to_input[:3, :3], to_input[:3, 3],
         output_shape=GRID_SHAPE, order=1, mode="grid-constant",
@@ -227,7 +227,7 @@ def average_maps(
 
     Args:
         model: a network or several as one; its layers are fused in place.
-        dataset: the scans, on the grid; their preparation says where an input lies on it.
+        dataset: the scans, on the grid; their input_rule says where an input lies on it.
         method: from `build_method`.
         execution: the device.
         keep: called with each scan's place and its map, (91, 109, 91).
@@ -240,7 +240,7 @@ def average_maps(
     effects, magnitudes = np.zeros(GRID_SHAPE), np.zeros(GRID_SHAPE)
     for place, scan in enumerate(tqdm(dataset.scans, "maps", disable=None, leave=False)):
         found = method(model, execution.images(dataset[[place]]), scan.sex)
-        effect = to_grid(found.cpu().numpy(), dataset.preparation)
+        effect = to_grid(found.cpu().numpy(), dataset.input_rule)
         keep(place, effect)
         effects += effect
         magnitudes += np.abs(effect)

@@ -16,9 +16,9 @@ from data_preprocessing.pipeline.quality import inspect, sentences
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.scans.provenance import read_sidecar, recorded
 from utils.scans.template import load_template
-from utils.scans.volumes import IMAGE_SUFFIXES, Preparation, read_header, read_volume
+from utils.scans.volumes import IMAGE_SUFFIXES, InputRule, read_header, read_volume
 
-AS_STORED = Preparation()
+AS_STORED = InputRule()
 
 
 @dataclass(frozen=True)

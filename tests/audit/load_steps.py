@@ -29,25 +29,25 @@ def start_up(folder: Path) -> None:
     from utils.scans.cohort import open_cohort
     from utils.scans.dataset import ScanDataset
     from utils.scans.labels import read_labels
-    from utils.scans.volumes import Preparation
+    from utils.scans.volumes import InputRule
 
-    preparation = Preparation(any_grid=True)
+    input_rule = InputRule(any_grid=True)
     labels = read_labels(folder / "labels.csv")
     scans = open_cohort(
-        folder / "scans", labels, preparation, need_age=True, need_sex=True, smallest_side=32
+        folder / "scans", labels, input_rule, need_age=True, need_sex=True, smallest_side=32
     )
-    ScanDataset(scans, preparation, Cache("disk", 16, folder / "cache"))
+    ScanDataset(scans, input_rule, Cache("disk", 16, folder / "cache"))
 
 
 def predict(folder: Path) -> None:
     """test.py, with a network that has not been trained."""
     from model.scaledense import ScaleDense
     from utils.networks.checkpoint import save_checkpoint
-    from utils.scans.volumes import Preparation
+    from utils.scans.volumes import InputRule
 
     network = folder / "network.pt"
     save_checkpoint(
-        network, ScaleDense(mean_age=50), preparation=Preparation(any_grid=True), summary={}
+        network, ScaleDense(mean_age=50), input_rule=InputRule(any_grid=True), summary={}
     )
     sys.argv = [
         "test.py",

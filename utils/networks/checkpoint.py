@@ -1,7 +1,7 @@
 """Checkpoints: ours, and the authors' published files, read and written without running their code.
 
 Ours are one dict of plain values and tensors, read with `weights_only=True`:
-format, stage, options (rebuild the network), preparation (how its scans are read), preprocessing
+format, stage, options (rebuild the network), input_rule (how its scans are read), preprocessing
 (how they were made), summary (how it was trained), state_dict, and in the last checkpoint of a run
 `resume` (optimiser and progress).
 A second-stage checkpoint holds its first stage as well, so one file is enough to predict.
@@ -23,8 +23,8 @@ from model.authors import from_authors, stage_of, to_authors
 from model.scaledense import Backbone, Encoder, ScaleDense
 from model.tsan import TSAN, Ensemble, SecondStage
 from utils.files import replacing
-from utils.scans.provenance import UNKNOWN, Preprocessing
-from utils.scans.volumes import Preparation
+from utils.scans.provenance import UNKNOWN, Provenance
+from utils.scans.volumes import InputRule
 
 FORMAT = "tsan-brain-age-1"
 # What zipfile and torch raise for bytes that are not those that were written.
@@ -32,8 +32,8 @@ DAMAGED = (
     zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, LookupError, ValueError,
     OverflowError, OSError,
 )  # fmt: skip
-AUTHORS_PREPARATION = Preparation(resolution=2, intensity="authors")
-AUTHORS_PREPROCESSING = Preprocessing("deformable", "template", "fsl")  # as published
+AUTHORS_INPUT_RULE = InputRule(resolution=2, intensity="authors")
+AUTHORS_PROVENANCE = Provenance("deformable", "template", "fsl")  # as published
 
 
 class UnreadableCheckpoint(ValueError):
@@ -46,16 +46,16 @@ class Checkpoint:
 
     Attributes:
         model: ScaleDense (stage 1), TSAN (stage 2), or several of one kind, in evaluation mode.
-        preparation: how its scans are read.
-        preprocessing: how its training scans were made.
+        input_rule: how its scans are read.
+        provenance: how its training scans were made.
         summary: how it was trained; empty for the authors' files.
         resume: state of the interrupted run, in last checkpoints only.
         source: the file.
     """
 
     model: ScaleDense | TSAN | Ensemble
-    preparation: Preparation
-    preprocessing: Preprocessing
+    input_rule: InputRule
+    provenance: Provenance
     summary: dict
     resume: dict | None
     source: Path | str
@@ -86,17 +86,17 @@ class Checkpoint:
     def trained_on(self) -> list[str] | None:
         """Contents of all scans that any of its stages was trained on; None where it is unknown.
 
-        See `content_of` in utils/scans/leakage.py.
+        See `content_hash` in utils/scans/leakage.py.
         """
-        return self.summary.get("training_contents")
+        return self.summary.get("training_hashes")
 
 
 def save_checkpoint(
     path: Path,
     model: ScaleDense | TSAN,
     *,
-    preparation: Preparation,
-    preprocessing: Preprocessing = UNKNOWN,
+    input_rule: InputRule,
+    provenance: Provenance = UNKNOWN,
     summary: dict,
     resume: dict | None = None,
     keep_as: Path | None = None,
@@ -109,8 +109,8 @@ def save_checkpoint(
         "format": FORMAT,
         "stage": 2 if isinstance(model, TSAN) else 1,
         "options": model.options(),
-        "preparation": asdict(preparation),
-        "preprocessing": asdict(preprocessing),
+        "preparation": asdict(input_rule),
+        "preprocessing": asdict(provenance),
         "summary": summary,
         "state_dict": OrderedDict(
             (name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items()
@@ -159,16 +159,16 @@ def load_checkpoint(
     try:
         network = from_authors(weights, use_sex=use_sex is not False)
         # Exported files say how their scans were made, the authors' own do not.
-        made = Preprocessing(**content.get("preprocessing", asdict(AUTHORS_PREPROCESSING)))
+        made = Provenance(**content.get("preprocessing", asdict(AUTHORS_PROVENANCE)))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
     if isinstance(network, ScaleDense):
-        return Checkpoint(network, AUTHORS_PREPARATION, made, {}, None, path)
+        return Checkpoint(network, AUTHORS_INPUT_RULE, made, {}, None, path)
     first = _first_stage_for(path, first_stage_net, use_sex)
     require_alike(path, made, first)
-    made = made.filled_from(first.preprocessing)
+    made = made.filled_from(first.provenance)
     network = TSAN(first.model, network, age_step=age_step).eval()
-    return Checkpoint(network, first.preparation, made, {}, None, path)
+    return Checkpoint(network, first.input_rule, made, {}, None, path)
 
 
 def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
@@ -184,12 +184,12 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
     for other in others:
         if other.stage != first.stage:
             raise ValueError(f"{other.source}: stage {other.stage}, {first.source}: {first.stage}")
-        if other.preparation != first.preparation:
+        if other.input_rule != first.input_rule:
             raise ValueError(
-                f"{other.source}: reads scans as {other.preparation}, {first.source} as "
-                f"{first.preparation}: networks that read scans alike expected"
+                f"{other.source}: reads scans as {other.input_rule}, {first.source} as "
+                f"{first.input_rule}: networks that read scans alike expected"
             )
-        require_alike(other.source, other.preprocessing, first)
+        require_alike(other.source, other.provenance, first)
     everyone = (first, *others)
     means = [one.summary.get("mean_training_age") for one in everyone]
     ranges = [one.summary.get("training_ages") for one in everyone]
@@ -200,23 +200,21 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         if None in ranges
         else [max(low for low, _ in ranges), min(high for _, high in ranges)],
         # What any of them was trained on; None where no one knows.
-        "training_contents": union_of_contents(everyone),
+        "training_hashes": union_of_hashes(everyone),
         "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
         "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
     }
     return Checkpoint(
         Ensemble([one.model for one in everyone]).eval(),
-        first.preparation,
-        first.preprocessing,
+        first.input_rule,
+        first.provenance,
         summary,
         None,
         f"the mean of {', '.join(str(one.source) for one in everyone)}",
     )
 
 
-def union_of_contents(
-    checkpoints: Sequence[Checkpoint], own: Sequence[str] = ()
-) -> list[str] | None:
+def union_of_hashes(checkpoints: Sequence[Checkpoint], own: Sequence[str] = ()) -> list[str] | None:
     """Contents of all scans that any of the networks was trained on, and `own`, sorted.
 
     None where there are none and no checkpoint knows.
@@ -240,12 +238,12 @@ def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkp
 
 
 def start_from_checkpoint(
-    network: ScaleDense | SecondStage, checkpoint: Checkpoint, preparation: Preparation
+    network: ScaleDense | SecondStage, checkpoint: Checkpoint, input_rule: InputRule
 ) -> None:
     """Gives a network of either stage the weights of that stage in a checkpoint.
 
     Raises:
-        ValueError: the checkpoint lacks that stage, or its network or preparation is another.
+        ValueError: the checkpoint lacks that stage, or its network or input_rule is another.
     """
     path, model = checkpoint.source, checkpoint.model
     if isinstance(network, SecondStage):
@@ -260,17 +258,17 @@ def start_from_checkpoint(
             f"{path}: width {theirs.width}, use_sex {theirs.use_sex}, but --width and --use_sex "
             f"say {ours.width}, {ours.use_sex}"
         )
-    if checkpoint.preparation != preparation:
+    if checkpoint.input_rule != input_rule:
         raise ValueError(
-            f"{path}: trained on scans prepared as {checkpoint.preparation}, these would be "
-            f"prepared as {preparation}: give --resolution, --crop and --intensity accordingly"
+            f"{path}: trained on scans prepared as {checkpoint.input_rule}, these would be "
+            f"prepared as {input_rule}: give --resolution, --crop and --intensity accordingly"
         )
     network.load_state_dict(source.state_dict())
 
 
-def require_alike(source: object, made: Preprocessing, first_stage: Checkpoint) -> None:
+def require_alike(source: object, made: Provenance, first_stage: Checkpoint) -> None:
     """Raises ValueError where scans of `source` were made in another way than the first stage's."""
-    differences = made.differences(first_stage.preprocessing)
+    differences = made.differences(first_stage.provenance)
     if differences:
         raise ValueError(
             f"{source}: {'; '.join(differences)} as the training scans of "
@@ -287,17 +285,17 @@ def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bo
         ValueError: not of the released width, or trained on scans prepared by another rule.
         FileExistsError: `path` exists and `overwrite` is false.
     """
-    if checkpoint.preparation != AUTHORS_PREPARATION:
+    if checkpoint.input_rule != AUTHORS_INPUT_RULE:
         raise ValueError(
-            f"{checkpoint.source}: trained on scans prepared as {checkpoint.preparation}, but the "
-            f"authors' format means {AUTHORS_PREPARATION}: other ages would come out; train the "
+            f"{checkpoint.source}: trained on scans prepared as {checkpoint.input_rule}, but the "
+            f"authors' format means {AUTHORS_INPUT_RULE}: other ages would come out; train the "
             "first stage with --width released --intensity authors to export it"
         )
     stage = checkpoint.model.second_stage if checkpoint.stage == 2 else checkpoint.model
     weights = {f"module.{key}": value.cpu() for key, value in to_authors(stage).items()}
     epoch = int(checkpoint.summary.get("epoch", 0))
     content = {"epoch": epoch, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
-    content["preprocessing"] = asdict(checkpoint.preprocessing)  # theirs ignores it
+    content["preprocessing"] = asdict(checkpoint.provenance)  # theirs ignores it
     with replacing(path, overwrite=overwrite) as temporary:
         torch.save(content, temporary)
 
@@ -338,8 +336,8 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
     try:
         model = build(content["options"])
         model.load_state_dict(content["state_dict"])
-        preparation = Preparation(**content["preparation"])
-        preprocessing = Preprocessing(**content.get("preprocessing", {}))  # older files lack it
+        input_rule = InputRule(**content["preparation"])
+        provenance = Provenance(**content.get("preprocessing", {}))  # older files lack it
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: its network cannot be rebuilt ({error})") from error
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
@@ -353,15 +351,15 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
         raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
     resume = content.get("resume")
     summary = content.get("summary", {})
-    contents = summary.get("training_contents") if isinstance(summary, dict) else 0
+    contents = summary.get("training_hashes") if isinstance(summary, dict) else 0
     if contents is not None and not (
         isinstance(contents, list) and all(isinstance(one, str) for one in contents)
     ):
         raise ValueError(
             f"{path}: what it says of its training cannot be read: a dict expected, and in it a "
-            "list of hashes as training_contents"
+            "list of hashes as training_hashes"
         )
-    return Checkpoint(model.eval(), preparation, preprocessing, summary, resume, path)
+    return Checkpoint(model.eval(), input_rule, provenance, summary, resume, path)
 
 
 def build(options: dict) -> ScaleDense | TSAN:
@@ -380,9 +378,9 @@ def _first_stage_for(
             f"{path}: the authors' second stage holds no first stage: give --first_stage_net FILE"
         )
     first = load_first_stage(first_stage_net, use_sex=use_sex)
-    if first.preparation != AUTHORS_PREPARATION:
+    if first.input_rule != AUTHORS_INPUT_RULE:
         raise ValueError(
-            f"{path} needs scans prepared as {AUTHORS_PREPARATION}, its first stage "
-            f"{first_stage_net} as {first.preparation}: use the authors' first stage with it"
+            f"{path} needs scans prepared as {AUTHORS_INPUT_RULE}, its first stage "
+            f"{first_stage_net} as {first.input_rule}: use the authors' first stage with it"
         )
     return first

@@ -26,7 +26,7 @@ from utils.networks.execution import (
 from utils.scans.cohort import Scan
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_reading
 from utils.scans.labels import SEX_WORDS
-from utils.scans.leakage import content_of
+from utils.scans.leakage import content_hash
 from utils.scans.volumes import image_stem, read_header, read_stored
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
@@ -34,7 +34,7 @@ SHIPPED = "tsan_oasis1_*.pt"
 
 
 @dataclass(frozen=True)
-class Prediction:
+class PredictionSettings:
     """How ages are predicted.
 
     Attributes:
@@ -61,16 +61,27 @@ class Predictor:
     Args:
         checkpoint: its network is fused in place.
         execution: device and precision.
-        how: see `Prediction`.
+        settings: see `PredictionSettings`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, execution: Execution, how: Prediction | None = None):
-        self.checkpoint, self.execution, self.how = checkpoint, execution, how or Prediction()
-        network = fuse_for_inference(checkpoint.model) if self.how.fuse else checkpoint.model
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        execution: Execution,
+        settings: PredictionSettings | None = None,
+    ):
+        self.checkpoint, self.execution, self.settings = (
+            checkpoint,
+            execution,
+            settings or PredictionSettings(),
+        )
+        network = fuse_for_inference(checkpoint.model) if self.settings.fuse else checkpoint.model
         self.network = execution.place(network)
-        if self.how.compile:
+        if self.settings.compile:
             compile_network(self.network, execution)
-        self.mirror = checkpoint.saw_mirrored if self.how.mirror is None else self.how.mirror
+        self.mirror = (
+            checkpoint.saw_mirrored if self.settings.mirror is None else self.settings.mirror
+        )
 
     def ages(self, scans: list[Scan] | ScanDataset) -> dict[str, np.ndarray]:
         """The named ages of all scans in file order, (scans,) years each.
@@ -86,16 +97,16 @@ class Predictor:
         """
         dataset = scans
         if not isinstance(scans, ScanDataset):
-            dataset = open_for_one_reading(scans, self.checkpoint.preparation)
+            dataset = open_for_one_reading(scans, self.checkpoint.input_rule)
         execution = settle_precision(
             self.network,
             dataset,
             self.execution,
-            batch_size=self.how.batch_size,
-            insist=self.how.insist,
+            batch_size=self.settings.batch_size,
+            insist=self.settings.insist,
         )
         loader = evaluation_loader(
-            dataset, batch_size=self.how.batch_size, num_workers=self.how.num_workers
+            dataset, batch_size=self.settings.batch_size, num_workers=self.settings.num_workers
         )
         return predict(self.network, loader, execution, mirror=self.mirror)
 
@@ -129,8 +140,8 @@ class Predictor:
         trained_on = self.checkpoint.trained_on
         if not trained_on:
             return False
-        stored = read_stored(Path(path), any_grid=self.checkpoint.preparation.any_grid)
-        return content_of(stored) in trained_on
+        stored = read_stored(Path(path), any_grid=self.checkpoint.input_rule.any_grid)
+        return content_hash(stored) in trained_on
 
     def scan(self, path: str | Path, sex: int | None) -> Scan:
         """A scan of unknown age, its header checked; sex 0 female, 1 male, None unknown.
@@ -139,7 +150,7 @@ class Predictor:
             ValueError: not a scan on the grid that the network reads.
         """
         path = Path(path)
-        header = read_header(path, any_grid=self.checkpoint.preparation.any_grid)
+        header = read_header(path, any_grid=self.checkpoint.input_rule.any_grid)
         return Scan(image_stem(path.name), path, None, sex, header.orientation, header.shape)
 
 

@@ -17,7 +17,7 @@ from utils.cli import new_parser, run_entry
 CHECKSUMS = "SHA256SUMS"
 KEPT = (
     "epoch", "training", "scans", "mean_training_age", "training_ages", "training_sexes",
-    "training_contents",
+    "training_hashes",
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         "cohort": args.cohort,
         "licence": args.licence,
         "intended_use": "research; not for diagnosis",
-        "preprocessing": str(checkpoint.preprocessing),
+        "preprocessing": str(checkpoint.provenance),
         "metrics": figures,
         "commit": args.commit,
         "torch": str(torch.__version__),
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     save_checkpoint(
         args.output,
         checkpoint.model.half(),
-        preparation=checkpoint.preparation,
-        preprocessing=checkpoint.preprocessing,
+        input_rule=checkpoint.input_rule,
+        provenance=checkpoint.provenance,
         summary=summary,
     )
     sums = args.output.parent / CHECKSUMS

@@ -43,17 +43,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     from utils.scans.dataset import open_for_one_reading
     from utils.scans.folds import hold_out, read_folds
     from utils.scans.labels import parse_sex_codes, read_labels
-    from utils.scans.volumes import Preparation
+    from utils.scans.volumes import InputRule
 
-    preparation = Preparation(resolution=4)
+    input_rule = InputRule(resolution=4)
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
 
     voxels: dict[Path, np.ndarray] = {}
 
     def read(folder: str) -> list:
-        scans = open_cohort(folder, labels, preparation, need_age=True)
+        scans = open_cohort(folder, labels, input_rule, need_age=True)
         print(f"{folder}: {describe(scans)}")
-        dataset = open_for_one_reading(scans, preparation)
+        dataset = open_for_one_reading(scans, input_rule)
         for scan, item in zip(scans, dataset, strict=True):
             voxels[scan.path] = item["image"].numpy().ravel()
         return scans

@@ -1,7 +1,7 @@
 """Decoded scans, kept in 8, 16 or 32 bits a voxel so that none is decoded twice.
 
 On disk each scan is a file of its own, named by what it was made from, which is why a changed scan
-or another preparation never meets an old file. A file appears whole or not at all: it is written
+or another input_rule never meets an old file. A file appears whole or not at all: it is written
 under a temporary name, flushed and renamed, so that processes that start at once, or are killed
 half way, leave good files and at most a temporary one, which nothing reads.
 """
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from utils.files import replacing
-from utils.scans.leakage import content_of
-from utils.scans.volumes import Preparation, normalise, read_stored, reduce_volume
+from utils.scans.leakage import content_hash
+from utils.scans.volumes import InputRule, normalise, read_stored, reduce_volume
 
 KINDS = ("none", "disk", "device")
 DTYPES = {8: torch.uint8, 16: torch.float16, 32: torch.float32}
@@ -71,7 +71,7 @@ class Cache:
 class Encoded(NamedTuple):
     """A z-scored volume as it is kept: voxels (D, H, W); levels (3,), see `encode`.
 
-    `content` identifies the scan that it was made from, see `content_of`.
+    `content` identifies the scan that it was made from, see `content_hash`.
     """
 
     voxels: np.ndarray
@@ -134,38 +134,38 @@ def decode(image: Tensor, levels: Tensor | None = None) -> Tensor:
     return decoded
 
 
-def read_encoded(path: Path, preparation: Preparation, bits: int) -> Encoded:
+def read_encoded(path: Path, input_rule: InputRule, bits: int) -> Encoded:
     """Decodes a scan's file, z-scores and encodes it.
 
     Raises:
         ValueError: as `read_stored`, `reduce_volume` and `encode`, naming the file.
     """
-    stored = read_stored(path, any_grid=preparation.any_grid)
+    stored = read_stored(path, any_grid=input_rule.any_grid)
     try:
-        return prepare(stored, preparation, bits)._replace(content=content_of(stored))
+        return prepare(stored, input_rule, bits)._replace(content=content_hash(stored))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def prepare(stored: np.ndarray, preparation: Preparation, bits: int) -> Encoded:
+def prepare(stored: np.ndarray, input_rule: InputRule, bits: int) -> Encoded:
     """Reduces, z-scores and encodes a volume from `read_stored`.
 
     Raises:
         ValueError: as `reduce_volume` and `encode`.
     """
-    volume = reduce_volume(stored, preparation)
-    image = normalise(volume, preparation.intensity)
+    volume = reduce_volume(stored, input_rule)
+    image = normalise(volume, input_rule.intensity)
     outside = image[volume <= 0]
     # The authors' rule lowers what lies below 0; a voxel of 0 is the highest of the outside.
     background = float(outside.max()) if outside.size else 0.0
     return encode(image, background, bits)
 
 
-def entry_name(path: Path, preparation: Preparation, bits: int) -> str:
+def entry_name(path: Path, input_rule: InputRule, bits: int) -> str:
     """The file name that stands for a scan as it is now, prepared and encoded in one way."""
     path = path.resolve()
     status = path.stat()
-    made_from = [str(path), status.st_size, status.st_mtime_ns, asdict(preparation), bits, FORMAT]
+    made_from = [str(path), status.st_size, status.st_mtime_ns, asdict(input_rule), bits, FORMAT]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest() + ".scan"
 
 
@@ -176,7 +176,7 @@ class DiskCache:
         folder: shared by any number of runs.
         paths: the scans' files.
         shape: (D, H, W) of every input made from them.
-        preparation: how they are prepared.
+        input_rule: how they are prepared.
         bits: 8, 16 or 32 a voxel.
     """
 
@@ -186,12 +186,12 @@ class DiskCache:
         paths: Sequence[Path],
         *,
         shape: tuple[int, ...],
-        preparation: Preparation,
+        input_rule: InputRule,
         bits: int,
     ):
         self.folder, self.paths, self.shape = Path(folder), list(paths), tuple(shape)
-        self.preparation, self.bits = preparation, bits
-        self.names = [entry_name(path, preparation, bits) for path in self.paths]
+        self.input_rule, self.bits = input_rule, bits
+        self.names = [entry_name(path, input_rule, bits) for path in self.paths]
 
     def __getitem__(self, index: int) -> Encoded:
         """The scan at `index`, memory-mapped; decoded where no good file is found."""
@@ -207,7 +207,7 @@ class DiskCache:
         entry = self._open(index)  # another process may have been quicker
         if entry is not None:
             return entry
-        entry = read_encoded(self.paths[index], self.preparation, self.bits)
+        entry = read_encoded(self.paths[index], self.input_rule, self.bits)
         try:
             with replacing(self.folder / self.names[index], overwrite=True) as temporary:
                 temporary.write_bytes(

@@ -8,7 +8,7 @@ from utils.cli import raise_all
 from utils.scans.labels import Label, label_of
 from utils.scans.volumes import (
     GRID_SHAPE,
-    Preparation,
+    InputRule,
     find_scans,
     image_stem,
     read_header,
@@ -35,7 +35,7 @@ class Scan:
 def open_cohort(
     folder: str | Path,
     labels: dict[str, Label] | None,
-    preparation: Preparation,
+    input_rule: InputRule,
     *,
     need_age: bool = False,
     need_sex: bool = False,
@@ -48,7 +48,7 @@ def open_cohort(
     Args:
         folder: .nii.gz and .nii files, read in the order of their names.
         labels: from `read_labels`; None where there is no sheet.
-        preparation: decides whether other grids are let through.
+        input_rule: decides whether other grids are let through.
         need_age: whether a scan without an age is a problem (training) or merely unknown.
         need_sex: the same for the sex.
         smallest_side: voxels along each axis of the network's input that it needs at least.
@@ -73,22 +73,22 @@ def open_cohort(
                 "(or --use_sex false)"
             )
         try:
-            header = read_header(path, any_grid=preparation.any_grid)
+            header = read_header(path, any_grid=input_rule.any_grid)
         except ValueError as error:
             problems.append(str(error))
         else:
             scans.append(Scan(stem, path, age, sex, header.orientation, header.shape))
-    raise_all(problems + _unfit_shapes(scans, preparation, smallest_side))
+    raise_all(problems + _unfit_shapes(scans, input_rule, smallest_side))
     return scans
 
 
-def _unfit_shapes(scans: list[Scan], preparation: Preparation, smallest_side: int) -> list[str]:
+def _unfit_shapes(scans: list[Scan], input_rule: InputRule, smallest_side: int) -> list[str]:
     """What no batch or network can hold: too small at this resolution, or of several shapes."""
     problems = []
     firsts: dict[tuple[int, ...], Scan] = {}
     for scan in scans:
         firsts.setdefault(scan.shape, scan)
-        shape = preparation.input_shape(scan.shape)
+        shape = input_rule.input_shape(scan.shape)
         if min(shape) < smallest_side:
             problems.append(
                 f"{scan.path}: the network's input would have {_by(shape)} voxels, at least "

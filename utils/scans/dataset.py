@@ -22,7 +22,7 @@ from utils.distributed import SINGLE, World
 from utils.machine import free_memory, require_memory
 from utils.scans.cache import CPU, DTYPES, Cache, DiskCache, Encoded, read_encoded
 from utils.scans.cohort import Scan
-from utils.scans.volumes import Preparation
+from utils.scans.volumes import InputRule
 
 UNKNOWN_SEX = -1
 NO_CACHE = Cache()
@@ -30,11 +30,11 @@ KEPT_FOR_ONE_READING = 2**30  # bytes
 T = TypeVar("T")
 
 
-def require_readable(scans: list[Scan], preparation: Preparation, bits: int = 32) -> list[str]:
+def require_readable(scans: list[Scan], input_rule: InputRule, bits: int = 32) -> list[str]:
     """Decodes every scan once, so that a bad one stops the run at its start, not in its middle.
 
     Returns:
-        What identifies each scan's image, see `content_of`.
+        What identifies each scan's image, see `content_hash`.
 
     Raises:
         ValueError: all scans that cannot be read, are not finite, hold no brain, or spread too far
@@ -42,13 +42,13 @@ def require_readable(scans: list[Scan], preparation: Preparation, bits: int = 32
     """
 
     def check(scan: Scan) -> str:
-        return read_encoded(scan.path, preparation, bits).content
+        return read_encoded(scan.path, input_rule, bits).content
 
     return _for_all(scans, check, title="checking")
 
 
 def open_checked(
-    scans: list[Scan], preparation: Preparation, cache: Cache | None = None
+    scans: list[Scan], input_rule: InputRule, cache: Cache | None = None
 ) -> "ScanDataset":
     """The scans, all of them decoded once, whichever the cache, and so known to be readable.
 
@@ -56,13 +56,13 @@ def open_checked(
         ValueError, OSError: as `ScanDataset`; all bad scans at once.
     """
     cache = cache or NO_CACHE
-    dataset = ScanDataset(scans, preparation, cache)
+    dataset = ScanDataset(scans, input_rule, cache)
     if cache.kind == "none":  # what is kept is decoded at once
-        dataset.contents = require_readable(scans, preparation, cache.bits)
+        dataset.content_hashes = require_readable(scans, input_rule, cache.bits)
     return dataset
 
 
-def open_for_one_reading(scans: list[Scan], preparation: Preparation) -> "ScanDataset":
+def open_for_one_reading(scans: list[Scan], input_rule: InputRule) -> "ScanDataset":
     """The scans, exact and all checked; decoded once if they take up to KEPT_FOR_ONE_READING.
 
     More of them are not kept: they are decoded to be checked and again when they are read.
@@ -70,9 +70,9 @@ def open_for_one_reading(scans: list[Scan], preparation: Preparation) -> "ScanDa
     Raises:
         ValueError: all bad scans at once.
     """
-    needed = 4 * len(scans) * math.prod(preparation.input_shape(scans[0].shape))
+    needed = 4 * len(scans) * math.prod(input_rule.input_shape(scans[0].shape))
     fits = needed <= min(KEPT_FOR_ONE_READING, free_memory(CPU) // 2)
-    return open_checked(scans, preparation, Cache("device") if fits else NO_CACHE)
+    return open_checked(scans, input_rule, Cache("device") if fits else NO_CACHE)
 
 
 def _for_all(items: Sequence[T], decode: Callable[[T], str], *, title: str) -> list[str]:
@@ -105,7 +105,7 @@ class ScanDataset(Dataset):
 
     Args:
         scans: from `open_cohort`, all of one shape.
-        preparation: how they are prepared.
+        input_rule: how they are prepared.
         cache: where decoded scans are kept and in how many bits.
 
     Raises:
@@ -115,12 +115,12 @@ class ScanDataset(Dataset):
 
     # (scans, 1) years in place of a first stage's ages, where they are set: batches bring them.
     rough_age: Tensor | None = None
-    # What identifies each scan's image, see `content_of`; empty where none has been decoded yet.
+    # What identifies each scan's image, see `content_hash`; empty where none has been decoded yet.
     contents: Sequence[str] = ()
 
-    def __init__(self, scans: list[Scan], preparation: Preparation, cache: Cache = NO_CACHE):
-        self.scans, self.preparation, self.cache = scans, preparation, cache
-        self.shape = preparation.input_shape(scans[0].shape)
+    def __init__(self, scans: list[Scan], input_rule: InputRule, cache: Cache = NO_CACHE):
+        self.scans, self.input_rule, self.cache = scans, input_rule, cache
+        self.shape = input_rule.input_shape(scans[0].shape)
         self.sex = torch.tensor([UNKNOWN_SEX if s.sex is None else s.sex for s in scans])
         self.age = torch.tensor([[float("nan") if s.age is None else s.age] for s in scans])
         if cache.kind == "disk":
@@ -175,14 +175,14 @@ class ScanDataset(Dataset):
     def _read(self, index: int) -> Encoded:
         if self.cache.kind == "disk":
             return self._disk[index]
-        return read_encoded(self.scans[index].path, self.preparation, self.cache.bits)
+        return read_encoded(self.scans[index].path, self.input_rule, self.cache.bits)
 
     def _open_disk(self) -> None:
         self._disk = DiskCache(
             self.cache.folder,
             [scan.path for scan in self.scans],
             shape=self.shape,
-            preparation=self.preparation,
+            input_rule=self.input_rule,
             bits=self.cache.bits,
         )
 
@@ -190,7 +190,7 @@ class ScanDataset(Dataset):
             return self._disk.decode(index).content
 
         _for_all(self._disk.prepare(), decode, title="decoding scans")
-        self.contents = [self._disk[index].content for index in range(len(self))]
+        self.content_hashes = [self._disk[index].content for index in range(len(self))]
 
     def _fill_device(self) -> None:
         shape, device, bits = (len(self), 1, *self.shape), self.cache.device, self.cache.bits
@@ -204,7 +204,7 @@ class ScanDataset(Dataset):
             self._levels[index] = torch.from_numpy(entry.levels)
             return entry.content
 
-        self.contents = _for_all(range(len(self)), decode, title="decoding scans")
+        self.content_hashes = _for_all(range(len(self)), decode, title="decoding scans")
 
 
 def _as_read(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 `OUT/name.nii.gz` has `OUT/name.json` beside it, written by data_preprocessing/preprocess.py. BIDS
 has .json files beside scans too: one without our format is not ours, and what it is beside was made
-in an unknown way. How a file is read is another matter, see `utils.scans.volumes.Preparation`.
+in an unknown way. How a file is read is another matter, see `utils.scans.volumes.InputRule`.
 """
 
 import json
@@ -18,7 +18,7 @@ FORMAT = "tsan-preprocessing-1"
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Provenance:
     """How scans were brought onto the network's grid; None where unknown.
 
     A checkpoint stores it: a network expects scans that were made as its training scans were.
@@ -36,7 +36,7 @@ class Preprocessing:
     def __str__(self) -> str:
         return ", ".join(f"{name} {value or 'unknown'}" for name, value in asdict(self).items())
 
-    def differences(self, other: "Preprocessing") -> list[str]:
+    def differences(self, other: "Provenance") -> list[str]:
         """What is known of both and differs, such as `registration affine, not deformable`."""
         return [
             f"{name} {mine}, not {theirs}"
@@ -46,12 +46,12 @@ class Preprocessing:
             if mine and theirs and mine != theirs
         ]
 
-    def filled_from(self, other: "Preprocessing") -> "Preprocessing":
+    def filled_from(self, other: "Provenance") -> "Provenance":
         """What is unknown here is taken from `other`."""
         return replace(other, **{name: value for name, value in asdict(self).items() if value})
 
 
-UNKNOWN = Preprocessing()
+UNKNOWN = Provenance()
 
 
 def sidecar_path(scan: Path) -> Path:
@@ -115,12 +115,12 @@ def write_sidecar(scan: Path, content: dict, *, overwrite: bool = False) -> None
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def recorded(sidecar: dict) -> Preprocessing:
+def recorded(sidecar: dict) -> Provenance:
     """How a scan was made, from its record."""
-    return Preprocessing(**{name: sidecar["recipe"][name] for name in asdict(UNKNOWN)})
+    return Provenance(**{name: sidecar["recipe"][name] for name in asdict(UNKNOWN)})
 
 
-def read_preprocessing(scans: Sequence[Path]) -> list[Preprocessing | None]:
+def read_provenance(scans: Sequence[Path]) -> list[Provenance | None]:
     """How each scan was made; None where it has no sidecar.
 
     Raises:
@@ -138,7 +138,7 @@ def read_preprocessing(scans: Sequence[Path]) -> list[Preprocessing | None]:
     return made
 
 
-def preprocessing_of(scans: Sequence[Path], stated: Preprocessing = UNKNOWN) -> Preprocessing:
+def common_provenance(scans: Sequence[Path], stated: Provenance = UNKNOWN) -> Provenance:
     """How all scans of a training were made.
 
     Scans without a sidecar beside scans with one are refused too: a folder filled from two sources
@@ -152,8 +152,8 @@ def preprocessing_of(scans: Sequence[Path], stated: Preprocessing = UNKNOWN) -> 
     Raises:
         ValueError: damaged sidecars, scans made in different ways, or in another way than stated.
     """
-    firsts: dict[Preprocessing | None, Path] = {}
-    for scan, made in zip(scans, read_preprocessing(scans), strict=True):
+    firsts: dict[Provenance | None, Path] = {}
+    for scan, made in zip(scans, read_provenance(scans), strict=True):
         firsts.setdefault(made, scan)
     known = [made for made in firsts if made is not None]
     if not known:
@@ -181,7 +181,7 @@ def preprocessing_of(scans: Sequence[Path], stated: Preprocessing = UNKNOWN) -> 
     )
 
 
-def compare_preprocessing(scans: Sequence[Path], trained: Preprocessing) -> dict:
+def compare_provenance(scans: Sequence[Path], trained: Provenance) -> dict:
     """How scans to be predicted were made, against a checkpoint's training scans.
 
     Returns:
@@ -191,7 +191,7 @@ def compare_preprocessing(scans: Sequence[Path], trained: Preprocessing) -> dict
     Raises:
         ValueError: all damaged sidecars.
     """
-    ways = read_preprocessing(scans)
+    ways = read_provenance(scans)
     differing = {
         scan: made.differences(trained)
         for scan, made in zip(scans, ways, strict=True)
@@ -208,7 +208,7 @@ def compare_preprocessing(scans: Sequence[Path], trained: Preprocessing) -> dict
 
 def format_comparison(comparison: dict) -> str:
     """What test.py prints of it: how the training scans were made, and what to know of these."""
-    trained = Preprocessing(**comparison["checkpoint"])
+    trained = Provenance(**comparison["checkpoint"])
     if trained == UNKNOWN:
         return "training scans: the checkpoint does not say how they were preprocessed"
     lines = [f"training scans: {trained}"]

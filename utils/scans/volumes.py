@@ -39,7 +39,7 @@ READ_ERRORS = (
 
 
 @dataclass(frozen=True)
-class Preparation:
+class InputRule:
     """How a scan becomes an input; a checkpoint stores it and prediction follows it.
 
     Attributes:
@@ -181,7 +181,7 @@ def require_intensities(image: nibabel.spatialimages.SpatialImage) -> None:
         )
 
 
-def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
+def read_volume(path: Path, input_rule: InputRule) -> np.ndarray:
     """Decodes a scan into LAS order at the resolution asked for, intensities as in the file.
 
     Returns:
@@ -190,9 +190,9 @@ def read_volume(path: Path, preparation: Preparation) -> np.ndarray:
     Raises:
         ValueError: as `read_stored` and `reduce_volume`, naming the file.
     """
-    stored = read_stored(path, any_grid=preparation.any_grid)
+    stored = read_stored(path, any_grid=input_rule.any_grid)
     try:
-        return reduce_volume(stored, preparation)
+        return reduce_volume(stored, input_rule)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -217,15 +217,15 @@ def read_stored(path: Path, *, any_grid: bool = False) -> np.ndarray:
     return np.ascontiguousarray(nibabel.apply_orientation(voxels, transform))
 
 
-def reduce_volume(voxels: np.ndarray, preparation: Preparation) -> np.ndarray:
-    """Crops and averages a volume from `read_stored` as `preparation` says.
+def reduce_volume(voxels: np.ndarray, input_rule: InputRule) -> np.ndarray:
+    """Crops and averages a volume from `read_stored` as `input_rule` says.
 
     Raises:
         ValueError: no spread over the brain (voxels > 0).
     """
-    if preparation.crop:
+    if input_rule.crop:
         voxels = np.ascontiguousarray(voxels[tuple(slice(*ends) for ends in BRAIN_BOX)])
-    if preparation.resolution == 4:
+    if input_rule.resolution == 4:
         voxels = average_2x2x2(voxels)
     brain = voxels[voxels > 0]
     if brain.size == 0 or not brain.std() > 0:

@@ -18,7 +18,7 @@ from model.sorter import load_sorter
 from utils.cli import Terminated
 from utils.distributed import World
 from utils.machine import be_deterministic, use_machine_well
-from utils.networks.checkpoint import Checkpoint, require_alike, union_of_contents
+from utils.networks.checkpoint import Checkpoint, require_alike, union_of_hashes
 from utils.networks.execution import Execution, choose_execution, compile_network, predict
 from utils.scans.cache import Cache
 from utils.scans.cohort import describe, open_cohort
@@ -26,8 +26,8 @@ from utils.scans.dataset import ScanDataset, evaluation_loader, open_checked, re
 from utils.scans.folds import hold_out, out_of_fold_ages, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
-from utils.scans.provenance import UNKNOWN, Preprocessing, preprocessing_of
-from utils.scans.volumes import Preparation
+from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
+from utils.scans.volumes import InputRule
 from utils.training.augment import Augmentation
 from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
@@ -67,11 +67,11 @@ def say_unused(args: argparse.Namespace, reason: str) -> None:
 
 def datasets(
     args: argparse.Namespace,
-    preparation: Preparation,
+    input_rule: InputRule,
     execution: Execution,
     width: str,
     first_stage: Checkpoint | None = None,
-) -> tuple[tuple[ScanDataset, ScanDataset], Preprocessing]:
+) -> tuple[tuple[ScanDataset, ScanDataset], Provenance]:
     """Training and validation scans, checked before the first is read, and how they were made."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     needs = {
@@ -82,7 +82,7 @@ def datasets(
         ),
     }
     cohorts = [
-        open_cohort(folder, labels, preparation, **needs)
+        open_cohort(folder, labels, input_rule, **needs)
         for folder in (args.train_folder, args.val_folder)
     ]
     require_disjoint(*cohorts)
@@ -94,11 +94,13 @@ def datasets(
     for name, scans in zip(("training", "validation"), cohorts, strict=True):
         print(f"{name}: {describe(scans)}")
     paths = [scan.path for scans in cohorts for scan in scans]
-    made = scans_preprocessing(args, paths, first_stage)
+    made = decide_provenance(args, paths, first_stage)
     cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
-    train_set, val_set = (open_checked(scans, preparation, cache) for scans in cohorts)
+    train_set, val_set = (open_checked(scans, input_rule, cache) for scans in cohorts)
     require_separate_images(
-        *cohorts, (train_set.contents, val_set.contents), allowed=args.allow_shared_persons
+        *cohorts,
+        (train_set.content_hashes, val_set.content_hashes),
+        allowed=args.allow_shared_persons,
     )
     return (train_set, val_set), made
 
@@ -110,25 +112,25 @@ def require_new_to(
     for origin in origins:
         require_unseen(
             val_set.scans,
-            val_set.contents,
+            val_set.content_hashes,
             origin.trained_on or (),
             source=origin.source,
             allowed=args.allow_shared_persons,
         )
 
 
-def scans_preprocessing(
+def decide_provenance(
     args: argparse.Namespace, scans: list[Path], first_stage: Checkpoint | None
-) -> Preprocessing:
+) -> Provenance:
     """How all scans of the run were made, as sidecars, flags and first stage say; prints it.
 
     Raises:
         ValueError: they contradict each other.
     """
-    made = preprocessing_of(scans, Preprocessing(args.registration, args.mask))
+    made = common_provenance(scans, Provenance(args.registration, args.mask))
     if first_stage is not None:
         require_alike(f"scans of {args.train_folder}", made, first_stage)
-        made = made.filled_from(first_stage.preprocessing)
+        made = made.filled_from(first_stage.provenance)
     if made == UNKNOWN:
         print(
             "note: the checkpoint will not say how its scans were preprocessed: they have no "
@@ -231,7 +233,7 @@ def start(
     loss: AgeLoss,
     sets: tuple,
     execution,
-    preprocessing: Preprocessing,
+    provenance: Provenance,
     *,
     origins: Sequence[Checkpoint] = (),
 ) -> Path:
@@ -247,19 +249,19 @@ def start(
         model,
         loss,
         datasets=sets,
-        training=training(args, sets[0].preparation.resolution),
+        training=training(args, sets[0].input_rule.resolution),
         execution=execution,
         output_dir=Path(args.output_dir),
     )
-    contents = union_of_contents(origins, sets[0].contents)
-    trainer.describe(preprocessing, flags=plain_flags(args), training_contents=contents)
+    contents = union_of_hashes(origins, sets[0].content_hashes)
+    trainer.describe(provenance, flags=plain_flags(args), training_hashes=contents)
     world = execution.world
     if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
         resumed = world.everyone(trainer.resume)
         # The scans may have changed meanwhile, or the table of --folds.
         require_new_to(args, sets[1], [resumed])
-        contents = union_of_contents([*origins, resumed], sets[0].contents)
-        trainer.describe(preprocessing, training_contents=contents)
+        contents = union_of_hashes([*origins, resumed], sets[0].content_hashes)
+        trainer.describe(provenance, training_hashes=contents)
         print(f"resuming after epoch {trainer.epoch}")
     with stoppable(trainer):
         best = trainer.run()

@@ -31,7 +31,7 @@ from utils.results.metrics import score, within_bin_spread
 from utils.results.plots import age_scatter
 from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.scans.labels import FEMALE, MALE
-from utils.scans.provenance import UNKNOWN, Preprocessing
+from utils.scans.provenance import UNKNOWN, Provenance
 from utils.training.augment import Augmentation
 from utils.training.engine import (
     average_statistics,
@@ -129,7 +129,7 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, training.optimisation, training.epochs)
         self.epoch, self.best_mae, self.best_epoch = 0, math.inf, 0
         self.description: dict = {}
-        self.preprocessing = UNKNOWN
+        self.provenance = UNKNOWN
         self.log: RunLog | None = None  # of the first process
         self.last_is_good = True  # worth keeping when the next one is written
 
@@ -231,16 +231,16 @@ class Trainer:
             for name in before
             if name not in FREE_TO_CHANGE and before[name] != now.get(name)
         ]
-        changed += self.preprocessing.differences(checkpoint.preprocessing)
+        changed += self.provenance.differences(checkpoint.provenance)
         if changed or checkpoint.model.options() != self.model.options():
             raise ValueError(
                 f"{checkpoint.source}: another run than the flags describe: use the same flags to "
                 f"resume ({'; '.join(changed) or 'another network'})"
             )
 
-    def describe(self, preprocessing: Preprocessing, **entries: object) -> None:
+    def describe(self, provenance: Provenance, **entries: object) -> None:
         """Says how the scans were made; adds plain values to what checkpoints say of training."""
-        self.preprocessing = preprocessing
+        self.provenance = provenance
         self.description |= entries
 
     def _training_loader(self) -> DataLoader:
@@ -375,8 +375,8 @@ class Trainer:
         save_checkpoint(
             self.output_dir / name,
             self._evaluated(),
-            preparation=self.train_set.preparation,
-            preprocessing=self.preprocessing,
+            input_rule=self.train_set.input_rule,
+            provenance=self.provenance,
             summary=summary,
             **options,
         )
