@@ -55,11 +55,8 @@ def train(args: Namespace, world: "World") -> Path:
         lambda: setup.datasets(args, first.input_rule, execution, width, first)
     )
     setup.require_new_to(args, sets[1], origins)
-    setup.use_out_of_fold_ages(args, sets[0])
     noise = args.rough_age_noise
-    if noise == "auto" and args.out_of_fold_ages:
-        noise = 0.0  # these ages err as on new scans already
-    elif noise == "auto":
+    if noise == "auto":
         noise = unseen_error_spread(first.model, *sets, execution)
         print(f"noise on the rough age in training: SD {noise:.2f} years")
     model = TSAN(first.model, second_stage, age_step=args.age_step, rough_age_noise=noise)

@@ -9,7 +9,6 @@ import torch
 from conftest import training_flags
 
 import train_first_stage
-import train_second_stage
 from analysis.brain_pad import out_of_fold
 from data_preprocessing import make_folds
 from utils.networks import BEST_NAME
@@ -147,25 +146,6 @@ def test_a_reference_without_a_scan_and_networks_of_some_folds_for_retests_are_r
     more = ["--only", "0", "--retest_folder", str(cohort / "test"), "--retest_output", "b.csv"]
     with pytest.raises(ValueError, match="networks that have seen them"):
         collect(cohort, folds, tmp_path / "b.csv", runs, more=more)
-
-
-def test_second_stage_trains_on_out_of_fold_ages(cohort, folds, runs, tmp_path, capsys):
-    collect(cohort, folds, tmp_path / "ages.csv", runs)
-    flags = [
-        *fold_flags(cohort, folds, 0, tmp_path / "second"),
-        *("--first_stage_net", str(runs / "0" / BEST_NAME)),
-        *("--warm_start_net", str(runs / "1" / BEST_NAME), "--rough_share", "0.5"),
-        "--allow_shared_persons",  # the network to start from has seen this fold
-        *("--out_of_fold_ages", str(tmp_path / "ages.csv")),
-    ]
-    train_second_stage.main(flags)
-    printed = capsys.readouterr().out
-    assert "rough ages of training scans" in printed
-    assert "noise on the rough age in training" not in printed
-    lines = (tmp_path / "ages.csv").read_text().splitlines()
-    (tmp_path / "ages.csv").write_text("\n".join(lines[:4]) + "\n")
-    with pytest.raises(ValueError, match=r"no row for \d training scans"):
-        train_second_stage.main([*flags, "--output_dir", str(tmp_path / "again")])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ export FIRST_STAGES="$RUNS/default"
 REFERENCE=
 FLAGS=(--epochs "$SECOND_EPOCHS" --validate_every "$SECOND_EPOCHS" --rank_weight 0
   --lr 1e-4 --warmup_lr 1e-4)
-OUT_OF_FOLD=(--out_of_fold_ages "$RUNS/default.csv")
 OTHER=(--warm_start_net "$RUNS/seed_1/@FOLD@/$BEST" --rough_share 0.5)
 row second_published --recipe paper --width compact --batch_size 16 --schedule constant \
   --early_stop 0 --epochs "$FRESH_EPOCHS" --validate_every "$FRESH_EPOCHS" --rank_weight 10 --lr 1e-5
@@ -24,10 +23,8 @@ row mean_of_two_seeds "${OTHER[@]}" --rough_age_noise 0 --epochs 1 --validate_ev
   --warmup_lr 1e-5
 row second_warm --rough_age_noise 0 --rough_share 0
 row second_noise --rough_age_noise auto --rough_share 0
-row second_out_of_fold "${OUT_OF_FOLD[@]}" --rough_share 0
 row second_other_seed "${OTHER[@]}" --rough_age_noise 0
 row second_other_seed_noise "${OTHER[@]}" --rough_age_noise auto
-row second_other_seed_out_of_fold "${OTHER[@]}" "${OUT_OF_FOLD[@]}"
 for step in 1 2 10; do
   row "second_step_$step" "${OTHER[@]}" --rough_age_noise 0 --age_step "$step"
 done

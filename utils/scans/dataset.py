@@ -113,8 +113,6 @@ class ScanDataset(Dataset):
         OSError: the cache's folder cannot be written or is too full.
     """
 
-    # (scans, 1) years in place of a first stage's ages, where they are set: batches bring them.
-    rough_age: Tensor | None = None
     # What identifies each scan's image, see `content_hash`; empty where none has been decoded yet.
     contents: Sequence[str] = ()
 
@@ -141,8 +139,6 @@ class ScanDataset(Dataset):
             return {name: values[0] for name, values in self[[index]].items()}
         places = torch.tensor(index)
         batch = {"sex": self.sex[places], "age": self.age[places], "index": places}
-        if self.rough_age is not None:
-            batch["rough_age"] = self.rough_age[places]
         batch["image"], levels = self._images(index)
         return batch | {"levels": levels} if self.cache.bits == 8 else batch
 

@@ -66,7 +66,7 @@ def train_one_epoch(
         with world.own_randomness(step, execution.device):
             image, age = augment(execution.images(batch), age)
             with execution.autocast():
-                predicted_age = model(image, sex, *_rough_age(batch, execution))
+                predicted_age = model(image, sex)
         terms = loss(*_whole_batch(predicted_age, age, scans, world))
         values = {name: value.detach() for name, value in terms.items()}
         unseen.append(Step(step, batch["index"], values))
@@ -81,11 +81,6 @@ def train_one_epoch(
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * scans
     return {name: (value / sum(sizes)).item() for name, value in sums.items()}
-
-
-def _rough_age(batch: dict[str, Tensor], execution: Execution) -> list[Tensor]:
-    """The rough ages (N, 1) that a second stage is trained on where the batch brings them."""
-    return [execution.take(batch["rough_age"])] if "rough_age" in batch else []
 
 
 def _whole_batch(
@@ -141,8 +136,7 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
         norm.momentum = None  # the mean over all batches instead of a running one
     for batch in itertools.islice(loader, -(-REFRESH_SCANS // _global_sizes(loader)[0])):
         with execution.autocast():
-            sex = execution.take(batch["sex"])
-            model(execution.images(batch), sex, *_rough_age(batch, execution))
+            model(execution.images(batch), execution.take(batch["sex"]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     average_statistics(model, execution)

@@ -121,12 +121,6 @@ def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--warm_start_net: the mean of both",
     )
     group.add_argument(
-        "--out_of_fold_ages",
-        metavar="CSV",
-        help="rough ages of the training scans from networks that had not seen them, from "
-        "analysis/brain_pad/out_of_fold.py; unset: the first stage's own",
-    )
-    group.add_argument(
         "--rough_age_noise",
         type=years_or_auto,
         default="auto",

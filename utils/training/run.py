@@ -23,7 +23,7 @@ from utils.networks.execution import Execution, choose_execution, compile_networ
 from utils.scans.cache import Cache
 from utils.scans.cohort import describe, open_cohort
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_checked, require_shareable
-from utils.scans.folds import hold_out, out_of_fold_ages, read_folds
+from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
@@ -139,24 +139,6 @@ def decide_provenance(
     else:
         print(f"preprocessing: {made}")
     return made
-
-
-def use_out_of_fold_ages(args: argparse.Namespace, train_set: ScanDataset) -> None:
-    """Gives the training scans the rough ages of `--out_of_fold_ages`, where there are some.
-
-    Raises:
-        ValueError: scans without one, or noise or mixing on top of them.
-    """
-    if not args.out_of_fold_ages:
-        return
-    if args.mixup:
-        raise ValueError("--mixup and --out_of_fold_ages: mixed scans have no out-of-fold age")
-    ages = out_of_fold_ages(args.out_of_fold_ages, train_set.scans, "training scans")
-    train_set.rough_age = torch.from_numpy(ages).float()[:, None]
-    error = train_set.rough_age - train_set.age
-    print(
-        f"rough ages of training scans: {args.out_of_fold_ages}, MAE {error.abs().mean():.2f} years"
-    )
 
 
 def require_disjoint(train: list, validation: list) -> None:
