@@ -1,11 +1,9 @@
 """ScaleDense, the network of both stages, and the first stage itself.
 
-Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Three widths:
+Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Two widths:
 
 - `released`: what the authors' code builds (102 million parameters);
-- `compact`: what the paper's figure draws (1.5 million parameters);
-- `halved`: ours, `compact` behind a stem of 8 channels that halves the volume: it reads 2 mm scans
-  in twice the time that `compact` takes for 4 mm ones (docs/RESULTS.md, "halved").
+- `compact`: what the paper's figure draws (1.5 million parameters).
 """
 
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from torch.nn import functional
 from model.layers import DenseBlock3d, initialise
 
 IMAGE_FEATURES, SEX_FEATURES = 32, 8
-SMALLEST_SIDE = 32  # voxels; five halvings leave nothing of less
+SMALLEST_SIDE = 32  # voxels; a smaller volume vanishes after five halvings
 
 
 @dataclass(frozen=True)
@@ -40,33 +38,20 @@ def released_stem() -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(1, 8, kernel_size=7, dilation=2, padding=1), nn.ELU())
 
 
-def halving_stem() -> nn.Sequential:
-    """(N, 1, D, H, W) -> (N, 8, D // 2, H // 2, W // 2).
-
-    The mean over 2x2x2 voxels is taken after a non-linear step: features may then say how much of
-    4 mm is fluid, which the mean intensity of scans at 4 mm does not.
-    """
-    return nn.Sequential(nn.Conv3d(1, 8, kernel_size=3, padding=1), nn.ELU(), nn.AvgPool3d(2))
-
-
-COMPACT_CHANNELS = (8, 16, 32, 64, 128)
 WIDTHS = {
     "released": Width(
         released_stem, SMALLEST_SIDE + 10, (16, 48, 144, 432, 1296), 1944, True, False, nn.ReLU
     ),
-    "compact": Width(nn.Sequential, SMALLEST_SIDE, COMPACT_CHANNELS, 128, False, True, nn.ELU),
-    "halved": Width(halving_stem, 2 * SMALLEST_SIDE, COMPACT_CHANNELS, 128, False, True, nn.ELU),
+    "compact": Width(nn.Sequential, SMALLEST_SIDE, (8, 16, 32, 64, 128), 128, False, True, nn.ELU),
 }
 
 
 class Backbone(nn.Module):
     """Five dense blocks and global average pooling.
 
-    Any volume of 32 voxels a side or more; 42 in the released width, whose stem takes ten; 64 in
-    the halved one.
+    Any volume of 32 voxels per side or more; 42 in the released width, whose stem takes ten.
     Released, on 91x109x91: stem to 81x99x81, then channels 8, 24, 72, 216, 648, 1944.
-    Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included;
-    halved: 8, 16, 32, 64 and 128, the stem's channels instead of the image.
+    Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included.
     """
 
     def __init__(self, width: Width):
@@ -128,7 +113,7 @@ class ScaleDense(nn.Module):
     """The first stage: scan and sex to an age in years.
 
     Args:
-        width: `released`, `compact` or `halved`.
+        width: `released` or `compact`.
         use_sex: whether the sex is an input; without it `forward` ignores its argument.
         mean_age: start of the output bias, years: the mean training age.
         age_spread: factor on the first weights of the output: the SD of the training ages makes

@@ -11,7 +11,7 @@ OUTPUT="$ROOT/runs/first_stage" # new or empty; --resume continues the run in it
 REGISTRATION=                   # of the scans: affine or deformable; empty: as their sidecars say
 MASK=                           # of the scans: template or subject; empty: as their sidecars say
 # What follows was measured on OASIS-1: the rows named are those of docs/RESULTS.md.
-WIDTH=compact   # the paper's figure, "32 epochs"; released: the authors' code (GPU), no better; halved: for 2 mm
+WIDTH=compact   # the paper's figure, "32 epochs"; released: the authors' code (GPU), no better
 RESOLUTION=4    # mm; 2 is for a GPU: 5.08 years, three seeds at 4 mm 5.14 to 5.67, "one GPU"
 CROP=true       # to the template's brain: fewer voxels; not measured for itself
 EPOCHS=32       # "32 epochs"

@@ -12,6 +12,5 @@ row whole_grid --crop false
 "$PYTHON" -m data_preprocessing.apply_mask --scan_folders "$DATA/train" "$DATA/val" \
   --labels "$DATA/Dataset.xls" --output_dir "$MASKED"
 TSAN_DATA="$MASKED" row masked --mask template
-row halved --resolution 2 --width halved # twice as long
 # Compact at 2 mm takes eight times as long: one fold.
 ONLY=0 row two_millimetres --resolution 2

@@ -318,10 +318,10 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--width",
-        choices=("halved", "compact", "released"),
+        choices=("compact", "released"),
         default="compact",
-        help="halved: compact behind a stem that halves 2 mm scans; compact: the paper's figure, "
-        "1.5 million parameters; released: the authors' code, 102 million",
+        help="compact: the paper's figure, 1.5 million parameters; released: the authors' code, "
+        "102 million",
     )
     group.add_argument(
         "--use_sex", "--use_gender", action=Switch, default=True, help="whether the sex is an input"
