@@ -291,7 +291,7 @@ def our_training(
             batches,
             optimizer,
             execution,
-            augment=lambda image, age: (image, age),
+            augment=lambda image: image,
             after_step=lambda step, terms: None,
         )
 

@@ -77,7 +77,7 @@ def one_step(scans: ScanDataset, execution: Execution, options: dict) -> dict:
         training_loader(scans, batch_size=len(scans), full_batches=True, world=execution.world),
         torch.optim.SGD(model.parameters(), lr=1e-6),
         execution,
-        augment=lambda image, age: (image.double(), age),
+        augment=lambda image: image.double(),
         after_step=lambda step, terms: None,
     )
     gradients = {name: value.grad for name, value in model.named_parameters()}

@@ -129,7 +129,7 @@ def test_steps_of_our_loop_give_the_plain_losses_and_weights():
         batches,
         build_optimizer(ours, PUBLISHED),
         CPU,
-        augment=lambda image, age: (image, age),
+        augment=lambda image: image,
         after_step=lambda step, terms: losses.append(terms["total"].item()),
     )
 
@@ -149,7 +149,7 @@ def test_float32_loss_of_our_loop_is_the_plain_one_within_rounding():
         [batch],
         build_optimizer(ours, PUBLISHED),
         CPU,
-        augment=lambda image, age: (image, age),
+        augment=lambda image: image,
         after_step=lambda step, terms: losses.append(terms["total"].item()),
     )
 

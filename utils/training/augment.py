@@ -22,9 +22,6 @@ class Augmentation:
         rotation: largest turn about each axis, degrees.
         scale: largest relative change of size along each axis.
         noise: SD of noise on each voxel, in SD of the brain's intensities.
-        cutout: largest side of a box that is blanked, as a share of each axis.
-        mixup: alpha of the beta distribution from which the weights of two mixed scans are drawn
-            (Zhang et al., ICLR 2018); ages are mixed alike, the sex is that of the heavier.
     """
 
     flip: bool = False
@@ -33,11 +30,9 @@ class Augmentation:
     rotation: float = 0.0
     scale: float = 0.0
     noise: float = 0.0
-    cutout: float = 0.0
-    mixup: float = 0.0
 
-    def __call__(self, image: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1, D, H, W) and (N, 1) years -> the same shapes; D runs from left to right."""
+    def __call__(self, image: Tensor) -> Tensor:
+        """(N, 1, D, H, W) -> the same shape; D runs from left to right."""
         scans = len(image)
         if self.flip:
             mirrored = torch.rand(scans, device=image.device) < 0.5
@@ -51,9 +46,7 @@ class Augmentation:
             image = image * factor[:, None, None, None, None]
         if self.noise:
             image = image + self.noise * torch.randn_like(image)
-        if self.cutout:
-            image = self._blank(image)
-        return self._mix(image, age) if self.mixup else (image, age)
+        return image
 
     def _shift(self, image: Tensor) -> Tensor:
         # The edge is repeated: background is not zero under the authors' intensity rule.
@@ -80,25 +73,6 @@ class Augmentation:
         grid = functional.affine_grid(theta, list(image.shape), align_corners=False)
         turned = functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
         return turned.contiguous(memory_format=torch.channels_last_3d)
-
-    def _blank(self, image: Tensor) -> Tensor:
-        """Sets a box of each scan, of random sides and place, to 0: the brain's mean intensity."""
-        image = image.clone()
-        sides = torch.rand(len(image), 3) * self.cutout
-        starts = torch.rand(len(image), 3) * (1 - sides)
-        lengths = torch.tensor(image.shape[2:])
-        first, last = ((ends * lengths).long().tolist() for ends in (starts, starts + sides))
-        for scan, (a, b, c), (d, e, f) in zip(image, first, last, strict=True):
-            scan[:, a:d, b:e, c:f] = 0
-        return image
-
-    def _mix(self, image: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        share = torch.distributions.Beta(self.mixup, self.mixup).sample((len(image),))
-        share = torch.maximum(share, 1 - share).to(image.device)  # of the scan itself
-        other = torch.randperm(len(image)).to(image.device)
-        weight = share[:, None, None, None, None]
-        image = weight * image + (1 - weight) * image[other]
-        return image, share[:, None] * age + (1 - share[:, None]) * age[other]
 
 
 def rotations(angles: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     execution: Execution,
     *,
-    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    augment: Callable[[Tensor], Tensor],
     after_step: Callable[[int, dict[str, Tensor]], None],
 ) -> dict[str, float]:
     """Trains on every batch once.
@@ -45,7 +45,7 @@ def train_one_epoch(
         loader: batches as `training_loader` gives them, or a list of them for a single process.
         optimizer: over the parameters that change.
         execution: device and precision; the model is on the device already.
-        augment: changes an image batch and its ages.
+        augment: changes an image batch at random.
         after_step: called with the step's number, from 1, and its loss terms.
 
     Returns:
@@ -64,7 +64,7 @@ def train_one_epoch(
     for step, (batch, scans) in enumerate(zip(batches, sizes, strict=True), start=1):
         sex, age = execution.take(batch["sex"]), execution.take(batch["age"])
         with world.own_randomness(step, execution.device):
-            image, age = augment(execution.images(batch), age)
+            image = augment(execution.images(batch))
             with execution.autocast():
                 predicted_age = model(image, sex)
         terms = loss(*_whole_batch(predicted_age, age, scans, world))

@@ -478,8 +478,6 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         ("--rotation", 45, "largest random turn about each axis, degrees"),
         ("--scale", 0.5, "largest random change of size along each axis, as a share"),
         ("--noise", 5, "SD of noise on each voxel, in SD of the brain's intensities"),
-        ("--cutout", 0.9, "largest side of a blanked box, as a share of each axis"),
-        ("--mixup", 10, "alpha of mixing each scan and age with another's"),
     ):
         group.add_argument(name, type=number(float, low=0, high=high), default=0.0, help=text)
 

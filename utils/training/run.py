@@ -195,8 +195,6 @@ def training(args: argparse.Namespace, resolution: int) -> Training:
             rotation=args.rotation,
             scale=args.scale,
             noise=args.noise,
-            cutout=args.cutout,
-            mixup=args.mixup,
         ),
         stratify=args.stratify,
         refresh_statistics=args.refresh_statistics,
