@@ -51,7 +51,6 @@ def train(args: Namespace, world: "World") -> Path:
         use_sex=args.use_sex,
         mean_age=float(ages.mean()),
         age_spread=float(ages.std()) if args.scaled_head else 1.0,
-        dropout=args.dropout,
     )
     for origin in origins:
         start_from_checkpoint(model, origin, input_rule)

@@ -41,7 +41,7 @@ def train(args: Namespace, world: "World") -> Path:
     execution = setup.seeded_execution(args, world)
     first = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
     width = args.width or first.model.encoder.width
-    second_stage = SecondStage(width, use_sex=args.use_sex, dropout=args.dropout)
+    second_stage = SecondStage(width, use_sex=args.use_sex)
     start = first
     if args.init_from:
         start = load_checkpoint(args.init_from)

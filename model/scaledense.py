@@ -81,12 +81,12 @@ class Backbone(nn.Module):
 class Encoder(nn.Module):
     """The image and sex branches that both stages share: a scan and a sex become one vector."""
 
-    def __init__(self, width: str, *, use_sex: bool, dropout: float = 0.0):
+    def __init__(self, width: str, *, use_sex: bool):
         super().__init__()
         if width not in WIDTHS:
             raise ValueError(f"width: one of {', '.join(WIDTHS)} expected, got {width!r}")
         shape = WIDTHS[width]
-        self.width, self.use_sex, self.dropout = width, use_sex, dropout
+        self.width, self.use_sex = width, use_sex
         self.out_features = IMAGE_FEATURES + SEX_FEATURES * use_sex
         self.backbone = Backbone(shape)
         self.image_branch = nn.Sequential(
@@ -100,9 +100,7 @@ class Encoder(nn.Module):
         """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, out_features)."""
         pooled = self.backbone(image)
         with full_precision(image):
-            pooled = pooled.to(self.image_branch[0].weight.dtype)
-            pooled = functional.dropout(pooled, self.dropout, self.training)
-            features = self.image_branch(pooled)  # (N, 32)
+            features = self.image_branch(pooled.to(self.image_branch[0].weight.dtype))  # (N, 32)
             if self.use_sex:
                 one_hot = functional.one_hot(sex, num_classes=2).to(features.dtype)
                 features = torch.cat([features, self.sex_branch(one_hot)], dim=1)  # (N, 40)
@@ -118,7 +116,6 @@ class ScaleDense(nn.Module):
         mean_age: start of the output bias, years: the mean training age.
         age_spread: factor on the first weights of the output: the SD of the training ages makes
             the head start at their scale instead of growing to it; 1 as published.
-        dropout: share of the pooled features that training drops; not in the paper.
         final_relu: the authors' closing ReLU, needed for their weights only. It was dead at
             initialisation for 8 of 30 seeds, with no gradient ever after: not for training.
 
@@ -133,11 +130,10 @@ class ScaleDense(nn.Module):
         use_sex: bool = True,
         mean_age: float = 0.0,
         age_spread: float = 1.0,
-        dropout: float = 0.0,
         final_relu: bool = False,
     ):
         super().__init__()
-        self.encoder = Encoder(width, use_sex=use_sex, dropout=dropout)
+        self.encoder = Encoder(width, use_sex=use_sex)
         self.head = age_head(self.encoder.out_features, width)
         self.final_relu = final_relu
         initialise(self)

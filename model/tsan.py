@@ -38,9 +38,9 @@ def discretize_age(age: Tensor, step: float = 5.0) -> Tensor:
 class SecondStage(nn.Module):
     """Scan, sex and rounded age to the residual, in years, that is added to the rounded age."""
 
-    def __init__(self, width: str = "compact", *, use_sex: bool = True, dropout: float = 0.0):
+    def __init__(self, width: str = "compact", *, use_sex: bool = True):
         super().__init__()
-        self.encoder = Encoder(width, use_sex=use_sex, dropout=dropout)
+        self.encoder = Encoder(width, use_sex=use_sex)
         activation = WIDTHS[width].age_activation
         self.age_branch = fully_connected((1, 32, AGE_FEATURES), activation, activation)
         self.head = age_head(self.encoder.out_features + AGE_FEATURES, width)

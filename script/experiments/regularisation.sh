@@ -11,7 +11,6 @@ row no_shift --shift 0
 row jitter --intensity_jitter 0.1
 row affine --rotation 5 --scale 0.05
 row noise --noise 0.3
-row dropout --dropout 0.3
 row weight_decay --weight_decay 0.1
 row no_average --ema 0
 row plain_head --scaled_head false

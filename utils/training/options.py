@@ -326,12 +326,6 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--use_sex", "--use_gender", action=Switch, default=True, help="whether the sex is an input"
     )
-    group.add_argument(
-        "--dropout",
-        type=number(float, low=0, high=0.95),
-        default=0.0,
-        help="share of the pooled image features dropped in training",
-    )
 
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
