@@ -31,9 +31,10 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.scans.dataset import open_for_one_reading
     from utils.scans.leakage import note_seen
     from utils.scans.provenance import compare_provenance, format_comparison
-    from utils.training.run import say_unused
 
-    say_unused(args, "a checkpoint says how it was trained")
+    if args.unused:
+        names = ", ".join(args.unused)
+        print(f"note: {names} accepted and unused: a checkpoint says how it was trained")
     output_dir = Path(args.output_dir)
     names = (args.csv_name, args.metrics_name, args.npz_name, args.plot_name)
     files = results.ResultFiles(*(output_dir / name for name in names))

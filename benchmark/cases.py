@@ -49,7 +49,7 @@ from utils.scans.labels import read_labels
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule
 from utils.training.engine import train_one_epoch
 from utils.training.optimisation import Optimisation, build_optimizer
-from utils.training.options import PAPER
+from utils.training.recipes import PAPER
 
 PLAIN = "plain"
 COMPILED, RECOMPUTING = " compiled", " recomputing"  # --compile, --recompute_activations
@@ -292,7 +292,6 @@ def our_training(
             optimizer,
             execution,
             augment=lambda image: image,
-            after_step=lambda step, terms: None,
         )
 
     return epoch
