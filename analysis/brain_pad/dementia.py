@@ -5,6 +5,7 @@ also go into a support vector machine.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,29 @@ from sklearn.svm import SVC
 
 from analysis.brain_pad.calibration import PADS
 from utils.results.metrics import mean_with_interval, with_intervals
+from utils.scans.labels import UNKNOWN_WORDS, parse_number, read_columns
 
 FOLDS = 5
+
+
+def read_ratings(path: str | Path) -> dict[str, float | None]:
+    """The Clinical Dementia Rating (CDR) of each scan, None where it was not assessed.
+
+    Args:
+        path: a participants table with the columns scan_id (or participant_id) and CDR.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: all problems of the rows, each with what was expected.
+    """
+    rows = read_columns(path, ("scan_id", "participant_id"), {"CDR": _rating})
+    return {scan: cells["CDR"] for scan, cells in rows.items()}
+
+
+def _rating(text: str) -> float | None:
+    if text.lower() in UNKNOWN_WORDS:
+        return None
+    return parse_number(0, 3, "a rating from 0 to 3 or n/a")(text)
 
 
 def match_healthy(patients: pd.DataFrame, healthy: pd.DataFrame, *, caliper: float) -> pd.Series:
