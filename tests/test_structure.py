@@ -19,7 +19,6 @@ from analysis.brain_pad import out_of_fold
 from analysis.saliency import __main__ as saliency
 from benchmark import __main__ as benchmark
 from data_preprocessing import (
-    apply_mask,
     check_dataset,
     collect_images,
     datasets,
@@ -49,7 +48,7 @@ ALLOWED = {
 WITH_BUILD_PARSER = (
     train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load,
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
-    split_dataset, make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
+    split_dataset, make_folds, ship, out_of_fold, brain_pad, saliency,
 )  # fmt: skip
 
 
