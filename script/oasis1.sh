@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The final table of docs/RESULTS.md from the shipped networks: errors on the test folder of OASIS-1, and
+# The figures of docs/RESULTS.md for the shipped networks: errors on the test folder of OASIS-1, and
 # what brain-PAD is worth (retest, dementia). Minutes on a CPU. TSAN_DATA names OASIS-1 as made by
 # script/prepare_oasis1.sh; its scans are affine.   bash script/oasis1.sh [FOLDER]
 set -euo pipefail

@@ -16,6 +16,7 @@ from utils.networks import BEST_NAME
 from utils.networks.checkpoint import load_checkpoint
 from utils.results.tables import read_predicted_ages
 from utils.scans.folds import hold_out, read_folds
+from utils.scans.split import deal_to_folds
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def collect(cohort, folds, output, *runs, more=()):
 def test_people_are_dealt_balanced_and_whole():
     generator = np.random.default_rng(0)
     people = {f"p{i}": (float(generator.uniform(18, 90)), i % 2) for i in range(103)}
-    dealt = make_folds.deal(people, folds=5, seed=1)
+    dealt = deal_to_folds(people, folds=5, seed=1)
     sizes = np.bincount(list(dealt.values()))
     assert sizes.min() >= 20
     ages = np.array([people[person][0] for person in dealt])
@@ -66,10 +67,10 @@ def test_people_are_dealt_balanced_and_whole():
     for k in range(5):
         assert abs(ages[fold == k].mean() - ages.mean()) < 3
         assert abs(sexes[fold == k].mean() - 0.5) < 0.1
-    assert make_folds.deal(people, folds=5, seed=1) == dealt
-    assert make_folds.deal(people, folds=5, seed=2) != dealt
+    assert deal_to_folds(people, folds=5, seed=1) == dealt
+    assert deal_to_folds(people, folds=5, seed=2) != dealt
     with pytest.raises(ValueError, match="at least 2 and at most 103 people"):
-        make_folds.deal(people, folds=104)
+        deal_to_folds(people, folds=104)
 
 
 def test_every_scan_is_held_out_once_and_never_trained_on_then(cohort, folds, runs):

@@ -114,6 +114,20 @@ def write_tsv(
         )
 
 
+def write_xls(path: Path, rows: Iterable[Iterable[object]], *, title: str = "labels") -> Path:
+    """Writes rows as an .xls workbook, the published form of a label sheet; returns its path."""
+    import xlwt  # slow to load: only when a workbook is written
+
+    book = xlwt.Workbook()
+    sheet = book.add_sheet(title)
+    for at, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.write(at, column, cell)
+    with replacing(path) as temporary:
+        book.save(str(temporary))
+    return path
+
+
 def write_json(path: str | Path, content: dict, *, overwrite: bool = False) -> None:
     """Writes plain values as JSON to be read by people too; ValueError for NaN and infinity."""
     with replacing(path, overwrite=overwrite) as temporary:
