@@ -103,8 +103,12 @@ def test_second_stage_starts_at_the_first_stages_age_whatever_the_rounded_age(wi
 
 def test_second_stage_starts_only_from_a_network_of_its_kind():
     first = ScaleDense()
-    with pytest.raises(ValueError, match="use_sex False cannot start from"):
+    with pytest.raises(ValueError, match=r"use_sex False cannot start from.*give --no-warm_start"):
         SecondStage(use_sex=False).start_from(first)
+    with torch.device("meta"):
+        wide = SecondStage("released")
+    with pytest.raises(ValueError, match="width released, use_sex True cannot start from"):
+        wide.start_from(first)
 
 
 def test_second_stage_starts_at_a_weighted_mean_of_another_network_and_the_rounded_age():

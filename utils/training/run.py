@@ -28,7 +28,7 @@ from utils.networks.checkpoint import (
 )
 from utils.networks.execution import Execution, choose_execution, compile_network
 from utils.scans.cache import Cache
-from utils.scans.cohort import describe, open_cohort
+from utils.scans.cohort import Scan, describe, open_cohort
 from utils.scans.dataset import ScanDataset, open_checked, require_shareable
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
@@ -41,11 +41,11 @@ from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
 from utils.training.trainer import RunInfo, Trainer, Training, can_resume, require_fresh_folder
 
-Datasets = tuple[ScanDataset, ScanDataset]  # of training, of validation
-Network = ScaleDense | TSAN
-# From the flags, the training scans and the first stage below (None for a first stage itself).
+# A network, and the networks that it starts from or holds: from the flags, the training scans, and
+# the first stage below (None for a first stage itself).
 BuildModel = Callable[
-    [argparse.Namespace, ScanDataset, Checkpoint | None], tuple[Network, list[Checkpoint]]
+    [argparse.Namespace, list[Scan], Checkpoint | None],
+    tuple[ScaleDense | TSAN, list[Checkpoint]],
 ]
 
 
@@ -54,8 +54,7 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
 
     Args:
         args: of `parse_first_stage` or `parse_second_stage`.
-        build_model: `build_first_stage` or `build_second_stage`: the network, and the networks that
-            it starts from or holds.
+        build_model: `build_first_stage` or `build_second_stage`.
     """
     with joined(args.device) as world:
         check_start(args, world)
@@ -68,8 +67,11 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         first_stage = None
         if args.first_stage_net:
             first_stage = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
-        datasets, provenance = world.everyone(lambda: open_datasets(args, execution, first_stage))
-        model, origins = build_model(args, datasets[0], first_stage)
+        input_rule = choose_input_rule(args, first_stage)
+        cohorts, provenance = world.everyone(lambda: open_cohorts(args, input_rule, first_stage))
+        model, origins = build_model(args, cohorts[0], first_stage)
+        cache = Cache(args.cache, 16, scan_cache(args), execution.device)
+        datasets = world.everyone(lambda: open_datasets(args, cohorts, input_rule, cache))
         require_new_to(args, datasets[1], origins)
         if first_stage is not None:
             model.rough_age_noise = choose_noise(args, first_stage, datasets, execution)
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
             model,
             loss,
             datasets=datasets,
-            training=build_training(args, datasets[0].input_rule.resolution),
+            training=build_training(args, input_rule.resolution),
             execution=execution,
             info=RunInfo(Path(args.output_dir), plain_flags(args), provenance, origins),
         )
@@ -134,46 +136,39 @@ def build_loss(args: argparse.Namespace) -> AgeLoss:
     return AgeLoss(sorter=sorter, **{name: getattr(args, name) for name in names})
 
 
-def open_datasets(
-    args: argparse.Namespace, execution: Execution, first_stage: Checkpoint | None
-) -> tuple[Datasets, Provenance]:
-    """Training and validation scans, checked before the first is read, and how they were made.
+def choose_input_rule(args: argparse.Namespace, first_stage: Checkpoint | None) -> InputRule:
+    """How scans are read: as the first stage below reads them or, without one, as the flags say."""
+    if first_stage is not None:
+        return first_stage.input_rule
+    return InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
 
-    Scans are read by the rule of `first_stage` or, where there is none, of the flags.
-    """
-    if first_stage is None:
-        input_rule = InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
-        smallest_side = WIDTHS[args.width].smallest_side
-    else:
-        input_rule = first_stage.input_rule
-        width = WIDTHS[args.width or first_stage.model.encoder.width]
-        smallest_side = max(width.smallest_side, first_stage.smallest_side)
+
+def open_cohorts(
+    args: argparse.Namespace, input_rule: InputRule, first_stage: Checkpoint | None
+) -> tuple[tuple[list[Scan], list[Scan]], Provenance]:
+    """Training and validation scans, checked by sheets and headers, and how they were made."""
+    smallest_side = WIDTHS[args.width].smallest_side if args.width else 0
+    if first_stage is not None:
+        smallest_side = max(smallest_side, first_stage.smallest_side)
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     needs = {"need_age": True, "need_sex": args.use_sex, "smallest_side": smallest_side}
-    cohorts = [
+    train, validation = (
         open_cohort(folder, labels, input_rule, **needs)
         for folder in (args.train_folder, args.val_folder)
-    ]
-    names = [{scan.subject_id for scan in scans} for scans in cohorts]
-    if both := sorted(names[0] & names[1]):
+    )
+    both = {scan.subject_id for scan in train} & {scan.subject_id for scan in validation}
+    if both:
         raise ValueError(
             f"{len(both)} scans are in the training and the validation folder: "
-            f"{', '.join(both[:5])}: remove them from one"
+            f"{', '.join(sorted(both)[:5])}: remove them from one"
         )
     if args.folds:
-        cohorts = hold_out(cohorts[0] + cohorts[1], read_folds(args.folds), args.fold)
+        train, validation = hold_out(train + validation, read_folds(args.folds), args.fold)
     allowed = args.allow_shared_persons
-    require_separate_persons(*cohorts, pattern=args.subject_pattern, allowed=allowed)
-    for name, scans in zip(("training", "validation"), cohorts, strict=True):
-        print(f"{name}: {describe(scans)}")
-    provenance = decide_provenance(
-        args, [scan.path for scans in cohorts for scan in scans], first_stage
-    )
-    cache = Cache(args.cache, 16, scan_cache(args), execution.device)
-    train_set, val_set = (open_checked(scans, input_rule, cache) for scans in cohorts)
-    hashes = (train_set.content_hashes, val_set.content_hashes)
-    require_separate_images(*cohorts, hashes, allowed=allowed)
-    return (train_set, val_set), provenance
+    require_separate_persons(train, validation, pattern=args.subject_pattern, allowed=allowed)
+    print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
+    paths = [scan.path for scan in train + validation]
+    return (train, validation), decide_provenance(args, paths, first_stage)
 
 
 def decide_provenance(
@@ -198,6 +193,19 @@ def decide_provenance(
     return provenance
 
 
+def open_datasets(
+    args: argparse.Namespace,
+    cohorts: tuple[list[Scan], list[Scan]],
+    input_rule: InputRule,
+    cache: Cache,
+) -> tuple[ScanDataset, ScanDataset]:
+    """The scans of both cohorts, all of them read once; ValueError for an image in both."""
+    train_set, val_set = (open_checked(scans, input_rule, cache) for scans in cohorts)
+    hashes = (train_set.content_hashes, val_set.content_hashes)
+    require_separate_images(*cohorts, hashes, allowed=args.allow_shared_persons)
+    return train_set, val_set
+
+
 def require_new_to(
     args: argparse.Namespace, val_set: ScanDataset, origins: Iterable[Checkpoint]
 ) -> None:
@@ -213,10 +221,10 @@ def require_new_to(
 
 
 def build_first_stage(
-    args: argparse.Namespace, train_set: ScanDataset, first_stage: None
+    args: argparse.Namespace, train: list[Scan], first_stage: None
 ) -> tuple[ScaleDense, list[Checkpoint]]:
     """A first stage that starts at the mean training age, or from the checkpoint `--init_from`."""
-    ages = np.array([scan.age for scan in train_set.scans])
+    ages = np.array([scan.age for scan in train])
     origins = [load_checkpoint(args.init_from)] if args.init_from else []
     model = ScaleDense(
         args.width,
@@ -225,12 +233,12 @@ def build_first_stage(
         age_spread=float(ages.std()) if args.scaled_head else 1.0,
     )
     for origin in origins:
-        start_from_checkpoint(model, origin, train_set.input_rule)
+        start_from_checkpoint(model, origin, choose_input_rule(args, first_stage))
     return model, origins
 
 
 def build_second_stage(
-    args: argparse.Namespace, train_set: ScanDataset, first_stage: Checkpoint
+    args: argparse.Namespace, train: list[Scan], first_stage: Checkpoint
 ) -> tuple[TSAN, list[Checkpoint]]:
     """A second stage on top of `first_stage`: warm, fresh, or from the checkpoint `--init_from`."""
     width = args.width or first_stage.model.encoder.width
@@ -238,7 +246,7 @@ def build_second_stage(
     start = first_stage
     if args.init_from:
         start = load_checkpoint(args.init_from)
-        start_from_checkpoint(second_stage, start, train_set.input_rule)
+        start_from_checkpoint(second_stage, start, first_stage.input_rule)
     elif args.warm_start:
         if args.warm_start_net:
             start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
@@ -248,7 +256,10 @@ def build_second_stage(
 
 
 def choose_noise(
-    args: argparse.Namespace, first_stage: Checkpoint, datasets: Datasets, execution: Execution
+    args: argparse.Namespace,
+    first_stage: Checkpoint,
+    datasets: tuple[ScanDataset, ScanDataset],
+    execution: Execution,
 ) -> float:
     """The SD, in years, of the noise on rough ages in training that `--rough_age_noise` means."""
     if args.rough_age_noise != "auto":
