@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.networks.predictor import Predictor, find_checkpoints, note_unknown_sexes
     from utils.results import tables as results
     from utils.scans.cohort import describe
-    from utils.scans.dataset import open_for_one_reading
+    from utils.scans.dataset import open_for_one_pass
     from utils.scans.leakage import note_seen
     from utils.scans.provenance import compare_provenance, format_comparison
     from utils.training.run import say_unused
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
     print(format_comparison(comparison))
     note_unknown_sexes(checkpoint, scans)
-    dataset = open_for_one_reading(scans, checkpoint.input_rule)
+    dataset = open_for_one_pass(scans, checkpoint.input_rule)
     seen = note_seen(scans, dataset.content_hashes, checkpoint.trained_on)
     ages = Predictor(checkpoint, execution, prediction_of(args)).ages(dataset)
     results.write_predictions(scans, ages, files, overwrite=args.overwrite)

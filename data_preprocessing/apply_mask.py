@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from utils.files import replacing
     from utils.scans.template import load_template
-    from utils.scans.volumes import GRID_AFFINE, InputRule, find_scans, image_stem, read_volume
+    from utils.scans.volumes import GRID_AFFINE, decode, find_scans, image_stem
 
     mask = load_template().mask
     output_dir, made = Path(args.output_dir), 0
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             copy = output_dir / folder.resolve().name / f"{image_stem(scan.name)}.nii.gz"
             if copy.exists():
                 continue
-            voxels = np.where(mask, read_volume(scan, InputRule()), 0).astype(np.float32)
+            voxels = np.where(mask, decode(scan), 0).astype(np.float32)
             with replacing(copy) as temporary:
                 nibabel.save(nibabel.Nifti1Image(voxels, GRID_AFFINE), temporary)
             made += 1

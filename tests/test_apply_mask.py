@@ -4,7 +4,7 @@ from conftest import write_scan
 
 from data_preprocessing import apply_mask
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_SHAPE, InputRule, read_volume
+from utils.scans.volumes import GRID_SHAPE, decode
 
 
 def test_copies_hold_the_scan_inside_the_templates_brain_and_nothing_outside(tmp_path, capsys):
@@ -20,6 +20,6 @@ def test_copies_hold_the_scan_inside_the_templates_brain_and_nothing_outside(tmp
         assert f"{made} masked scans" in capsys.readouterr().out
     copy = tmp_path / "masked" / "train" / "a.nii.gz"
     expected = np.where(load_template().mask, volume, 0)
-    np.testing.assert_array_equal(read_volume(copy, InputRule()), expected)
+    np.testing.assert_array_equal(decode(copy), expected)
     assert nibabel.aff2axcodes(nibabel.load(copy).affine) == ("L", "A", "S")
     assert (tmp_path / "masked" / "labels.csv").read_text() == "a,40,0\n"

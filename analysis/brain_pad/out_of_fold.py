@@ -153,12 +153,12 @@ def predict_each(
     import numpy as np
 
     from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
-    from utils.scans.dataset import open_for_one_reading
+    from utils.scans.dataset import open_for_one_pass
     from utils.scans.leakage import require_unseen
 
     # Decoded once for all networks that read them alike.
     input_rules = {checkpoint.input_rule for checkpoint in checkpoints}
-    opened = {each: open_for_one_reading(scans, each) for each in input_rules}
+    opened = {each: open_for_one_pass(scans, each) for each in input_rules}
     for checkpoint in checkpoints:
         require_unseen(
             scans,

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     from utils.machine import use_machine_well
     from utils.networks.checkpoint import load_ensemble
     from utils.networks.execution import choose_execution
-    from utils.scans.dataset import open_for_one_reading
+    from utils.scans.dataset import open_for_one_pass
 
     use_machine_well(args.threads)
     execution = choose_execution(args.device, "float32")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     files = [map_of(folder, scan) for scan in scans]
     if not args.overwrite:
         require_absent(*(folder / name for name in RESULTS), *files)
-    dataset = open_for_one_reading(scans, input_rule)
+    dataset = open_for_one_pass(scans, input_rule)
     random = with_random_weights(checkpoint.model, seed=args.seed) if args.random_weights else None
 
     def keep(place: int, effect: np.ndarray) -> None:

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     from utils.results.metrics import score_with_intervals
     from utils.results.tables import format_figures
     from utils.scans.cohort import describe, open_cohort
-    from utils.scans.dataset import open_for_one_reading
+    from utils.scans.dataset import open_for_one_pass
     from utils.scans.folds import hold_out, read_folds
     from utils.scans.labels import parse_sex_codes, read_labels
     from utils.scans.volumes import InputRule
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict]:
     def read(folder: str) -> list:
         scans = open_cohort(folder, labels, input_rule, need_age=True)
         print(f"{folder}: {describe(scans)}")
-        dataset = open_for_one_reading(scans, input_rule)
-        for scan, item in zip(scans, dataset, strict=True):
-            voxels[scan.path] = item["image"].numpy().ravel()
+        dataset = open_for_one_pass(scans, input_rule)
+        for index, scan in enumerate(scans):
+            voxels[scan.path] = dataset[[index]]["image"].numpy().ravel()
         return scans
 
     scans = [scan for folder in args.train_folders for scan in read(folder)]
