@@ -38,7 +38,9 @@ CPU = Execution(torch.device("cpu"))
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     labels = read_labels(write_cohort(folder, {"all": 7}))
-    return ScanDataset(open_cohort(folder / "all", labels, ANY), ANY, Cache("device", dtype=torch.float32))
+    return ScanDataset(
+        open_cohort(folder / "all", labels, ANY), ANY, Cache("device", dtype=torch.float32)
+    )
 
 
 def ages_of(model, dataset, batch_size):

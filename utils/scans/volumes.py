@@ -1,4 +1,4 @@
-"""One scan from its file to the network's input, in the order of the functions below.
+"""One scan from its file to the network's input (the contract of docs/data.md), step by step.
 
 The network reads brains on the FSL MNI152 2 mm grid, 91x109x91 voxels, stored left-anterior-
 superior (LAS). TemplateFlow's copy of the same space is RAS with the SAME SHAPE, so the affine
