@@ -61,9 +61,9 @@ def test_kept_scans_are_exact_to_half_precision(tmp_path, intensity):
     path = write_scan(tmp_path / "a.nii.gz", volume)
     image = normalise(volume, intensity)
     rule = InputRule(intensity=intensity, any_grid=True)
-    found = read_scan(path, rule, torch.float16)[0].astype(np.float32)
+    found = read_scan(path, rule, np.float16)[0].astype(np.float32)
     assert (np.abs(found - image) <= np.abs(image) * 2.0**-11 + 1e-7).all()
-    assert np.array_equal(read_scan(path, rule, torch.float32)[0], image)
+    assert np.array_equal(read_scan(path, rule, np.float32)[0], image)
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
@@ -72,8 +72,8 @@ def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
     path = write_scan(tmp_path / "a.nii.gz", volume)
     input_rule = InputRule(intensity="authors", any_grid=True)
     with pytest.raises(ValueError, match=r"a\.nii\.gz: z-scores beyond 65504, .* to 0"):
-        read_scan(path, input_rule, torch.float16)
-    read_scan(path, input_rule, torch.float32)
+        read_scan(path, input_rule, np.float16)
+    read_scan(path, input_rule, np.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -165,7 +165,7 @@ def _write_for_ever(ready, folder):
 
 def test_a_process_killed_while_writing_leaves_whole_files_or_ignored_ones(folder):
     kept, context = folder.parent / "kept", multiprocessing.get_context("fork")
-    expected = read_scan(folder / "0.nii.gz", ANY, torch.float16)[0]
+    expected = read_scan(folder / "0.nii.gz", ANY, np.float16)[0]
     for delay in np.linspace(0, 0.03, 12):
         ready = context.Event()
         writer = context.Process(target=_write_for_ever, args=(ready, folder))

@@ -56,8 +56,13 @@ class Cache:
         if self.kind == "disk" and self.folder is None:
             raise ValueError("cache disk: a folder expected, got none")
 
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """The type of the z-scores in NumPy's words."""
+        return np.dtype(str(self.dtype).removeprefix("torch."))
 
-def read_scan(path: Path, input_rule: InputRule, dtype: torch.dtype) -> tuple[np.ndarray, str]:
+
+def read_scan(path: Path, input_rule: InputRule, dtype: np.dtype) -> tuple[np.ndarray, str]:
     """Reads one scan from its file, as a network's input.
 
     Returns:
@@ -71,13 +76,14 @@ def read_scan(path: Path, input_rule: InputRule, dtype: torch.dtype) -> tuple[np
         scores = normalise(reduce_volume(voxels, input_rule), input_rule.intensity)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    image = torch.from_numpy(scores).to(dtype)
-    if not image.isfinite().all():
+    with np.errstate(over="ignore"):
+        image = scores.astype(dtype, copy=False)
+    if not np.isfinite(image).all():
         raise ValueError(
             f"{path}: z-scores beyond 65504, the largest of float16: set the outliers of the scan, "
             "voxels far below 0, to 0"
         )
-    return image.numpy(), content_hash(voxels)
+    return image, content_hash(voxels)
 
 
 class DiskCache:
@@ -97,15 +103,14 @@ class DiskCache:
     ):
         self.cache, self.folder = cache, Path(cache.folder)
         self.paths, self.input_rule = list(paths), input_rule
-        image_type = str(cache.dtype).removeprefix("torch.")
         self.record = np.dtype(
-            [("key", "S64"), ("content_hash", "S16"), ("image", image_type, tuple(shape))]
+            [("key", "S64"), ("content_hash", "S16"), ("image", cache.numpy_dtype, tuple(shape))]
         )
         self.files = []
         for path in (path.resolve() for path in self.paths):
             status = path.stat()
             made_from = [str(path), status.st_size, status.st_mtime_ns, asdict(input_rule)]
-            text = json.dumps([*made_from, image_type, FORMAT])
+            text = json.dumps([*made_from, str(cache.dtype), FORMAT])
             key = hashlib.sha256(text.encode()).hexdigest()
             self.files.append(self.folder / f"{key}.npy")
 
@@ -121,7 +126,7 @@ class DiskCache:
         kept = self._open(self.files[index])
         if kept is not None:
             return kept["image"], kept["content_hash"].item().decode()
-        image, content = read_scan(self.paths[index], self.input_rule, self.cache.dtype)
+        image, content = read_scan(self.paths[index], self.input_rule, self.cache.numpy_dtype)
         record = np.array((self.files[index].stem, content, image), self.record)
         try:
             with replacing(self.files[index], overwrite=True) as temporary:

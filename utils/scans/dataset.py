@@ -90,7 +90,7 @@ class ScanDataset(Dataset):
         """The z-scores (D, H, W) of a scan and its content hash, from the disk's cache or file."""
         if self._disk is not None:
             return self._disk.read(index)
-        return read_scan(self.scans[index].path, self.input_rule, self.cache.dtype)
+        return read_scan(self.scans[index].path, self.input_rule, self.cache.numpy_dtype)
 
     def _keep(self, index: int) -> str:
         """Reads a scan for the first time, which keeps it where it is to be kept."""
