@@ -31,6 +31,6 @@ for folder in test retest dementia; do
 done
 echo "== brain-PAD, calibrated on out-of-fold ages"
 "$PYTHON" -m analysis.brain_pad --labels "$LABELS" \
-  --out_of_fold "$ROOT/docs/out_of_fold_oasis1.csv" --test "$OUTPUT/test/predictions.csv" \
-  --retest "$OUTPUT/retest/predictions.csv" --dementia "$OUTPUT/dementia/predictions.csv" \
+  --out_of_fold "$ROOT/docs/out_of_fold_oasis1.csv" --test "$OUTPUT/test/predictions.tsv" \
+  --retest "$OUTPUT/retest/predictions.tsv" --dementia "$OUTPUT/dementia/predictions.tsv" \
   --participants "$DATA/participants.tsv" --output_dir "$OUTPUT/brain_pad" --overwrite

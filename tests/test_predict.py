@@ -81,8 +81,7 @@ def test_ages_are_those_of_test_py_and_every_scan_has_a_row_and_a_record(network
             *("--output_dir", str(tmp_path / "test"), "--model_name", str(networks["second"])),
         ]
     )
-    with (tmp_path / "test" / "predictions.csv").open() as file:
-        expected = list(csv.DictReader(file))
+    expected = table_of(tmp_path / "test")
     rows = table_of(tmp_path / "out")
     assert [row["participant_id"] for row in rows] == [row["participant_id"] for row in expected]
     for row, other in zip(rows, expected, strict=True):

@@ -63,7 +63,7 @@ def module_name(module) -> str:
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
     "train_second_stage.py": options.parse_second_stage,
-    "test.py": options.parse_test,
+    "test.py": test.parse,
 } | {
     module_name(module): (lambda argv, module=module: module.build_parser().parse_args(argv))
     for module in WITH_BUILD_PARSER
