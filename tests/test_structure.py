@@ -318,6 +318,8 @@ def test_every_command_in_the_documents_is_understood(document, tmp_path):
         for at, word in enumerate(words):
             if word in PARSERS:
                 PARSERS[word](words[at + 1 :])
+            elif words[at - 1] == "-m" and word.split(".")[0] in PACKAGES | {"tests"}:
+                assert word == "tests.audit.fuzz_readers", f"no program: {line}"
             elif word.startswith("script/"):
                 assert (ROOT / word).is_file(), line
                 if ROOT / word in set(SCRIPTS) - {QUICK_START}:
