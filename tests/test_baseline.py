@@ -9,7 +9,7 @@ from utils.scans.volumes import InputRule
 
 
 def test_ridge_is_linear_kernel_ridge_on_voxels(grid_cohort, monkeypatch):
-    monkeypatch.setattr(baseline, "ALPHAS", (1000.0,))
+    monkeypatch.setattr("utils.results.ridge.ALPHAS", (1000.0,))
     labels = read_labels(grid_cohort / "labels.csv")
     folders = [grid_cohort / name for name in ("train", "val", "test")]
 

@@ -15,9 +15,9 @@ import test
 import train_first_stage
 import train_second_stage
 from model.scaledense import ScaleDense
+from utils.networks import share
 from utils.networks.checkpoint import load_checkpoint, load_ensemble, save_checkpoint
 from utils.networks.predictor import shipped_networks
-from utils.networks.share import main as ship
 from utils.scans import leakage
 from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, open_cohort
@@ -285,5 +285,5 @@ def test_networks_that_hold_no_contents_work_and_say_nothing(capsys, tmp_path):
 
 def test_a_shipped_network_still_knows_its_training_scans(trained, tmp_path):
     output = tmp_path / "given.pt"
-    ship([str(trained["first"]), str(output), "--cohort", "C", "--licence", "L"])
+    share.main(["ship", str(trained["first"]), str(output), "--cohort", "C", "--licence", "L"])
     assert load_checkpoint(output).trained_on == load_checkpoint(trained["first"]).trained_on
