@@ -29,8 +29,7 @@ from data_preprocessing import (
     split_dataset,
 )
 from tests.audit import heads, interruptions, load, quality
-from utils.networks import export
-from utils.networks import share as ship
+from utils.networks import share
 from utils.results import baseline
 from utils.training import options, recipes
 
@@ -46,9 +45,9 @@ ALLOWED = {
     "benchmark": {"benchmark", "analysis", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load,
+    train_sorter, predict, share, baseline, benchmark, heads, quality, interruptions, load,
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
-    split_dataset, make_folds, ship, out_of_fold, brain_pad, saliency,
+    split_dataset, make_folds, out_of_fold, brain_pad, saliency,
 )  # fmt: skip
 
 
@@ -321,6 +320,8 @@ def test_every_command_in_the_documents_is_understood(document, tmp_path):
         for at, word in enumerate(words):
             if word in PARSERS:
                 PARSERS[word](words[at + 1 :])
+            elif words[at - 1] == "-m" and word.split(".")[0] in PACKAGES | {"tests"}:
+                assert word == "tests.audit.fuzz_readers", f"no program: {line}"
             elif word.startswith("script/"):
                 assert (ROOT / word).is_file(), line
                 if ROOT / word in set(SCRIPTS) - {QUICK_START}:

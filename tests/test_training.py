@@ -420,7 +420,8 @@ def test_recipes_of_a_stage_have_the_same_settings():
 @pytest.mark.parametrize(
     "flags",
     [["--epochs", "0"], ["--lr", "-1"], ["--augment", "all"], ["--width", "wide"],
-     ["--batch_size", "x"], ["--recipe", "mine"], ["--use_sex", "perhaps"], ["--epoch", "3"], ["--resolution", "3"]],
+     ["--batch_size", "x"], ["--recipe", "mine"], ["--use_sex", "perhaps"], ["--epoch", "3"],
+     ["--resolution", "3"]],
 )  # fmt: skip
 def test_flags_out_of_range_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as exited:

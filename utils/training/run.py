@@ -29,7 +29,7 @@ from utils.networks.checkpoint import (
 from utils.networks.execution import Execution, choose_execution, compile_network
 from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, describe, open_cohort
-from utils.scans.dataset import ScanDataset, open_checked, require_shareable
+from utils.scans.dataset import ScanDataset, require_shareable
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         input_rule = choose_input_rule(args, first_stage)
         cohorts, provenance = world.everyone(lambda: open_cohorts(args, input_rule, first_stage))
         model, origins = build_model(args, cohorts[0], first_stage)
-        cache = Cache(args.cache, 16, scan_cache(args), execution.device)
+        cache = Cache(args.cache, scan_cache(args), execution.device)
         datasets = world.everyone(lambda: open_datasets(args, cohorts, input_rule, cache))
         require_new_to(args, datasets[1], origins)
         if first_stage is not None:
@@ -200,7 +200,7 @@ def open_datasets(
     cache: Cache,
 ) -> tuple[ScanDataset, ScanDataset]:
     """The scans of both cohorts, all of them read once; ValueError for an image in both."""
-    train_set, val_set = (open_checked(scans, input_rule, cache) for scans in cohorts)
+    train_set, val_set = (ScanDataset(scans, input_rule, cache) for scans in cohorts)
     hashes = (train_set.content_hashes, val_set.content_hashes)
     require_separate_images(*cohorts, hashes, allowed=args.allow_shared_persons)
     return train_set, val_set

@@ -74,7 +74,7 @@ class Training:
         augmentation: how training scans are changed at random.
         ema: decay per step of the running average of weights and statistics that is validated and
             saved; 0 for none.
-        stratify: whether batches are made alike in age, see `StratifiedBatches`.
+        stratify: whether batches are made alike in age, see `draw_stratified`.
         refresh_statistics: whether batch statistics are recomputed before each validation.
         early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
         seed: of weights, order, augmentation and pairs.
