@@ -164,7 +164,8 @@ def test_plain_loader_reads_the_values_and_labels_that_ours_reads(tmp_path):
 
     assert len(plain) == len(ours) == 3
     for index in range(3):
-        expected, found = plain[index], ours[index]
+        expected = plain[index]
+        found = {name: values[0] for name, values in ours[[index]].items()}
         torch.testing.assert_close(found["image"], expected["image"], rtol=1e-5, atol=1e-5)
         assert found["sex"] == expected["sex"]
         torch.testing.assert_close(found["age"], expected["age"])
