@@ -74,11 +74,7 @@ class FoldNetworks:
 
 
 def collect_ages(args: Namespace) -> dict:
-    """Writes the tables; prints and returns the figures of each predictor.
-
-    Args:
-        args: the flags of analysis.brain_pad.out_of_fold.
-    """
+    """Writes the tables; prints and returns the figures of each predictor."""
     if bool(args.retest_folder) != bool(args.retest_output):
         raise ValueError("--retest_folder and --retest_output: give both, or neither")
     if args.retest_folder and args.only:

@@ -46,11 +46,7 @@ NOTES = {
 
 
 def make_report(args: Namespace) -> dict:
-    """Writes calibration, report, table and pictures; prints and returns the report.
-
-    Args:
-        args: the flags of analysis.brain_pad.
-    """
+    """Writes calibration, report, table and pictures; prints and returns the report."""
     output = Path(args.output_dir)
     if not args.overwrite:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)

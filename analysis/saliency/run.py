@@ -28,11 +28,7 @@ MEANING = {
 
 
 def map_scans(args: Namespace) -> dict:
-    """Writes maps, table and picture; returns what saliency.json holds.
-
-    Args:
-        args: the flags of analysis.saliency.
-    """
+    """Writes maps, table and picture; returns what saliency.json holds."""
     use_machine_well(args.threads)
     execution = choose_execution(args.device, "float32")
     checkpoint = load_ensemble(args.checkpoint)

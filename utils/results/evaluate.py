@@ -24,11 +24,7 @@ PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def evaluate(args: Namespace) -> dict:
-    """Predicts, writes the results, prints and returns the figures of metrics.json.
-
-    Args:
-        args: the flags of test.py.
-    """
+    """Predicts, writes the results, prints and returns the figures of metrics.json."""
     table, metrics, arrays, plot = files = result_files(args)
     use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision)
