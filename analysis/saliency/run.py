@@ -15,7 +15,7 @@ from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import introduce
 from utils.scans.cohort import Scan, open_cohort
-from utils.scans.dataset import open_for_one_reading
+from utils.scans.dataset import open_for_one_pass
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.volumes import InputRule
 
@@ -40,7 +40,7 @@ def map_scans(args: Namespace) -> dict:
     files = [folder / "maps" / f"{scan.subject_id}.nii.gz" for scan in scans]
     if not args.overwrite:
         require_absent(*(folder / name for name in RESULTS), *files)
-    dataset = open_for_one_reading(scans, input_rule)
+    dataset = open_for_one_pass(scans, input_rule)
     random = with_random_weights(checkpoint.model, seed=args.seed) if args.random_weights else None
     started = time.perf_counter()
     maps = average_maps(

@@ -14,7 +14,7 @@ from utils.results import tables
 from utils.results.metrics import mae_difference, score_with_intervals
 from utils.results.plots import age_scatter
 from utils.scans.cohort import Scan, open_cohort
-from utils.scans.dataset import open_for_one_reading
+from utils.scans.dataset import open_for_one_pass
 from utils.scans.labels import SEX_NAMES, parse_sex_codes, read_labels
 from utils.scans.leakage import note_seen
 
@@ -36,7 +36,7 @@ def evaluate(args: Namespace) -> dict:
     )
     scans = open_scans(args, checkpoint)
     comparison = introduce(checkpoint, scans, role="test")
-    dataset = open_for_one_reading(scans, checkpoint.input_rule)
+    dataset = open_for_one_pass(scans, checkpoint.input_rule)
     seen = note_seen(scans, dataset.content_hashes, checkpoint.trained_on)
     settings = {name: getattr(args, name) for name in SETTINGS}
     settings = PredictionSettings(**settings, insist=args.precision == "bfloat16")
