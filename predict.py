@@ -97,12 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predicts what is named and returns the exit code: 0, or 3 where some scans failed."""
     args = build_parser().parse_args(argv)
     # After parsing, so that --help does not wait for torch.
-    from analysis.report.predictions import TABLE, complete_row, write_table
+    from analysis.brain_pad.calibration import complete_row
     from data_preprocessing.pipeline.inputs import describe_dataset
     from prediction.items import find_items, read_people, require_table_of
     from prediction.overlays import draw_overlays
     from prediction.records import Call, predict_all, row_of
     from utils.files import require_writable
+    from utils.results.tables import TABLE, write_table
     from utils.scans.labels import parse_sex_codes
 
     output = args.output_dir
@@ -128,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [
         complete_row(row_of(item, records[item.source], trained), calibration) for item in items
     ]
-    written = [write_table(rows, output, as_csv=args.csv, overwrite=True)]
+    written = [write_table(output / TABLE, rows, overwrite=True)]
+    if args.csv:
+        write_table(output / "predictions.csv", rows, overwrite=True)
     if args.report:
         command = shlex.join(["predict.py", *(sys.argv[1:] if argv is None else argv)])
         overlays = draw_overlays(items, records, predictor, output) if args.saliency else {}

@@ -1,4 +1,4 @@
-"""Fine-tuning the shipped networks on a small cohort of another scanner (README, "Fine-tune")."""
+"""Fine-tuning the shipped networks on a small cohort of another scanner (docs/train.md)."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Whether a scan on the grid may be trusted: measures, and the limits beyond which it is flagged.
 
-Whoever preprocessed it, nothing but numpy and scipy is needed. From which scans the limits were
-learnt, what they catch and what they miss: docs/RESULTS.md, "Limits of quality".
+Whoever preprocessed the scan, nothing but numpy and scipy is needed. docs/quality.md says what the
+limits catch and what they miss, docs/LOG.md from which scans they were learnt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
