@@ -26,14 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cases", nargs="+", choices=CASES, default=CASES, help=" ")
     add("--width", nargs="+", choices=("compact", "released"), default=["compact"], help=" ")
     add("--batch", nargs="+", type=count, help=of_batch)
-    add(
-        "--cache",
-        nargs="+",
-        choices=CACHES,
-        default=["disk 16", "device 16"],
-        metavar="KIND BITS",
-        help=of_cache,
-    )
+    kept = {"choices": CACHES, "default": ["disk 16", "device 16"], "metavar": "KIND BITS"}
+    add("--cache", nargs="+", **kept, help=of_cache)
     add("--scans", type=count, default=48, help="files of loader and feeding")
     add("--quick", action=Switch, default=False, help=of_quick)
     add = parser.add_argument_group("how").add_argument

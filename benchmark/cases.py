@@ -7,6 +7,7 @@ grid of 2 mm; `--quick` takes 42x42x42.
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,17 +27,12 @@ MEASURES: dict[str, Callable[[str, Settings, Meter], Figures]] = {
     "memory": memory,
     "ceiling": ceiling,
 }
+OURS = ("ours float32", "ours bfloat16")
 FORMS = {
-    ("inference", "cpu"): (PLAIN, "ours float32", "ours bfloat16"),
-    ("inference", "cuda"): (
-        *(PLAIN, "ours float32", "ours bfloat16"),
-        "ours bfloat16 compiled",
-    ),
+    ("inference", "cpu"): (PLAIN, *OURS),
+    ("inference", "cuda"): (PLAIN, *OURS, "ours bfloat16 compiled"),
     ("training", "cpu"): (PLAIN, "ours float32", "ours float32 recomputing"),
-    ("training", "cuda"): (
-        *(PLAIN, "ours float32", "ours bfloat16"),
-        *("ours bfloat16 compiled", "ours bfloat16 recomputing"),
-    ),
+    ("training", "cuda"): (PLAIN, *OURS, "ours bfloat16 compiled", "ours bfloat16 recomputing"),
 }
 # Least ratios wanted, by form and figure; those of training on a GPU at a batch of 32.
 GOALS = {
@@ -57,9 +53,7 @@ class Case:
 
     Attributes:
         measure: key of MEASURES.
-        title: as printed.
         forms: what is compared; the first is the reference.
-        settings: of the measurement.
         goals: least ratios wanted, by form and figure.
     """
 
@@ -71,9 +65,10 @@ class Case:
 
     def run(self, form: str, *, cohort: str = "", threads: int = 0) -> Figures:
         """Measures one form in its own process; `cohort` is the folder of `write_cohort`."""
-        settings = asdict(replace(self.settings, cohort=cohort))
-        request = {"measure": self.measure, "form": form, "settings": settings}
-        return in_own_process("benchmark.cases", request, threads=threads)
+        with tempfile.TemporaryDirectory(dir=cohort or None) as scratch:
+            settings = asdict(replace(self.settings, cohort=cohort, scratch=scratch))
+            request = {"measure": self.measure, "form": form, "settings": settings}
+            return in_own_process("benchmark.cases", request, threads=threads)
 
 
 def network_case(name: str, settings: Settings) -> Case:
@@ -87,14 +82,7 @@ def network_case(name: str, settings: Settings) -> Case:
 def loading_cases(
     base: Settings, *, caches: Sequence[str], fed: Settings, scan_counts: tuple[int, ...]
 ) -> Iterator[Case]:
-    """The loader, training fed by it, and the memory of reading.
-
-    Args:
-        base: settings that all share.
-        caches: of our loader, `KIND BITS`.
-        fed: width and batch of the training that is fed.
-        scan_counts: for `memory`; the first is the reference.
-    """
+    """The loader, training fed by it (`fed` has its width and batch), and memory of reading."""
     cached = tuple(f"cache {cache}" for cache in caches)
     keeping = [form for form in cached if "none" not in form]
     goals = {(form, "second epoch scans/s"): 20.0 for form in keeping}
@@ -164,11 +152,8 @@ def main() -> None:
     """Measures the form that the request on the input names and prints its figures."""
     request = json.load(sys.stdin)
     settings = Settings(**request["settings"] | {"shape": tuple(request["settings"]["shape"])})
-    meter = Meter(
-        torch.device(settings.device),
-        least_seconds=settings.least_seconds,
-        least_runs=settings.least_runs,
-    )
+    device, least = torch.device(settings.device), settings.least_seconds
+    meter = Meter(device, least_seconds=least, least_runs=settings.least_runs)
     try:
         answer = {"figures": MEASURES[request["measure"]](request["form"], settings, meter)}
     except torch.OutOfMemoryError:

@@ -24,15 +24,11 @@ class Row:
     """One figure of one form beside that of the reference, over all rounds.
 
     Attributes:
-        case: what was measured.
-        form: what was measured against the reference.
         figure: name and unit; a rate ends in `/s`.
         reference: median of the reference.
         value: median of the form.
-        ratio: median over rounds of how many times better the form is: of rates value/reference,
-            of times and memory reference/value.
-        low: smallest ratio of a round.
-        high: largest.
+        ratio: median over rounds of how many times better the form is, see `better`.
+        low: smallest ratio of a round; `high` is the largest.
         goal: least ratio wanted, None where none is set.
         failure: why the form has no figures, such as `out of memory`.
     """
@@ -108,14 +104,8 @@ def compare(
 ) -> list[Row]:
     """Rows of every form but the first, the reference, over the rounds that have both.
 
-    Where the reference has no figures, those of the form stand alone.
-
-    Args:
-        case: its title.
-        forms: the reference, then the others.
-        rounds: from `alternate`.
-        failures: from `alternate`.
-        goals: least ratios wanted, by form and figure.
+    Where the reference has no figures, those of the form stand alone. `rounds` and `failures` are
+    those of `alternate`; `goals` are the least ratios wanted, by form and figure.
     """
     reference, *others = forms
     rows = [Row(case, form, failure=failures[form]) for form in forms if form in failures]
@@ -135,7 +125,7 @@ def compare(
 
 
 def better(figure: str, reference: float, value: float) -> float:
-    """How many times better `value` is; more than 1 is better than the reference."""
+    """How many times better `value` is: a rate by value/reference, time and memory inversely."""
     more, less = (value, reference) if figure.endswith("/s") else (reference, value)
     return more / less if less > 0 else float("nan")
 

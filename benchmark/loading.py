@@ -1,8 +1,6 @@
 """Scans from files: speed and memory of the loaders, training fed by them, and generated files."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,12 +40,10 @@ def loader(form: str, settings: Settings, meter: Meter) -> Figures:
 
     def first_epoch() -> None:
         if form == PLAIN:
-            batch_size, workers = settings.batch, settings.num_workers
-            dataset = PlainDataset(folder, sheet)
-            opened.append(plain_loader(dataset, batch_size=batch_size, num_workers=workers))
+            how = {"batch_size": settings.batch, "num_workers": settings.num_workers}
+            opened.append(plain_loader(PlainDataset(folder, sheet), **how))
         else:
-            kept = Path(tempfile.mkdtemp(dir=settings.cohort))  # empty: nothing is decoded yet
-            opened.append(our_loader(folder, sheet, form, settings, kept))
+            opened.append(our_loader(folder, sheet, form, settings))
         read()
 
     once = Meter(meter.device, least_seconds=0.0, least_runs=1)
@@ -55,11 +51,9 @@ def loader(form: str, settings: Settings, meter: Meter) -> Figures:
     again = once if form == PLAIN else Meter(meter.device, least_seconds=1.0, least_runs=1)
     second = again.seconds(read, warm_up=0)
     count = len(opened[0].dataset)
-    return {
-        "first epoch scans/s": count / first,
-        "second epoch scans/s": count / second,
-        "private memory MiB": max(private_memory() for _ in opened[0]),
-    }
+    private = max(private_memory() for _ in opened[0])
+    rates = {"first epoch scans/s": count / first, "second epoch scans/s": count / second}
+    return rates | {"private memory MiB": private}
 
 
 def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
@@ -68,7 +62,7 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
     precision = "bfloat16" if meter.device.type == "cuda" else "float32"
     execution = our_execution(f"ours {precision}", meter.device)
     cache = "cache none 32" if form == IN_MEMORY else form
-    batches = our_loader(folder, sheet, cache, settings, Path(settings.cohort) / "kept")
+    batches = our_loader(folder, sheet, cache, settings)
     if form == IN_MEMORY:
         batches = [batch | {"image": execution.images(batch)} for batch in batches]
     epoch = our_training(settings, execution)
@@ -79,17 +73,11 @@ def memory(form: str, settings: Settings, meter: Meter) -> Figures:
     """Memory of reading so many scans once; the form is `cache KIND BITS, COUNT scans`."""
     cache, count = form.removesuffix(" scans").split(", ")
     our_execution("ours float32", meter.device)  # sets the process up as the entry points do
-    folder = Path(settings.cohort) / f"count-{count}"
-    kept = Path(tempfile.mkdtemp(dir=settings.cohort))  # empty: everything is decoded
-    batches = our_loader(folder, None, cache, settings, kept)
-    figures = {"private memory MiB": max(private_memory() for _ in batches)}
-    shutil.rmtree(kept)
-    return figures
+    batches = our_loader(Path(settings.cohort) / f"count-{count}", None, cache, settings)
+    return {"private memory MiB": max(private_memory() for _ in batches)}
 
 
-def our_loader(
-    folder: Path, sheet: Path | None, form: str, settings: Settings, kept: Path
-) -> DataLoader:
+def our_loader(folder: Path, sheet: Path | None, form: str, settings: Settings) -> DataLoader:
     """The product's way from a folder to batches; the form is `cache KIND BITS`."""
     labels = read_labels(sheet) if sheet else None
     input_rule = InputRule(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
@@ -97,14 +85,10 @@ def our_loader(
     kind, bits = form.split(" ")[1:]
     if kind == "none" and sheet is not None:
         require_readable(scans, input_rule, int(bits))
-    device = torch.device(settings.device)
-    dataset = ScanDataset(scans, input_rule, Cache(kind, int(bits), kept, device))
-    return training_loader(
-        dataset,
-        batch_size=settings.batch,
-        full_batches=False,
-        num_workers=settings.num_workers,
-    )
+    cache = Cache(kind, int(bits), Path(settings.scratch), torch.device(settings.device))
+    dataset = ScanDataset(scans, input_rule, cache)
+    how = {"batch_size": settings.batch, "num_workers": settings.num_workers}
+    return training_loader(dataset, full_batches=False, **how)
 
 
 def write_labelled(folder: Path, count: int, shape: tuple[int, int, int]) -> None:

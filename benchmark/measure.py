@@ -34,6 +34,7 @@ class Settings:
         least_runs: how often at least.
         num_workers: processes of a loader.
         cohort: folder of `write_cohort`; empty where no files are read.
+        scratch: an empty folder for this measurement alone.
         matrix: side of the matrices whose product is the ceiling.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     least_runs: int = 3
     num_workers: int = 2
     cohort: str = ""
+    scratch: str = ""
     matrix: int = 2048
 
 

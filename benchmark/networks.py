@@ -1,6 +1,7 @@
 """Inference and training of one network on batches in memory, and the ceiling of the device."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,9 @@ def training(form: str, settings: Settings, meter: Meter) -> Figures:
     batches = [random_batch(settings)] * settings.steps
     meter.start()
     if form == PLAIN:
-        network, loss = PlainNetwork(settings.width).to(meter.device), AgeLoss()
-        optimizer = plain_optimizer(network)
-        seconds = meter.seconds(
-            lambda: [plain_step(network, loss, optimizer, batch) for batch in batches]
-        )
+        network = PlainNetwork(settings.width).to(meter.device)
+        step = partial(plain_step, network, AgeLoss(), plain_optimizer(network))
+        seconds = meter.seconds(lambda: [step(batch) for batch in batches])
     else:
         epoch = our_training(settings, our_execution(form, meter.device), form)
         seconds = meter.seconds(lambda: epoch(batches))
@@ -99,19 +98,10 @@ def our_training(
     if COMPILED in form:
         compile_network(network, execution)
     loss, optimizer = AgeLoss(), build_optimizer(network, PUBLISHED)
-
-    def epoch(batches: list[dict] | DataLoader) -> None:
-        train_one_epoch(
-            network,
-            loss,
-            batches,
-            optimizer,
-            execution,
-            augment=lambda image, age: (image, age),
-            after_step=lambda step, terms: None,
-        )
-
-    return epoch
+    unchanged = {"augment": lambda *batch: batch, "after_step": lambda step, terms: None}
+    return lambda batches: train_one_epoch(
+        network, loss, batches, optimizer, execution, **unchanged
+    )
 
 
 def speed(settings: Settings, seconds: float, *, training: bool) -> Figures:
