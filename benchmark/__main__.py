@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from utils.cli import Switch, new_parser, number, run_entry
 
 CASES = ("ceiling", "inference", "training", "loader", "feeding", "memory")
-CACHES = ("none 16", "none 32", "disk 16", "disk 32", "device 16", "device 32")
+CACHES = ("none", "disk", "device")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,14 +20,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("Speed and memory: the authors' approach, stated plainly, against ours.")
     count = number(int, low=1)
     of_batch = "scans per batch; unset: 8 16 32 64 on a GPU, else 1 for inference, 4 for training"
-    of_cache = f"of our loader, each a form of its own: {', '.join(CACHES)}"
+    of_cache = "of our loader, each a form of its own"
     of_quick = "tiny volumes and one round: whether it runs, not how fast"
     add = parser.add_argument_group("what").add_argument
     add("--cases", nargs="+", choices=CASES, default=CASES, help=" ")
     add("--width", nargs="+", choices=("compact", "released"), default=["compact"], help=" ")
     add("--batch", nargs="+", type=count, help=of_batch)
-    kept = {"choices": CACHES, "default": ["disk 16", "device 16"], "metavar": "KIND BITS"}
-    add("--cache", nargs="+", **kept, help=of_cache)
+    add("--cache", nargs="+", choices=CACHES, default=["disk", "device"], help=of_cache)
     add("--scans", type=count, default=48, help="files of loader and feeding")
     add("--quick", action=Switch, default=False, help=of_quick)
     add = parser.add_argument_group("how").add_argument

@@ -115,7 +115,7 @@ def plan(
         base: settings that all share.
         batches: batch sizes of `inference` and `training`.
         widths: of the network.
-        caches: of our loader, `KIND BITS`.
+        caches: of our loader: none, disk or device.
         scan_counts: for `memory`; the first is the reference.
     """
     cases = [

@@ -14,7 +14,7 @@ from benchmark.networks import our_execution, our_training
 from benchmark.plain import PlainDataset, plain_loader
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
-from utils.scans.dataset import ScanDataset, require_readable, training_loader
+from utils.scans.dataset import ScanDataset, training_loader
 from utils.scans.labels import read_labels
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule
 
@@ -61,7 +61,7 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
     folder, sheet = Path(settings.cohort) / "few", Path(settings.cohort) / "labels.csv"
     precision = "bfloat16" if meter.device.type == "cuda" else "float32"
     execution = our_execution(f"ours {precision}", meter.device)
-    cache = "cache none 32" if form == IN_MEMORY else form
+    cache = "cache none" if form == IN_MEMORY else form
     batches = our_loader(folder, sheet, cache, settings)
     if form == IN_MEMORY:
         batches = [batch | {"image": execution.images(batch)} for batch in batches]
@@ -70,7 +70,7 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
 
 
 def memory(form: str, settings: Settings, meter: Meter) -> Figures:
-    """Memory of reading so many scans once; the form is `cache KIND BITS, COUNT scans`."""
+    """Memory of reading so many scans once; the form is `cache KIND, COUNT scans`."""
     cache, count = form.removesuffix(" scans").split(", ")
     our_execution("ours float32", meter.device)  # sets the process up as the entry points do
     batches = our_loader(Path(settings.cohort) / f"count-{count}", None, cache, settings)
@@ -78,15 +78,12 @@ def memory(form: str, settings: Settings, meter: Meter) -> Figures:
 
 
 def our_loader(folder: Path, sheet: Path | None, form: str, settings: Settings) -> DataLoader:
-    """The product's way from a folder to batches; the form is `cache KIND BITS`."""
+    """The product's way from a folder to batches; the form is `cache KIND`."""
     labels = read_labels(sheet) if sheet else None
     input_rule = InputRule(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
     scans = open_cohort(folder, labels, input_rule, need_age=sheet is not None)
-    kind, bits = form.split(" ")[1:]
-    if kind == "none" and sheet is not None:
-        require_readable(scans, input_rule, int(bits))
-    cache = Cache(kind, int(bits), Path(settings.scratch), torch.device(settings.device))
-    dataset = ScanDataset(scans, input_rule, cache)
+    kept, device = Path(settings.scratch), torch.device(settings.device)
+    dataset = ScanDataset(scans, input_rule, Cache(form.removeprefix("cache "), kept, device))
     how = {"batch_size": settings.batch, "num_workers": settings.num_workers}
     return training_loader(dataset, full_batches=False, **how)
 

@@ -150,7 +150,7 @@ def test_a_gpu_is_measured_at_batches_of_8_to_64_with_its_goals_at_32():
         base=Settings(device="cuda"),
         batches={"inference": [], "training": [8, 16, 32, 64]},
         widths=["released"],
-        caches=["disk 16"],
+        caches=["disk"],
     )
     assert [case.settings.batch for case in cases] == [8, 16, 32, 64]
     assert [bool(case.goals) for case in cases] == [False, False, True, False]
@@ -183,7 +183,7 @@ def test_an_answer_is_figures_a_failure_or_an_error_with_what_the_process_said(
     with pytest.raises(MeasurementFailed, match="out of memory"):
         in_own_process("stand_in", {"failure": "out of memory"})
     module.write_text("raise SystemExit('no form called theirs')")
-    with pytest.raises(ValueError, match="ended with 1 for(.|\n)*no form called theirs"):
+    with pytest.raises(ValueError, match=r"ended with 1 for(.|\n)*no form called theirs"):
         in_own_process("stand_in", {})
 
 
@@ -207,7 +207,7 @@ def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys, mo
     file = tmp_path / "performance.json"
     flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
 
-    rows = main([*flags, "--cache", "disk 16", "--json", str(file)])
+    rows = main([*flags, "--cache", "disk", "--json", str(file)])
 
     printed = capsys.readouterr().out
     assert "no GPU: not measured on one" in printed
