@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, brain, write_cohort
+from golden_networks import NARROW
 from torch import nn
 
-from benchmark.cases import PUBLISHED
+from benchmark.networks import PUBLISHED
 from benchmark.plain import (
+    BLOCK_CHANNELS,
     PlainDataset,
     PlainNetwork,
     plain_loader,
@@ -29,7 +31,16 @@ from utils.training.engine import train_one_epoch
 from utils.training.optimisation import build_optimizer
 
 CPU = Execution(torch.device("cpu"))
-RELEASED_LEAST = (42, 42, 42)  # its stem takes ten voxels off each side
+# The stem of the released width takes ten voxels off each side.
+EACH_WIDTH = pytest.mark.parametrize(
+    ("width", "shape"), [("compact", TINY), ("released", (42,) * 3)]
+)
+
+
+@pytest.fixture
+def narrow(narrow_released, monkeypatch):
+    """Both networks of the released width with few channels."""
+    monkeypatch.setitem(BLOCK_CHANNELS, "released", NARROW.block_channels)
 
 
 def batch_of(count: int, shape=TINY, dtype=torch.float32) -> dict[str, torch.Tensor]:
@@ -55,14 +66,16 @@ def twins(width: str, dtype=torch.float32) -> tuple[ScaleDense, PlainNetwork]:
     return ours.to(dtype), plain.to(dtype)
 
 
-@pytest.mark.parametrize(
-    ("width", "shape"),
-    [
-        ("compact", TINY),
-        pytest.param("released", RELEASED_LEAST, marks=pytest.mark.slow),
-    ],
-)
-def test_plain_network_gives_our_ages_fused_or_not(width, shape):
+def test_the_plain_released_network_has_the_layers_of_ours():
+    with torch.device("meta"):
+        ours, plain = (net("released").state_dict() for net in (ScaleDense, PlainNetwork))
+    assert {key: value.shape for key, value in plain.items()} == {
+        key: value.shape for key, value in ours.items()
+    }
+
+
+@EACH_WIDTH
+def test_plain_network_gives_our_ages_fused_or_not(width, shape, narrow):
     ours, plain = twins(width)
     batch = batch_of(2, shape)
     expected = plain_predict(plain.eval(), batch)
@@ -74,17 +87,9 @@ def test_plain_network_gives_our_ages_fused_or_not(width, shape):
     np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("width", "shape", "depth"),
-    [
-        ("compact", TINY, 5),
-        # All five blocks have 102 million parameters; the first three are built alike.
-        pytest.param("released", RELEASED_LEAST, 3, marks=pytest.mark.slow),
-    ],
-)
-def test_training_gives_the_plain_loss_gradients_and_statistics(width, shape, depth):
+@EACH_WIDTH
+def test_training_gives_the_plain_loss_gradients_and_statistics(width, shape, narrow):
     ours, plain = (network.encoder.backbone.train() for network in twins(width, torch.float64))
-    ours.blocks, plain.blocks = ours.blocks[:depth], plain.blocks[:depth]
     image = torch.randn(2, 1, *shape, dtype=torch.float64)
 
     outputs = [network(image) for network in (ours, plain)]
