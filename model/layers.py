@@ -61,32 +61,28 @@ class ConvUnit(nn.Module):
             return self._normalise_at_once(volume)
         return functional.elu(self.norm(self.convolution(volume)))
 
-    def _norms(self) -> list[nn.Module]:
-        """The branches' normalisations and the outer one; none once fused."""
-        if isinstance(self.convolution, nn.Conv3d):
-            return []
-        return [norm for _, norm in self.convolution.branches] + [self.norm]
-
     def _can_normalise_at_once(self, volume: Tensor) -> bool:
         """Whether model/branch_norm.py does the same faster: in training, on a CPU, as measured.
 
         Statistics over several processes (SyncBatchNorm), reduced precision, and torch.compile,
-        which fuses by itself, stay with the modules. So does a single value a channel, of which
-        there is no statistic: they say so.
+        which fuses by itself, stay with the modules. So does a single value per channel, of which
+        there is no statistic: BatchNorm3d then raises an error.
         """
-        norms = self._norms()
         return (
             volume.device.type == "cpu"
             and volume.dtype in (torch.float32, torch.float64)
             and volume.numel() > volume.shape[1]
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and bool(norms)
-            and all(type(norm) is nn.BatchNorm3d and norm.training for norm in norms)
+            and isinstance(self.convolution, AsymmetricConv3d)  # not fused
+            and all(
+                type(norm) is nn.BatchNorm3d and norm.training
+                for norm in (self.norm, *(norm for _, norm in self.convolution.branches))
+            )
         )
 
     def _normalise_at_once(self, volume: Tensor) -> Tensor:
-        *inner, outer = self._norms()
+        inner, outer = [norm for _, norm in self.convolution.branches], self.norm
         biases = torch.stack([norm.bias for norm in inner])
         output, means, variances, variance = BranchNorm.apply(
             torch.stack([norm.weight for norm in inner]),
