@@ -17,7 +17,7 @@ from utils.cli import Switch, add_subject_pattern, new_parser, number, run_entry
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
-    parser = new_parser("Correct brain-PAD for age bias, and measure how repeatable and how specific it is.")
+    parser = new_parser("Correct brain-PAD for age bias, and measure its repeatability.")
     add = parser.add_argument
     add("--out_of_fold", required=True, metavar="TABLE",
         help="ages of healthy training scans, each from networks not trained on it")  # fmt: skip
