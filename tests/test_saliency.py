@@ -29,8 +29,8 @@ from tests.conftest import TINY, write_scan
 from utils.networks.checkpoint import save_checkpoint
 from utils.networks.execution import choose_execution
 from utils.scans.cohort import open_cohort
-from utils.scans.dataset import open_for_one_reading
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, read_volume
+from utils.scans.dataset import open_for_one_pass
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, reduce_volume
 
 INPUT_RULES = [InputRule(resolution, crop=crop) for resolution in (2, 4) for crop in (False, True)]
 PLANTED = (30.0, -40.0, 20.0)  # MNI152 mm: right, back, up
@@ -197,7 +197,7 @@ def test_input_voxels_are_where_their_coordinates_say(input_rule, tmp_path):
     for axis, values in enumerate(grid_coordinates()):
         # A scan whose intensities are coordinates, read as networks read scans.
         scan = write_scan(tmp_path / f"{axis}.nii", (values + 200).astype(np.float32))
-        read = read_volume(scan, input_rule) - 200
+        read = reduce_volume(decode(scan), input_rule) - 200
         places = nibabel.affines.apply_affine(affine, np.indices(read.shape).reshape(3, -1).T)
         np.testing.assert_allclose(read.ravel(), places[:, axis], atol=1e-3)
         # And back on the grid, away from the ends of the input.
@@ -223,7 +223,7 @@ def test_what_is_planted_at_a_place_is_found_there(method, input_rule, tmp_path)
     path = tmp_path / "map.nii.gz"
 
     average_maps(
-        Bright(), open_for_one_reading(scans, input_rule),
+        Bright(), open_for_one_pass(scans, input_rule),
         build_method(flags, input_rule.resolution), choose_execution("cpu", "float32"),
         keep=lambda place, effect: save_map(path, effect),
     )  # fmt: skip

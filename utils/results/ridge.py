@@ -14,7 +14,7 @@ from sklearn.linear_model import RidgeCV
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import format_figures
 from utils.scans.cohort import Scan, describe, open_cohort
-from utils.scans.dataset import open_for_one_reading
+from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import Label, parse_sex_codes, read_labels
 from utils.scans.volumes import InputRule
@@ -24,11 +24,7 @@ INPUT_RULE = InputRule(resolution=4)
 
 
 def compare_baselines(args: Namespace) -> dict[str, dict]:
-    """Fits, prints and returns the figures of both baselines.
-
-    Args:
-        args: the flags of utils.results.baseline.
-    """
+    """Fits, prints and returns the figures of both baselines."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     voxels = {}
     for folder in args.train_folders:
@@ -57,8 +53,9 @@ def read_voxels(folder: str | Path, labels: dict[str, Label]) -> dict[Scan, np.n
     """The voxels of each scan of a folder, (voxels,) z-scores."""
     scans = open_cohort(folder, labels, INPUT_RULE, need_age=True)
     print(f"{folder}: {describe(scans)}")
-    dataset = open_for_one_reading(scans, INPUT_RULE)
-    return {scan: item["image"].numpy().ravel() for scan, item in zip(scans, dataset, strict=True)}
+    dataset = open_for_one_pass(scans, INPUT_RULE)
+    voxels = dataset[list(range(len(scans)))]["image"].flatten(1).numpy()
+    return dict(zip(scans, voxels, strict=True))
 
 
 def predict_ages(
