@@ -43,7 +43,7 @@ def train(args: Namespace, world: "World") -> Path:
     execution = setup.seeded_execution(args, world)
     input_rule = InputRule(args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop)
     origins = [load_checkpoint(args.init_from)] if args.init_from else []
-    sets, made = world.everyone(lambda: setup.datasets(args, input_rule, execution, args.width))
+    sets, made = world.run_in_all(lambda: setup.datasets(args, input_rule, execution, args.width))
     setup.require_new_to(args, sets[1], origins)
     ages = np.array([scan.age for scan in sets[0].scans])
     model = ScaleDense(

@@ -51,7 +51,7 @@ def train(args: Namespace, world: "World") -> Path:
             start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
         second_stage.start_from(start.model, rough_share=args.rough_share)
     origins = [first] if start is first else [first, start]
-    sets, made = world.everyone(
+    sets, made = world.run_in_all(
         lambda: setup.datasets(args, first.input_rule, execution, width, first)
     )
     setup.require_new_to(args, sets[1], origins)

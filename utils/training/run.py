@@ -52,7 +52,7 @@ def check_start(args: argparse.Namespace, world: World) -> None:
     if scan_cache(args) == Path(args.output_dir).resolve():
         raise ValueError(f"{args.output_dir}: decoded scans are kept there: give another folder")
     require_shareable(args.batch_size, world)
-    world.first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
+    world.run_in_first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
 
 
 def scan_cache(args: argparse.Namespace) -> Path:
@@ -257,8 +257,8 @@ def start(
     contents = union_of_hashes(origins, sets[0].content_hashes)
     trainer.describe(provenance, flags=plain_flags(args), training_hashes=contents)
     world = execution.world
-    if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
-        resumed = world.everyone(trainer.resume)
+    if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
+        resumed = world.run_in_all(trainer.resume)
         # The scans may have changed meanwhile, or the table of --folds.
         require_new_to(args, sets[1], [resumed])
         contents = union_of_hashes([*origins, resumed], sets[0].content_hashes)

@@ -139,7 +139,7 @@ class Trainer:
         Raises:
             ValueError: a loss or prediction that is not finite; what was saved before is good.
         """
-        self.world.first(self._open_log)
+        self.world.run_in_first(self._open_log)
         while self.epoch < self.training.epochs and not self._should_stop():
             started, self.epoch = time.perf_counter(), self.epoch + 1
             # Everything drawn in an epoch follows from seed and epoch (and rank) alone, so that a
@@ -155,8 +155,8 @@ class Trainer:
                 self.best_mae, self.best_epoch = values["validation/mae"], self.epoch
             trained = {f"train/{name}": value for name, value in losses.items()}
             times = {"lr": rate, "seconds": time.perf_counter() - started}
-            self.world.first(partial(self._write, values, trained | values | times, ages))
-        self.world.first(self._close_log)
+            self.world.run_in_first(partial(self._write, values, trained | values | times, ages))
+        self.world.run_in_first(self._close_log)
         return self.output_dir / BEST_NAME
 
     def _open_log(self) -> None:
