@@ -53,7 +53,7 @@ class World:
         return values
 
     def run_in_all(self, function: Callable[[], T]) -> T:
-        """Runs `function` in every process; where one fails, all raise their own error or its."""
+        """Runs `function` in every process; an error of one is raised in all of them."""
         if self.size == 1:
             return function()
         value = error = sent = None
