@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_preprocessing.pipeline.quality import sentences
 from utils.cli import (
     Switch,
     add_label_flags,
@@ -118,7 +117,7 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
     if flags:
         yield error(
             path,
-            f"flagged by preprocessing: {'; '.join(sentences(flags))}",
+            f"flagged by preprocessing: {'; '.join(flags.values())}",
             f"look at its picture; leave it out or {AGAIN}, or, where it is good, empty qc.flags "
             "in its sidecar",
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from data_preprocessing.pipeline.native import Native, read_native, seen_contents
+from data_preprocessing.pipeline.native import Native, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.cli import raise_all
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, IMAGE_SUFFIXES, READ_ERRORS
@@ -182,7 +182,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
             the step, what is wrong with what it made, and the end of its log.
     """
     native = read_native(image)
-    if recipe.contents == "auto" and seen_contents(native) == "brain":
+    if recipe.contents == "auto" and guess_contents(native) == "brain":
         raise ValueError(
             f"{image}: looks like an extracted brain, a head expected: fsl_anat cannot register "
             "it; give --backend builtin, or --contents head if it is a head"

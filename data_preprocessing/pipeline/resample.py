@@ -13,7 +13,7 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from data_preprocessing.pipeline.native import Native, foreground, read_native, seen_contents
+from data_preprocessing.pipeline.native import Native, foreground, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
@@ -64,7 +64,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     native = read_native(image, rescale=False)
     template = load_template()
     _require_whole_brain(image, native, template.mask)
-    contents = seen_contents(native) if recipe.contents == "auto" else recipe.contents
+    contents = guess_contents(native) if recipe.contents == "auto" else recipe.contents
     if contents == "head" and recipe.mask == "subject":
         raise ValueError(
             f"{image}: looks like a whole head, --mask subject needs an extracted brain; give "
