@@ -193,7 +193,7 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
 
 
 def _flag_preprocessing(scan: Path, trained: Provenance) -> dict[str, str]:
-    """A flag where the sidecar says that the scan was made in another way than the training scans."""
+    """A flag where the sidecar tells another registration or mask than the training scans had."""
     (made,) = read_provenance([scan])
     differences = made.differences(trained) if made else []
     # Backends differ little; registration and mask move ages by years.

@@ -7,9 +7,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from analysis.brain_pad.calibration import Calibration, read_calibration
+from analysis.brain_pad.calibration import Calibration, complete_row, read_calibration
 from analysis.report.page import write_report
-from analysis.report.predictions import TABLE, complete_row, write_table
 from data_preprocessing.pipeline.inputs import Source, describe_dataset
 from prediction.items import Item, find_items, read_people, require_all_rows
 from prediction.overlays import draw_overlays
@@ -19,7 +18,7 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
-from utils.results.tables import format_figure
+from utils.results.tables import TABLE, format_figure, write_table
 from utils.scans.labels import parse_sex_codes
 
 REPORT = "report.html"
@@ -51,7 +50,9 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     rows = [
         complete_row(table_row(item, records[item.source], trained), calibration) for item in items
     ]
-    written = [write_table(rows, output, as_csv=args.csv, overwrite=True)]
+    written = [write_table(output / TABLE, rows, overwrite=True)]
+    if args.csv:
+        write_table(output / "predictions.csv", rows, overwrite=True)
     if args.report:
         overlays = draw_overlays(items, records, request) if args.saliency else {}
         written.append(

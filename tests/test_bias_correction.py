@@ -11,8 +11,8 @@ from analysis.brain_pad.calibration import (
     read_calibration,
     write_calibration,
 )
-from analysis.brain_pad.tables import read_predictions
 from utils.files import sha256_of
+from utils.results.tables import read_predictions
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_beheshtis_brain_pad_is_the_residual_of_brain_pad_on_age_and_slope_times
 def test_ages_beyond_the_fitted_ones_are_flagged_and_corrected_all_the_same(table):
     calibration = fit_calibration(read_predictions(table))
     scans = pd.DataFrame({"age": [5.0, 50.0, 99.0], "predicted_age": [10.0, 52.0, 90.0]})
-    applied = apply_calibration(calibration, scans.assign(brain_pad=[5.0, 2.0, -9.0]))
+    applied = apply_calibration(calibration, scans)
     assert applied["outside_fitted_ages"].tolist() == [True, False, True]
     assert np.isfinite(applied[["brain_pad_cole", "brain_pad_beheshti"]]).all().all()
 

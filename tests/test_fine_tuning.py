@@ -1,4 +1,4 @@
-"""Fine-tuning the shipped networks on a small cohort of another scanner (README, "Fine-tune")."""
+"""Fine-tuning the shipped networks on a small cohort of another scanner (docs/train.md)."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from conftest import write_scan
 
 import train_first_stage
-from data_preprocessing.make_demo_cohort import load_template, make_volume, person_generator
+from data_preprocessing.demo.cohort import person_generator
+from data_preprocessing.demo.phantom import load_template, make_volume
 
 ROOT = Path(__file__).parent.parent
 AGES = {"train": np.linspace(20, 85, 8), "val": np.linspace(23, 82, 6)}

@@ -51,7 +51,7 @@ def results_in(output: Path) -> tuple[dict, str, dict]:
     figures = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     del figures["checkpoint"]  # its path
     weights = torch.load(output / LAST_NAME, weights_only=True)["resume"]["model"]
-    return weights, (output / "predictions.csv").read_text(encoding="utf-8"), figures
+    return weights, (output / "predictions.tsv").read_text(encoding="utf-8"), figures
 
 
 def require_same(found: tuple[dict, str, dict], expected: tuple[dict, str, dict]) -> None:

@@ -19,7 +19,6 @@ from analysis.brain_pad import out_of_fold
 from analysis.saliency import __main__ as saliency
 from benchmark import __main__ as benchmark
 from data_preprocessing import (
-    apply_mask,
     check_dataset,
     collect_images,
     datasets,
@@ -49,7 +48,7 @@ ALLOWED = {
 WITH_BUILD_PARSER = (
     train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load,
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
-    split_dataset, make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
+    split_dataset, make_folds, ship, out_of_fold, brain_pad, saliency,
 )  # fmt: skip
 
 
@@ -64,7 +63,7 @@ def module_name(module) -> str:
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
     "train_second_stage.py": options.parse_second_stage,
-    "test.py": options.parse_test,
+    "test.py": test.parse,
 } | {
     module_name(module): (lambda argv, module=module: module.build_parser().parse_args(argv))
     for module in WITH_BUILD_PARSER
@@ -280,10 +279,31 @@ def test_published_script_names_are_links_to_ours():
 
 DOCUMENTS = [
     ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "pretrained/README.md",
     ROOT / "data_preprocessing/README.md",
-    *(ROOT / "docs").glob("*.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
+LINES_AT_MOST = {
+    "README.md": 220,
+    "docs/RESULTS.md": 160,
+    "docs/RELIABILITY.md": 200,
+    "docs/PERFORMANCE.md": 200,
+}
+HOW_TO_PAGES = ("data", "preprocess", "quality", "train", "predict", "analyse", "paper")
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document; repeated ones get -1, -2 ..."""
+    found: list[str] = []
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
+        repeated = sum(name == slug or name.startswith(f"{slug}/") for name in found)
+        found.append(f"{slug}/{repeated}" if repeated else slug)
+    return {name.replace("/", "-") for name in found}
 
 
 def commands(document: Path) -> list[str]:
@@ -299,11 +319,38 @@ def test_every_command_in_the_documents_is_understood(document, tmp_path):
         for at, word in enumerate(words):
             if word in PARSERS:
                 PARSERS[word](words[at + 1 :])
+            elif words[at - 1] == "-m" and word.split(".")[0] in PACKAGES | {"tests"}:
+                assert word == "tests.audit.fuzz_readers", f"no program: {line}"
             elif word.startswith("script/"):
                 assert (ROOT / word).is_file(), line
                 if ROOT / word in set(SCRIPTS) - {QUICK_START}:
                     for call in recorded_calls(ROOT / word, tmp_path, *words[at + 1 :]):
                         parse_call(call)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading_that_exist(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if re.match(r"[a-z]+://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), target
+        assert path.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(path), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = set(re.findall(r"\]\((?:docs/)?([A-Za-z_]+\.md)", (ROOT / "README.md").read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_documents_stay_short():
+    most = LINES_AT_MOST | {f"docs/{name}.md": 150 for name in HOW_TO_PAGES}
+    for name, lines in most.items():
+        assert len((ROOT / name).read_text().splitlines()) <= lines, name
+    assert len((ROOT / "README.md").read_text().split()) <= 1900
 
 
 def test_the_entry_points_are_thin():

@@ -16,12 +16,14 @@ from utils.networks.checkpoint import load_checkpoint, save_checkpoint
 from utils.scans.provenance import Provenance
 from utils.scans.volumes import GRID_SHAPE, normalise
 
-RESULTS = {"predictions.csv", "metrics.json", "predictions.npz", "scatter.png"}
+RESULTS = {
+    "predictions.tsv", "predictions.json", "metrics.json", "predictions.npz", "scatter.png",
+}  # fmt: skip
 
 
 def rows(folder) -> list[dict]:
-    with (folder / "predictions.csv").open() as file:
-        return list(csv.DictReader(file))
+    with (folder / "predictions.tsv").open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def run(cohort, checkpoint, folder, *flags, labels=True):
@@ -51,8 +53,9 @@ def test_all_results_are_written(tested):
 def test_table_has_every_scan_once_in_file_order_with_its_own_figures(tested, cohort):
     folder, _ = tested
     table = rows(folder)
-    assert list(table[0]) == ["participant_id", "age", "sex", "stage_one_age", "predicted_age",
-                              "brain_pad"]  # fmt: skip
+    columns = ["participant_id", "sex", "age", "stage_one_age", "predicted_age", "brain_pad"]
+    assert list(table[0]) == columns
+    assert list(json.loads((folder / "predictions.json").read_text())) == columns
     assert [row["participant_id"] for row in table] == [f"test-{i}" for i in range(1, 8)]
     labels = dict(
         line.split(".nii.gz,") for line in (cohort / "labels.csv").read_text().splitlines()
@@ -184,8 +187,8 @@ def test_checkpoint_is_found_in_the_output_folder_as_published(cohort, trained, 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--plot_name", "plot"], "--plot_name plot: .png, .pdf, .svg or .jpg expected"),
-        (["--csv_name", "a", "--npz_name", "a"], "four different result files expected"),
+        (["--plot_name", "plot"], r"--plot_name plot: \.png, \.pdf, \.svg, \.jpg expected"),
+        (["--npz_name", "metrics.json"], "five different result files expected"),
     ],
 )
 def test_unusable_result_names_are_refused_before_any_work(

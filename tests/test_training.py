@@ -386,7 +386,7 @@ def test_published_flags_are_accepted_and_mean_what_they_say():
     second = parse_second_stage(PUBLISHED)
     assert second.unused == ["--test_folder", "--model_name", "--npz_name", "--plot_name"]
     assert (second.age_step, second.first_stage_net) == (5, "i")
-    tested = test.parse_test(PUBLISHED)
+    tested = test.parse(PUBLISHED)
     assert {"--sorter", "--lr", "--train_folder", "--lbd"} <= set(tested.unused)
     assert (tested.test_folder, tested.use_sex, tested.model_name) == ("c", False, ["f"])
 

@@ -160,8 +160,8 @@ def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
     )
 
 
-def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Where and how it runs; returns the group for more of the kind."""
+def add_device_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where and how exactly it computes; returns the group for more of the kind."""
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device",
@@ -176,25 +176,28 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "float32 to 0.1 years), float32 on a CPU",
     )
     group.add_argument(
+        "--threads",
+        type=number(int, low=0),
+        default=0,
+        help="CPU threads; 0: as many as the process may use",
+    )
+    return group
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """`add_device_flags`, compilation and the processes that read scans; returns the group."""
+    group = add_device_flags(parser)
+    group.add_argument(
         "--compile",
         action=Switch,
         default=False,
         help="torch.compile; takes minutes to start, worth trying on a GPU",
     )
     group.add_argument(
-        "--threads",
-        type=number(int, low=0),
-        default=0,
-        help="CPU threads; 0: as many as the process may use",
-    )
-    group.add_argument(
         "--num_workers",
         type=number(int, low=0),
         default=2,
         help="processes that read scans: of --cache none, and on a GPU of --cache disk",
-    )
-    group.add_argument(
-        "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"
     )
     return group
 

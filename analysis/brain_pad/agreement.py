@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from utils.results.metrics import resample, with_interval
+from utils.results.metrics import with_intervals
 from utils.scans.leakage import people_of
 
 
@@ -94,17 +94,14 @@ def agreement(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> dict[s
         {"value", "low", "high"} with 95 % bootstrap intervals over persons, by figure; the limits
         of agreement are mean_difference -+ 1.96 sd_of_difference.
     """
-    both = np.stack([first, second], axis=-1)
-    values = _figures(both)
-    samples = _figures(both[resample(len(both), seed)])
-    return {name: with_interval(values[name], samples[name]) for name in values}
+    return with_intervals(_figures, first, second, seed=seed)
 
 
-def _figures(both: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of (..., n, 2) years, each (...,)."""
-    difference = both[..., 1] - both[..., 0]
+def _figures(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures over the last axis, in years where they are differences."""
+    difference = second - first
     mean, sd = difference.mean(-1), difference.std(-1, ddof=1)
-    icc_2_1, icc_3_1 = intraclass_correlations(both)
+    icc_2_1, icc_3_1 = intraclass_correlations(np.stack([first, second], axis=-1))
     return {
         "mean_absolute_difference": np.abs(difference).mean(-1),
         "mean_difference": mean,

@@ -5,20 +5,42 @@ also go into a support vector machine.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from analysis.brain_pad.calibration import PADS
-from utils.results.metrics import resample, with_interval
+from utils.results.metrics import mean_with_interval, with_intervals
+from utils.scans.labels import UNKNOWN_WORDS, parse_number, read_columns
 
 FOLDS = 5
+
+
+def read_ratings(path: str | Path) -> dict[str, float | None]:
+    """The Clinical Dementia Rating (CDR) of each scan, None where it was not assessed.
+
+    Args:
+        path: a participants table with the columns scan_id (or participant_id) and CDR.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: all problems of the rows, each with what was expected.
+    """
+    rows = read_columns(path, ("scan_id", "participant_id"), {"CDR": _rating})
+    return {scan: cells["CDR"] for scan, cells in rows.items()}
+
+
+def _rating(text: str) -> float | None:
+    if text.lower() in UNKNOWN_WORDS:
+        return None
+    return parse_number(0, 3, "a rating from 0 to 3 or n/a")(text)
 
 
 def match_healthy(patients: pd.DataFrame, healthy: pd.DataFrame, *, caliper: float) -> pd.Series:
@@ -57,20 +79,14 @@ def auc_with_interval(patients: np.ndarray, healthy: np.ndarray, *, seed: int = 
         healthy: (m,) scores.
         seed: of the resampling.
     """
-    scores = np.concatenate([patients, healthy])
-    is_patient = np.arange(len(scores)) < len(patients)
-    # A resample's AUC is the mean of these over its pairs of a patient and a healthy one.
-    wins = np.sign(patients[:, None] - healthy[None]) / 2 + 0.5
-    won = (_times_drawn(len(patients), seed) @ wins) * _times_drawn(len(healthy), seed + 1)
-    return with_interval(roc_auc_score(is_patient, scores), won.sum(-1) / wins.size)
+    return with_intervals(_auc, patients, healthy, paired=False, seed=seed)["auc"]
 
 
-def _times_drawn(count: int, seed: int) -> np.ndarray:
-    """(RESAMPLES, count): how often each scan is in each resample."""
-    chosen = resample(count, seed)
-    times = np.zeros(chosen.shape)
-    np.add.at(times, (np.arange(len(chosen))[:, None], chosen), 1)
-    return times
+def _auc(patients: np.ndarray, healthy: np.ndarray) -> dict[str, np.ndarray]:
+    """The Mann-Whitney statistic over the last axis as a share of all pairs; ties count half."""
+    count, others = patients.shape[-1], healthy.shape[-1]
+    ranks = rankdata(np.concatenate([patients, healthy], axis=-1), axis=-1)[..., :count]
+    return {"auc": (ranks.sum(-1) - count * (count + 1) / 2) / (count * others)}
 
 
 def svm_scores(
@@ -192,8 +208,5 @@ def _describe(scans: pd.DataFrame) -> dict[str, float]:
 
 def _means(scans: pd.DataFrame) -> dict:
     """Mean brain-PADs in years with bootstrap intervals over scans."""
-    chosen = resample(len(scans), 0)
-    pads = {name: scans[name].to_numpy() for name in PADS}
-    return {"n": len(scans)} | {
-        name: with_interval(pad.mean(), pad[chosen].mean(-1)) for name, pad in pads.items()
-    }
+    means = {name: mean_with_interval(scans[name].to_numpy()) for name in PADS}
+    return {"n": len(scans)} | means

@@ -3,8 +3,8 @@
     read -> brain mask (deepbet) -> crop to the brain -> bias field (N4, SimpleITK)
          -> affine, then deformable registration to the template (greedy) -> one interpolation
 
-Every step uses one thread: scans are done side by side in processes instead. The README of
-data_preprocessing says which engines were compared and how far the output is from FSL's.
+Every step uses one thread: scans are done side by side in processes instead. docs/preprocess.md
+says how the output differs from FSL's, docs/LOG.md which settings were compared.
 
 Greedy (Yushkevich et al., github.com/pyushkevich/greedy) maps points of the fixed image, the
 template, to points of the moving one, the scan: x -> A (x + u(x)), with u a displacement in mm on

@@ -1,7 +1,7 @@
 """Whether a scan on the grid may be trusted: measures, and the limits beyond which it is flagged.
 
-Needs numpy and scipy only, whoever preprocessed the scan. docs/RESULTS.md, "Limits of quality",
-says from which scans the limits were learnt, what they catch and what they miss.
+Needs numpy and scipy only, whoever preprocessed the scan. docs/quality.md says what the limits
+catch and what they miss, docs/LOG.md from which scans they were learnt.
 
 How a brain lies against the template (another side, turned, shifted) is looked for at 4 mm, lightly
 smoothed, where a scan takes tenths of a second. Likeness is the Pearson correlation with the

@@ -30,7 +30,8 @@ def seeds(suffix: str) -> list[bytes]:
     import nibabel
     import numpy as np
     import openpyxl
-    from workbooks import write_xls
+
+    from utils.files import write_xls
 
     rows = [["scan", "age", "sex"], ["a.nii.gz", 34.5, "F"], ["sub-2", "89+", 1], ["c", "=1+1", 0]]
     with tempfile.TemporaryDirectory() as folder:

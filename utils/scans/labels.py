@@ -9,6 +9,7 @@ import csv
 import math
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,6 +144,68 @@ def read_rows(path: Path) -> list[list[str]]:
     else:
         raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
     return [[from_spreadsheet_text(str(cell).strip()) for cell in row] for row in rows]
+
+
+def read_columns(
+    path: str | Path, key: Sequence[str], parsers: Mapping[str, Callable[[str], object]]
+) -> dict[str, dict]:
+    """Some columns of a table with a header row, by the scan that each row is about.
+
+    Args:
+        path: as in `read_rows`.
+        key: the column with the names of scans, or several of which the first found is read.
+            Image suffixes are taken off the names.
+        parsers: by column, a function of the cell's text; its ValueError says what it expects.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: missing columns; or all problems of the rows, each with row, value and
+            expectation.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table")
+    header, *rows = read_rows(path) or [[]]
+    named = next((name for name in key if name in header), None)
+    missing = [" or ".join(key)] if named is None else []
+    missing += [name for name in parsers if name not in header]
+    if missing:
+        raise ValueError(f"{path}, row 1: no column {', '.join(missing)}; found {header}")
+    places = {name: header.index(name) for name in (named, *parsers)}
+    found, row_of, problems = {}, {}, []
+    for number, row in enumerate(rows, start=2):
+        if not any(row):
+            continue
+        cells = {name: row[at] if at < len(row) else "" for name, at in places.items()}
+        name, where = image_stem(cells[named]), f"{path}, row {number}"
+        if not name:
+            problems.append(f"{where}: {named} is empty, the name of a scan expected")
+        elif name in row_of:
+            problems.append(f"{where}: {name} stands in row {row_of[name]} already, one expected")
+        row_of.setdefault(name, number)
+        found[name] = {}
+        for column, parse in parsers.items():
+            try:
+                found[name][column] = parse(cells[column])
+            except ValueError as error:
+                problems.append(f"{where}: {name}: {column} {cells[column]!r}, {error} expected")
+    raise_all(problems)
+    return found
+
+
+def parse_number(low: float, high: float, expected: str) -> Callable[[str], float]:
+    """A parser for `read_columns`: a number from `low` to `high`, or ValueError(expected)."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return parse
 
 
 def _read_text(path: Path, text: str) -> list[list[str]]:

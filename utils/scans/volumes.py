@@ -1,4 +1,4 @@
-"""One scan from its file to the network's input (data contract; README, "Data").
+"""One scan from its file to the network's input (the contract of docs/data.md).
 
 The network reads brains on the FSL MNI152 2 mm grid, 91x109x91 voxels, stored left-anterior-
 superior (LAS). TemplateFlow's copy of the same space is RAS with the SAME SHAPE, so what is done is

@@ -15,7 +15,6 @@ from utils.cli import (
     new_parser,
     number,
 )
-from utils.networks import BEST_NAME
 
 # The published flags. An entry point accepts those it has no use for and says so.
 PUBLISHED_FLAGS = (
@@ -137,81 +136,6 @@ def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parse(parser, argv, {"ours": OUR_SECOND_STAGE, "paper": PAPER_SECOND_STAGE})
 
 
-def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags of test.py."""
-    parser = new_parser(
-        "Predict the ages of a folder of scans with a checkpoint of either stage; with a label "
-        "sheet, report the errors."
-    )
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--output_dir",
-        required=True,
-        metavar="DIR",
-        help="where the results go, and where --model_name is looked for",
-    )
-    group.add_argument(
-        "--model_name",
-        nargs="+",
-        metavar="NAME",
-        help="checkpoint, ours or the authors', in --output_dir or a path; several: the mean of "
-        f"their ages; unset: {BEST_NAME} in --output_dir or, without one there, the networks that "
-        "are shipped in pretrained/",
-    )
-    group.add_argument(
-        "--mirror",
-        action=Switch,
-        default=None,
-        help="mean of the ages of each scan and its left-right mirror image; unset: for networks "
-        "trained with random mirroring",
-    )
-    group.add_argument(
-        "--first_stage_net",
-        metavar="FILE",
-        help="first stage for an authors' second-stage checkpoint; ours hold it",
-    )
-    group.add_argument(
-        "--use_sex",
-        "--use_gender",
-        action=Switch,
-        default=None,
-        help="for the authors' checkpoints, which do not tell; unset: true",
-    )
-    group.add_argument(
-        "--age_step",
-        "--dis_range",
-        type=number(float, above=0),
-        default=5.0,
-        metavar="YEARS",
-        help="for the authors' second stage; ours store it",
-    )
-    group.add_argument(
-        "--fuse",
-        action=Switch,
-        default=True,
-        help="fuse convolutions with their normalisations: same ages, faster",
-    )
-    group = parser.add_argument_group("data")
-    group.add_argument("--test_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
-    add_label_flags(group, required=False)
-    group = parser.add_argument_group("results")
-    group.add_argument("--csv_name", default="predictions.csv", metavar="NAME", help="table")
-    group.add_argument("--metrics_name", default="metrics.json", metavar="NAME", help="figures")
-    group.add_argument(
-        "--npz_name",
-        default="predictions.npz",
-        metavar="NAME",
-        help="target, prediction, ID, as the authors write them",
-    )
-    group.add_argument("--plot_name", default="scatter.png", metavar="NAME", help="scatter plot")
-    group.add_argument(
-        "--overwrite", action=Switch, default=False, help="replace results that exist"
-    )
-    add_machine_flags(parser)
-    parser.add_argument("--batch_size", type=number(int, low=1), default=8, help="scans at a time")
-    return parse(parser, argv, {})
-
-
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """What both training scripts take."""
     parser.add_argument(
@@ -261,6 +185,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add_loss_flags(parser)
     add_optimisation_flags(parser)
     machine = add_machine_flags(parser)
+    machine.add_argument(
+        "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"
+    )
     machine.add_argument(
         "--recompute_activations",
         action=Switch,

@@ -20,10 +20,11 @@ from utils.distributed import World
 from utils.machine import be_deterministic, use_machine_well
 from utils.networks.checkpoint import Checkpoint, require_alike, union_of_hashes
 from utils.networks.execution import Execution, choose_execution, compile_network, predict
+from utils.results.tables import read_predicted_ages
 from utils.scans.cache import Cache
 from utils.scans.cohort import describe, open_cohort
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_checked, require_shareable
-from utils.scans.folds import hold_out, out_of_fold_ages, read_folds
+from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
@@ -151,7 +152,7 @@ def use_out_of_fold_ages(args: argparse.Namespace, train_set: ScanDataset) -> No
         return
     if args.mixup:
         raise ValueError("--mixup and --out_of_fold_ages: mixed scans have no out-of-fold age")
-    ages = out_of_fold_ages(args.out_of_fold_ages, train_set.scans, "training scans")
+    ages = read_predicted_ages(args.out_of_fold_ages, train_set.scans)
     train_set.rough_age = torch.from_numpy(ages).float()[:, None]
     error = train_set.rough_age - train_set.age
     print(

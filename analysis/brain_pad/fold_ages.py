@@ -1,0 +1,210 @@
+"""The ages that the networks of a cross-validation give to the scans that they have not seen."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.tsan import discretize_age
+from utils.files import require_absent
+from utils.machine import use_machine_well
+from utils.networks import BEST_NAME
+from utils.networks.checkpoint import Checkpoint, load_checkpoint
+from utils.networks.execution import Execution, choose_execution
+from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
+from utils.results.metrics import (
+    mae_difference,
+    score_with_intervals,
+    within_bin_correlation,
+    within_bin_spread,
+)
+from utils.results.tables import (
+    format_difference,
+    format_figures,
+    read_predicted_ages,
+    scan_rows,
+    table_files,
+    write_table,
+)
+from utils.scans.cohort import Scan, open_cohort
+from utils.scans.dataset import open_for_one_reading
+from utils.scans.folds import hold_out, read_folds
+from utils.scans.labels import Label, parse_sex_codes, read_labels
+from utils.scans.leakage import person_of_scan, require_unseen
+
+
+@dataclass(frozen=True)
+class FoldNetworks:
+    """The networks of a cross-validation.
+
+    Attributes:
+        by_fold: the checkpoints of each fold, one per folder of runs.
+        fold_of: the fold of each scan.
+        execution: device and precision.
+        mirror: whether ages are means over mirror images; None: where training mirrored.
+    """
+
+    by_fold: dict[int, list[Checkpoint]]
+    fold_of: dict[str, int]
+    execution: Execution
+    mirror: bool | None
+
+    @property
+    def all(self) -> list[Checkpoint]:
+        """The networks of all folds."""
+        return [checkpoint for found in self.by_fold.values() for checkpoint in found]
+
+    def ages(self, checkpoints: Sequence[Checkpoint], scans: list[Scan]) -> dict[str, np.ndarray]:
+        """The named ages that each network gives, (networks, scans) years each.
+
+        Raises:
+            ValueError: a network was trained on some of the scans, and its training did not allow
+                persons in training and validation alike.
+        """
+        # Decoded once for all networks that read scans alike.
+        input_rules = {checkpoint.input_rule for checkpoint in checkpoints}
+        opened = {rule: open_for_one_reading(scans, rule) for rule in input_rules}
+        for checkpoint in checkpoints:
+            require_unseen(
+                scans,
+                opened[checkpoint.input_rule].content_hashes,
+                checkpoint.trained_on or (),
+                source=checkpoint.source,
+                role="scans that it should be new to",
+                what_to_do="give the --folds that it was trained with, or train anew",
+                allowed=checkpoint.summary.get("flags", {}).get("allow_shared_persons", False),
+            )
+        note_unknown_sexes(checkpoints[0], scans)
+        settings = PredictionSettings(mirror=self.mirror)
+        found = [
+            Predictor(checkpoint, self.execution, settings).ages(opened[checkpoint.input_rule])
+            for checkpoint in checkpoints
+        ]
+        return {name: np.stack([ages[name] for ages in found]) for name in found[0]}
+
+
+def collect_ages(args: Namespace) -> dict:
+    """Writes the tables; prints and returns the figures of each predictor.
+
+    Args:
+        args: the flags of analysis.brain_pad.out_of_fold.
+    """
+    if bool(args.retest_folder) != bool(args.retest_output):
+        raise ValueError("--retest_folder and --retest_output: give both, or neither")
+    if args.retest_folder and args.only:
+        raise ValueError(
+            "--retest_folder and --only: networks of all folds expected, or people of the folds "
+            "left out would be predicted by networks that have seen them"
+        )
+    outputs = [Path(path) for path in (args.output, args.retest_output) if path]
+    files = [file for output in outputs for file in table_files(output)]
+    if not args.overwrite:
+        require_absent(*files)
+    use_machine_well(args.threads)
+    execution = choose_execution(args.device, args.precision)
+    fold_of = read_folds(args.folds)
+    networks = {
+        fold: [load_checkpoint(Path(folder) / str(fold) / BEST_NAME) for folder in args.runs]
+        for fold in args.only or sorted(set(fold_of.values()))
+    }
+    folds = FoldNetworks(networks, fold_of, execution, args.mirror)
+    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    scans, ages, seeds = predict_folds(args, folds, labels)
+    step = getattr(folds.all[0].model, "age_step", None)  # a first stage has none
+    report = compare(scans, ages, step=step)
+    report |= compare_with_others(scans, ages["predicted_age"], seeds, args)
+    if args.retest_folder:
+        predict_retest(args, folds, labels)
+    return report
+
+
+def predict_folds(
+    args: Namespace, folds: FoldNetworks, labels: dict[str, Label]
+) -> tuple[list[Scan], dict[str, np.ndarray], np.ndarray]:
+    """Predicts the scans of every fold by the fold's own networks and writes the table.
+
+    Returns:
+        The scans; their named ages, (scans,) years each, means over seeds; (seeds, scans) years.
+    """
+    pooled = [
+        scan
+        for folder in args.scan_folders
+        for scan in open_cohort(folder, labels, folds.all[0].input_rule, need_age=True)
+    ]
+    scans: list[Scan] = []
+    found = []
+    for fold, checkpoints in folds.by_fold.items():
+        held = hold_out(pooled, folds.fold_of, fold)[1]
+        found.append(folds.ages(checkpoints, held))
+        scans += held
+    ages = {name: np.concatenate([each[name] for each in found], axis=1) for name in found[0]}
+    means = {name: values.mean(axis=0) for name, values in ages.items()}
+    rows = scan_rows(scans, means)
+    rows = [row | {"fold": folds.fold_of[row["participant_id"]]} for row in rows]
+    write_table(Path(args.output), rows, overwrite=args.overwrite)
+    return scans, means, ages["predicted_age"]
+
+
+def compare(scans: list[Scan], ages: dict[str, np.ndarray], *, step: float | None) -> dict:
+    """Prints and returns the figures, those of both stages where `step` says that there are two."""
+    age, predicted = np.array([scan.age for scan in scans]), ages["predicted_age"]
+    print(f"{len(scans)} scans, each predicted by networks that were not trained on it")
+    if not step:
+        report = {"predicted": score_with_intervals(age, predicted)}
+        print(format_figures(report))
+        return report
+    stages = {"stage one": ages["stage_one_age"], "stage two": predicted}
+    report = {name: score_with_intervals(age, each) for name, each in stages.items()}
+    print(format_figures(report))
+    report["difference"] = mae_difference(age, predicted, ages["stage_one_age"])
+    print(format_difference("stage two minus stage one", report["difference"]))
+    rounded = discretize_age(torch.from_numpy(ages["stage_one_age"]), step).numpy()
+    residual, needed = predicted - rounded, age - rounded
+    values = report["within_bins"] = {
+        "spread": within_bin_spread(residual, rounded),
+        "spread_needed": within_bin_spread(needed, rounded),
+        "correlation": within_bin_correlation(residual, needed, rounded),
+    }
+    print(
+        f"within rounded ages: spread of the residual {values['spread']:.2f} years, needed "
+        f"{values['spread_needed']:.2f}; correlation of both {values['correlation']:.2f}"
+    )
+    return report
+
+
+def compare_with_others(
+    scans: list[Scan], predicted: np.ndarray, seeds: np.ndarray, args: Namespace
+) -> dict:
+    """Prints and returns the figures of each seed and the differences from --reference."""
+    age = np.array([scan.age for scan in scans])
+    report = {}
+    if len(seeds) > 1:
+        names = [Path(folder).name for folder in args.runs]
+        report = {n: score_with_intervals(age, each) for n, each in zip(names, seeds, strict=True)}
+        print(format_figures(report))
+    for path in args.reference:
+        report[path] = mae_difference(age, predicted, read_predicted_ages(path, scans))
+        print(format_difference(f"this minus {path}", report[path]))
+    return report
+
+
+def predict_retest(args: Namespace, folds: FoldNetworks, labels: dict[str, Label]) -> None:
+    """Predicts second scans by the networks that had not seen the person, and writes their table.
+
+    People of no fold, such as those of a test folder, get the mean of all networks.
+    """
+    fold_of = {person_of_scan(scan): fold for scan, fold in folds.fold_of.items()}
+    scans = open_cohort(args.retest_folder, labels, folds.all[0].input_rule)
+    fold = [fold_of.get(person_of_scan(scan.subject_id)) for scan in scans]
+    ages: dict[str, np.ndarray] = {}
+    for held in set(fold):
+        places = [index for index, each in enumerate(fold) if each == held]
+        checkpoints = folds.by_fold.get(held, folds.all)
+        found = folds.ages(checkpoints, [scans[index] for index in places])
+        for name, values in found.items():
+            ages.setdefault(name, np.empty(len(scans)))[places] = values.mean(axis=0)
+    rows = [row | {"fold": each} for row, each in zip(scan_rows(scans, ages), fold, strict=True)]
+    write_table(Path(args.retest_output), rows, overwrite=args.overwrite)
