@@ -59,7 +59,7 @@ def find_items(
     """All scans of the inputs in the order of their names, with their rows in the sheets.
 
     Args:
-        inputs: files, folders, BIDS datasets, outputs of fsl_anat, folders of a DICOM series.
+        inputs: files and folders, see pipeline/inputs.py.
         tables: from `read_people`; may be empty.
         output_dir: for results, which are no inputs.
         contents: `head`, `brain`, `grid`, or `auto`: a scan that lies on the grid is used as it is.
@@ -69,34 +69,26 @@ def find_items(
         ValueError: inputs without scans or inside the output folder; participants without scans.
     """
     sources = find_sources(inputs, output_dir=output_dir)
-    _require_outside(sources, output_dir)
+    paths = (path for source in sources for path in (source.path, source.path.resolve()))
+    if inside := [path for path in paths if path.is_relative_to(output_dir.resolve())]:
+        raise ValueError(
+            f"{inside[0]}: lies in --output_dir {output_dir}, where results could take the place "
+            "of scans; give another folder"
+        )
     if participants:
         sources = select_participants(sources, participants)
-    found = ((source, parse_bids_name(source.name)) for source in sources)
-    derivatives = {source: name.derivative for source, name in found if name}
-    times = Counter(name.lower() for name in derivatives.values())
+    found = [parse_bids_name(source.name) for source in sources]
+    times = Counter(bids.derivative.lower() for bids in found if bids)
     items = []
-    for source in sources:
-        name = derivatives.get(source)
+    for source, bids in zip(sources, found, strict=True):
         # Of two files that would become one derivative, both get names of their own.
-        if name is None or times[name.lower()] > 1:
-            name = f"scans/{source.name}"
-        who = _bids_name(source) or BidsName(source.name, None, "")
+        unique = bids and times[bids.derivative.lower()] == 1
+        name = bids.derivative if unique else f"scans/{source.name}"
         on_grid = contents == "grid" or (contents == "auto" and _lies_on_grid(source))
-        label = find_label(source, tables)
-        items.append(Item(Source(name, source.path, on_grid), who.participant, who.session, label))
+        who = _bids_name(source) or BidsName(source.name, None, "")
+        named = Source(name, source.path, on_grid)
+        items.append(Item(named, who.participant, who.session, find_label(source, tables)))
     return items
-
-
-def _require_outside(sources: Sequence[Source], output_dir: Path) -> None:
-    """Raises ValueError for scans in the output folder: results could overwrite them."""
-    for source in sources:
-        for path in (source.path, source.path.resolve()):
-            if path.is_relative_to(output_dir.resolve()):
-                raise ValueError(
-                    f"{path}: lies in --output_dir {output_dir}, where results could take the "
-                    "place of scans; give another folder"
-                )
 
 
 def _lies_on_grid(source: Source) -> bool:

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from data_preprocessing.pipeline.inputs import Source
 from data_preprocessing.pipeline.one_scan import Prepared, Request, check_backend, prepare_all
-from data_preprocessing.pipeline.recipe import Recipe
 from data_preprocessing.pipeline.workers import jobs_that_fit
 from prediction.items import Item
 from utils.cli import raise_all
@@ -34,36 +33,13 @@ class PredictionRequest:
         predictor: gives the ages.
         model: identifies its networks in records and table.
         contents: `auto`, `head`, `brain` or `grid`, as the user says, see items.py.
-        scans: how scans are prepared.
+        scans: how scans are prepared: as the training scans of the networks were.
     """
 
     predictor: Predictor
     model: str
     contents: str
     scans: Request
-
-
-def build_request(
-    predictor: Predictor, model: str, output_dir: Path, *, contents: str, backend: str,
-    overwrite: bool,
-) -> PredictionRequest:  # fmt: skip
-    """A request that prepares scans as the network's training scans were.
-
-    Raises:
-        ValueError: nobody knows where the training scans lie.
-    """
-    checkpoint, recipe = predictor.checkpoint, None
-    if checkpoint.input_rule.any_grid:
-        raise ValueError(
-            f"{checkpoint.source}: trained with --any_grid, so nobody knows where its scans lie: "
-            "predict with test.py"
-        )
-    trained = checkpoint.provenance
-    if trained.registration and trained.mask:
-        native = "auto" if contents == "grid" else contents
-        recipe = Recipe(backend, trained.registration, trained.mask, native)
-    scans = Request(output_dir, recipe, registration=trained.registration, overwrite=overwrite)
-    return PredictionRequest(predictor, model, contents, scans)
 
 
 def predict_all(
@@ -73,7 +49,7 @@ def predict_all(
 
     Args:
         items: scans; those that are predicted already are not predicted again.
-        request: from `build_request`.
+        request: the same for all.
         jobs: scans prepared at a time; 0: as many as cores and memory allow.
 
     Raises:

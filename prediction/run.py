@@ -10,9 +10,11 @@ from pathlib import Path
 from analysis.brain_pad.calibration import Calibration, complete_row, read_calibration
 from analysis.report.page import write_report
 from data_preprocessing.pipeline.inputs import Source, describe_dataset
+from data_preprocessing.pipeline.one_scan import Request
+from data_preprocessing.pipeline.recipe import Recipe
 from prediction.items import Item, find_items, read_people, require_all_rows
 from prediction.overlays import draw_overlays
-from prediction.records import PredictionRequest, build_request, predict_all, table_row
+from prediction.records import PredictionRequest, predict_all, table_row
 from utils.files import require_writable, sha256_of
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
@@ -89,20 +91,29 @@ def find_scans(args: argparse.Namespace) -> list[Item]:
 
 
 def open_networks(args: argparse.Namespace) -> PredictionRequest:
-    """Loads the networks and says how scans are prepared for them."""
+    """Loads the networks; scans are to be prepared as their training scans were.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_ensemble`; training scans of an unknown place.
+    """
     use_machine_well(args.threads)
     files = [Path(name) for name in args.model_name or shipped_networks()]
     predictor = Predictor(load_ensemble(files), choose_execution(args.device, "float32"))
-    print(f"stage {predictor.checkpoint.stage}, {predictor.checkpoint.source}")
-    names = (f"{file.name.partition('.')[0]} {sha256_of(file)[:8]}" for file in files)
-    return build_request(
-        predictor,
-        ", ".join(names),
-        args.output_dir,
-        contents=args.contents,
-        backend=args.backend,
-        overwrite=args.overwrite,
-    )
+    checkpoint, recipe = predictor.checkpoint, None
+    print(f"stage {checkpoint.stage}, {checkpoint.source}")
+    if checkpoint.input_rule.any_grid:
+        raise ValueError(
+            f"{checkpoint.source}: trained with --any_grid, so nobody knows where its scans lie: "
+            "predict with test.py"
+        )
+    model = ", ".join(f"{file.name.partition('.')[0]} {sha256_of(file)[:8]}" for file in files)
+    trained = checkpoint.provenance
+    if trained.registration and trained.mask:
+        contents = "auto" if args.contents == "grid" else args.contents
+        recipe = Recipe(args.backend, trained.registration, trained.mask, contents)
+    registration, overwrite = trained.registration, args.overwrite
+    scans = Request(args.output_dir, recipe, registration=registration, overwrite=overwrite)
+    return PredictionRequest(predictor, model, args.contents, scans)
 
 
 def open_calibration(args: argparse.Namespace) -> Calibration | None:

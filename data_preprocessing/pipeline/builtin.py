@@ -131,13 +131,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
 
 
 def find_brain(image: Path, native: Native, contents: str) -> np.ndarray:
-    """The brain's mask, bool on the scan's voxels.
-
-    Args:
-        image: the file, for the message.
-        native: the scan.
-        contents: `brain` where it is extracted already, else `head`.
-    """
+    """The brain's mask, (X, Y, Z) bool; `image` is named where a head has none."""
     if contents == "brain":
         return ndimage.binary_fill_holes(foreground(native))
     found = _deepbet().run(nibabel.Nifti1Image(native.voxels, native.affine))[1]
@@ -188,21 +182,18 @@ def align(
     native: Native, mask: np.ndarray, kind: str, *, workspace: Path
 ) -> tuple[Transform, bool]:
     """The registration to the template, and whether wider searches were needed."""
-    template = load_template()
-    brain = native.voxels * mask
+    template, brain = load_template(), native.voxels * mask
     fixed, moving = to_itk(template.brain, GRID_AFFINE), to_itk(brain, native.affine)
-
-    def likeness(transform: Transform) -> float:
-        return correlation(resample(brain, native.affine, transform), template)
-
-    best = register_affine(fixed, moving)
-    searched = likeness(best) < SEARCH_BELOW
-    for search in SEARCHES:
-        if likeness(best) < SEARCH_BELOW:
-            best = max(best, register_affine(fixed, moving, search=search), key=likeness)
+    tried = []
+    for search in ("", *SEARCHES):
+        found = register_affine(fixed, moving, search=search)
+        tried.append((correlation(resample(brain, native.affine, found), template), found))
+        if tried[-1][0] >= SEARCH_BELOW:
+            break
+    best = max(tried, key=lambda one: one[0])[1]
     if kind == "deformable":
         best = register_deformable(fixed, moving, best, workspace=workspace)
-    return best, searched
+    return best, len(tried) > 1
 
 
 def to_itk(volume: np.ndarray, affine: np.ndarray):
@@ -289,12 +280,7 @@ def grid_points() -> np.ndarray:
 
 
 def summarise(transform: Transform, inside: np.ndarray) -> dict:
-    """Plain numbers that tell a sane transform from a wild one.
-
-    Args:
-        transform: from the template to the scan.
-        inside: (91, 109, 91) bool, the voxels whose displacement is summarised.
-    """
+    """Plain numbers that tell a sane transform from a wild one; `inside` is the brain's mask."""
     linear = transform.affine[:3, :3]
     left, scales, right = np.linalg.svd(linear)
     rotation = left @ right

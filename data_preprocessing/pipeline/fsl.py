@@ -14,8 +14,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
@@ -71,45 +71,27 @@ def _read_matrix(path: Path) -> np.ndarray:
     return matrix
 
 
-@dataclass(frozen=True)
-class Route:
-    """How the brain goes from fsl_anat's folder to the grid.
+class Route(NamedTuple):
+    """How the brain goes from fsl_anat's folder to the grid."""
 
-    Attributes:
-        flag: for applywarp, naming the transform.
-        transform: the file that `flag` names, in fsl_anat's folder.
-        head: the whole head on the grid that fsl_anat made with this transform.
-        brain: the file that applywarp makes, without suffix.
-        kept_as: suffix of the transform behind a scan's name.
-        read_transform: raises ValueError where the transform is not right.
-    """
-
-    flag: str
-    transform: str
-    head: str
-    brain: str
-    kept_as: str
-    read_transform: Callable[[Path], np.ndarray]
+    flag: str  # for applywarp, naming the transform
+    transform: str  # the file that `flag` names, in fsl_anat's folder
+    head: str  # the whole head on the grid that fsl_anat made with this transform
+    brain: str  # the file that applywarp makes, without suffix
+    kept_as: str  # suffix of the transform behind a scan's name
+    read_transform: Callable[[Path], np.ndarray]  # raises ValueError for a wrong transform
 
 
 ROUTES = {
     "deformable": Route(
-        flag=f"--warp={ANAT}/T1_to_MNI_nonlin_coeff",
-        transform="T1_to_MNI_nonlin_coeff.nii.gz",
-        head="T1_to_MNI_nonlin.nii.gz",
-        brain="T1_to_MNI_nonlin_brain",
-        kept_as="_warpcoef.nii.gz",
-        read_transform=_read_voxels,
+        f"--warp={ANAT}/T1_to_MNI_nonlin_coeff", "T1_to_MNI_nonlin_coeff.nii.gz",
+        "T1_to_MNI_nonlin.nii.gz", "T1_to_MNI_nonlin_brain", "_warpcoef.nii.gz", _read_voxels,
     ),
     "affine": Route(
-        flag=f"--premat={ANAT}/{AFFINE_FILE}",
-        transform=AFFINE_FILE,
-        head="T1_to_MNI_lin.nii.gz",
-        brain="T1_to_MNI_lin_brain",
-        kept_as="_affine.mat",
-        read_transform=_read_matrix,
+        f"--premat={ANAT}/{AFFINE_FILE}", AFFINE_FILE,
+        "T1_to_MNI_lin.nii.gz", "T1_to_MNI_lin_brain", "_affine.mat", _read_matrix,
     ),
-}
+}  # fmt: skip
 
 
 def check(recipe: Recipe) -> None:
