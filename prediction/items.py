@@ -15,7 +15,7 @@ from data_preprocessing.pipeline.inputs import (
     scan_stem,
 )
 from utils.scans.labels import Label, examine_labels, label_of, read_labels, read_rows
-from utils.scans.volumes import IMAGE_SUFFIXES, read_header
+from utils.scans.volumes import IMAGE_SUFFIXES, open_scan
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _lies_on_grid(source: Source) -> bool:
     if source.is_dicom or not source.path.name.lower().endswith(IMAGE_SUFFIXES):
         return False
     try:
-        read_header(source.path)
+        open_scan(source.path)
     except ValueError:
         return False
     return True

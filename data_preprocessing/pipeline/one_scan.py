@@ -27,7 +27,7 @@ from utils.cli import shows_tracebacks
 from utils.files import replacing, require_absent, sha256_of
 from utils.scans.provenance import read_sidecar, recorded, sidecar_path, write_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, InputRule, read_volume
+from utils.scans.volumes import GRID_AFFINE, decode
 
 # What BIDS requires in the sidecar of a derivative, beside our own keys.
 BIDS_KEYS = {
@@ -216,7 +216,7 @@ def _changes(before: object, now: object, name: str) -> Iterator[str]:
 
 def _judge(source: Source, request: Request) -> Prepared:
     """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
-    volume = read_volume(source.path, InputRule())
+    volume = decode(source.path)
     sidecar = read_sidecar(source.path)
     registration = recorded(sidecar).registration if sidecar else request.registration
     quality = asdict(inspect(volume, registration=registration))

@@ -199,8 +199,7 @@ def inspect(
     noticed by its correlation alone.
 
     Args:
-        volume: (91, 109, 91) in LAS order, as `read_volume` reads a scan at 2 mm; any scale of
-            intensities whose background is 0.
+        volume: (91, 109, 91) in LAS order, from `decode`; any intensities with a background of 0.
         registration: `affine` or `deformable`, whose limits are used; None: unknown, the laxer of
             both limits is used.
         brain: (91, 109, 91) bool, the scan's own brain; None: every voxel of `volume` that is not
