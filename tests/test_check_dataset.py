@@ -236,16 +236,14 @@ def test_mixed_preprocessing_is_an_error_of_the_scans_that_are_fewer(data):
     ]
 
 
-@pytest.mark.parametrize("by_code", [True, False])  # earlier versions wrote no codes
-def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data, by_code):
+def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data):
     for folder in NAMES:
         record(data / folder, "affine")
     recipe = {"registration": "affine", "mask": "template", "backend": "builtin"}
-    sentence = "correlation 0.41 below 0.6"
-    flags = {"correlation": sentence} if by_code else [sentence]
+    flags = {"correlation": "correlation 0.41 below 0.6"}
     flagged = {"recipe": recipe, "qc": {"flags": flags}}
     write_sidecar(data / "train" / "a.nii", flagged, overwrite=True)
-    write_sidecar(data / "train" / "b.nii", {"recipe": recipe, "qc": {"flags": []}}, overwrite=True)
+    write_sidecar(data / "train" / "b.nii", {"recipe": recipe, "qc": {"flags": {}}}, overwrite=True)
     sidecar_path(data / "val" / "d.nii").write_text("{")
     rows, _ = check(data)
     assert [(row["severity"], row["scan"]) for row in rows] == [
