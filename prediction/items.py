@@ -59,7 +59,7 @@ def find_items(
     """All scans of the inputs in the order of their names, with their rows in the sheets.
 
     Args:
-        inputs: files and folders, see pipeline/inputs.py.
+        inputs: see pipeline/inputs.py.
         tables: from `read_people`; may be empty.
         output_dir: for results, which are no inputs.
         contents: `head`, `brain`, `grid`, or `auto`: a scan that lies on the grid is used as it is.
@@ -71,23 +71,21 @@ def find_items(
     sources = find_sources(inputs, output_dir=output_dir)
     paths = (path for source in sources for path in (source.path, source.path.resolve()))
     if inside := [path for path in paths if path.is_relative_to(output_dir.resolve())]:
-        raise ValueError(
-            f"{inside[0]}: lies in --output_dir {output_dir}, where results could take the place "
-            "of scans; give another folder"
-        )
+        text = "where results could take the place of scans; give another folder"
+        raise ValueError(f"{inside[0]}: lies in --output_dir {output_dir}, {text}")
     if participants:
         sources = select_participants(sources, participants)
     found = [parse_bids_name(source.name) for source in sources]
     times = Counter(bids.derivative.lower() for bids in found if bids)
     items = []
     for source, bids in zip(sources, found, strict=True):
-        # Of two files that would become one derivative, both get names of their own.
+        # Two files that would become one derivative keep their own names.
         unique = bids and times[bids.derivative.lower()] == 1
         name = bids.derivative if unique else f"scans/{source.name}"
         on_grid = contents == "grid" or (contents == "auto" and _lies_on_grid(source))
-        who = _bids_name(source) or BidsName(source.name, None, "")
-        named = Source(name, source.path, on_grid)
-        items.append(Item(named, who.participant, who.session, find_label(source, tables)))
+        who, label = _bids_name(source), find_label(source, tables)
+        participant, session = who[:2] if who else (source.name, None)
+        items.append(Item(Source(name, source.path, on_grid), participant, session, label))
     return items
 
 

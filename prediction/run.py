@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from analysis.brain_pad.calibration import Calibration, complete_row, read_calibration
-from analysis.report.page import write_report
-from data_preprocessing.pipeline.inputs import Source, describe_dataset
+from analysis.report.page import Origin, write_report
+from data_preprocessing.pipeline.inputs import describe_dataset
 from data_preprocessing.pipeline.one_scan import Request
 from data_preprocessing.pipeline.recipe import Recipe
 from prediction.items import Item, find_items, read_people, require_all_rows
@@ -31,14 +31,14 @@ PACKAGES = ("torch", "numpy", "nibabel", "deepbet", "SimpleITK", "picsl-greedy")
 
 
 def run(args: argparse.Namespace, *, command: str) -> int:
-    """Predicts the scans that the flags name, writes the results and returns the exit code.
+    """Predicts the scans that the flags name and writes the results.
 
     Args:
         args: flags of predict.py.
         command: as the user gave it, for the report.
 
     Returns:
-        0, or SOME_FAILED.
+        The exit code: 0, or SOME_FAILED.
     """
     output = args.output_dir
     items = find_scans(args)
@@ -56,12 +56,16 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     if args.csv:
         write_table(output / "predictions.csv", rows, overwrite=True)
     if args.report:
-        overlays = draw_overlays(items, records, request) if args.saliency else {}
-        written.append(
-            make_report(
-                rows, records, request, overlays=overlays, calibration=calibration, command=command
-            )
+        pictures = {str(source.path): record["picture"] for source, record in records.items()}
+        write_report(
+            rows,
+            output / REPORT,
+            title=f"Brain ages: {output.resolve().name}",
+            pictures={scan: output / path for scan, path in pictures.items() if path},
+            overlays=draw_overlays(items, records, request) if args.saliency else {},
+            origin=describe_origin(request.predictor, calibration, command),
         )
+        written.append(output / REPORT)
     return conclude(rows, written)
 
 
@@ -126,35 +130,15 @@ def open_calibration(args: argparse.Namespace) -> Calibration | None:
     return None
 
 
-def make_report(
-    rows: Sequence[dict],
-    records: Mapping[Source, dict],
-    request: PredictionRequest,
-    *,
-    overlays: Mapping[str, Path],
-    calibration: Calibration | None,
-    command: str,
-) -> Path:
-    """Writes the report with the pictures of all scans, and returns its path."""
-    folder, card = request.scans.output_dir, request.predictor.checkpoint.summary.get("card")
-    pictures = {
-        str(source.path): folder / record["picture"]
-        for source, record in records.items()
-        if record["picture"]
-    }
-    write_report(
-        rows,
-        folder / REPORT,
-        title=f"Brain ages: {folder.resolve().name}",
-        pictures=pictures,
-        overlays=overlays,
-        calibration=calibration,
-        card="\n".join(format_card(card or {})) or "The checkpoint has no model card.",
-        versions=find_versions(),
-        command=command,
-        overwrite=True,
-    )
-    return folder / REPORT
+def describe_origin(predictor: Predictor, calibration: Calibration | None, command: str) -> Origin:
+    """How the ages were made, with the versions of Python and the packages that matter."""
+    card = predictor.checkpoint.summary.get("card") or {}
+    text = "\n".join(format_card(card)) or "The checkpoint has no model card."
+    versions = {"Python": sys.version.split()[0]}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return Origin(calibration=calibration, card=text, command=command, versions=versions)
 
 
 def format_card(content: Mapping, depth: int = 0) -> Iterator[str]:
@@ -168,15 +152,6 @@ def format_card(content: Mapping, depth: int = 0) -> Iterator[str]:
             yield from format_card(value, depth + 1)
         else:
             yield f"{indent}{name}: {value}"
-
-
-def find_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that ages depend on."""
-    found = {"Python": sys.version.split()[0]}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def conclude(rows: Sequence[dict], written: Sequence[Path]) -> int:
