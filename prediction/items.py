@@ -14,7 +14,8 @@ from data_preprocessing.pipeline.inputs import (
     parse_bids_name,
     scan_stem,
 )
-from utils.scans.labels import Label, examine_labels, label_of, read_labels, read_rows
+from utils.scans.labels import Label, examine_labels, label_of, read_labels
+from utils.scans.sheets import read_rows
 from utils.scans.volumes import IMAGE_SUFFIXES, open_scan
 
 

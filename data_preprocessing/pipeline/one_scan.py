@@ -25,7 +25,7 @@ from data_preprocessing.pipeline.recipe import Identity, Recipe
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
 from utils.files import replacing, require_absent, sha256_of
-from utils.scans.provenance import read_sidecar, recorded, sidecar_path, write_sidecar
+from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, decode
 
@@ -218,7 +218,9 @@ def _judge(source: Source, request: Request) -> Prepared:
     """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
     volume = decode(source.path)
     sidecar = read_sidecar(source.path)
-    registration = recorded(sidecar).registration if sidecar else request.registration
+    registration = (
+        Provenance.from_sidecar(sidecar).registration if sidecar else request.registration
+    )
     quality = asdict(inspect(volume, registration=registration))
     picture = request.path(source, ".png")
     _draw(volume, picture, title=Path(source.name).name, flags=quality["flags"])
