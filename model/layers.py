@@ -95,8 +95,17 @@ class ConvUnit(nn.Module):
         # A normalised branch has its bias as its mean, and their sum the sum of the biases.
         means = [*means, biases.detach().sum(dim=0)]
         count = output.numel() // output.shape[1]
-        for norm, mean, spread in zip((*inner, outer), means, [*variances, variance], strict=True):
-            _follow(norm, mean, spread * (count / (count - 1)))
+        # Running statistics follow as those of BatchNorm3d do, the variance being the unbiased one.
+        with torch.no_grad():
+            spreads = [*variances, variance]
+            for norm, mean, spread in zip((*inner, outer), means, spreads, strict=True):
+                norm.num_batches_tracked += 1
+                share = norm.momentum
+                if share is None:
+                    share = 1 / norm.num_batches_tracked.item()
+                spread = spread * (count / (count - 1))
+                norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+                norm.running_var.lerp_(spread.to(norm.running_var), share)
         return output
 
     def fuse(self) -> None:
@@ -125,17 +134,6 @@ class ConvUnit(nn.Module):
                 total = total + functional.pad(kernels, margins)
             fused.weight.data[rows] = total.to(fused.weight)
         self.convolution, self.norm = fused, nn.Identity()
-
-
-@torch.no_grad()
-def _follow(norm: nn.BatchNorm3d, mean: Tensor, variance: Tensor) -> None:
-    """Updates running statistics as BatchNorm3d does; `variance` is the unbiased one."""
-    norm.num_batches_tracked += 1
-    share = norm.momentum
-    if share is None:
-        share = 1 / norm.num_batches_tracked.item()
-    norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-    norm.running_var.lerp_(variance.to(norm.running_var), share)
 
 
 def _scale_and_shift(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,10 @@
 """One training from its flags to its best checkpoint; `args` goes no further than this file."""
 
 import argparse
-import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
 from utils.scans.volumes import InputRule
-from utils.training.augment import choose_augmentation
+from utils.training.augment import AUGMENTATIONS
 from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
@@ -83,13 +82,15 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
             recompute_activations(model)
         if args.compile:
             compile_network(model, execution)
+        # As plain values, which checkpoints are made of: of --subject_pattern its text.
+        flags = {name: getattr(value, "pattern", value) for name, value in vars(args).items()}
         trainer = Trainer(
             model,
             loss,
             datasets=datasets,
             training=build_training(args, input_rule.resolution),
             execution=execution,
-            info=RunInfo(Path(args.output_dir), plain_flags(args), provenance, origins),
+            info=RunInfo(Path(args.output_dir), flags, provenance, origins),
         )
         if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
             # The scans may have changed meanwhile, or the table of --folds.
@@ -267,20 +268,12 @@ def build_training(args: argparse.Namespace, resolution: int) -> Training:
         {field.name: getattr(args, field.name) for field in fields(kind) if field.name in args}
         for kind in (Training, Optimisation)
     )
+    augmentation = AUGMENTATIONS[args.augment]
     return Training(
         **training,
         optimisation=Optimisation(**optimisation),
-        augmentation=choose_augmentation(args.augment, resolution),
+        augmentation=replace(augmentation, shift=round(augmentation.shift / resolution)),
     )
-
-
-def plain_flags(args: argparse.Namespace) -> dict:
-    """The settings as plain values, which checkpoints are made of."""
-    return {
-        name: value.pattern if isinstance(value, re.Pattern) else value
-        for name, value in vars(args).items()
-        if name != "unused"
-    }
 
 
 @contextmanager

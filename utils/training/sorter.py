@@ -328,15 +328,12 @@ def make_sorter(
     output = Path(output) if output else sorter_path(recipe.length, recipe.kind)
     device = choose_execution(device, "float32").device
     _require_writable(output, overwrite=overwrite)
-    print(
-        f"{recipe.kind} sorter of {recipe.length} values: {recipe.steps} steps of "
-        f"{recipe.batch_size} sequences on {device}",
-        flush=True,
-    )
+    steps = f"{recipe.steps} steps of {recipe.batch_size} sequences on {device}"
+    print(f"{recipe.kind} sorter of {recipe.length} values: {steps}", flush=True)
     start = time.perf_counter()
     sorter = train_sorter(recipe, device=device)
     seconds = time.perf_counter() - start
-    sorter = sorter.half().float()  # what is measured is what will be read back
+    sorter = sorter.half().float()  # as it will be read back
     metrics = evaluate_sorter(sorter)
     with replacing(output, overwrite=overwrite) as temporary:
         save_sorter(sorter, temporary, metrics=metrics, command=recipe.command)
