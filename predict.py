@@ -163,12 +163,17 @@ def pictures_of(items: Sequence["Item"], records: Mapping, folder: Path) -> dict
     return {scan: folder / picture for scan, picture in pictures.items() if picture}
 
 
-def report_on(rows: Sequence[Mapping], folder: Path, **content) -> Path:
-    """Writes the report of the rows, with what else `write_report` is given."""
-    from analysis.report.page import write_report
+def report_on(
+    rows: Sequence[Mapping], folder: Path, *, pictures: Mapping, overlays: Mapping, **origin
+) -> Path:
+    """Writes the report of the rows; `origin` is what `Origin` holds beside the versions."""
+    from analysis.report.page import Origin, write_report
 
     title = f"Brain ages: {folder.resolve().name}"
-    write_report(rows, folder / REPORT, title=title, versions=versions(), overwrite=True, **content)
+    write_report(
+        rows, folder / REPORT, title=title, pictures=pictures, overlays=overlays,
+        origin=Origin(versions=versions(), **origin),
+    )  # fmt: skip
     return folder / REPORT
 
 

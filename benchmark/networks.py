@@ -18,7 +18,7 @@ from utils.machine import use_machine_well
 from utils.networks.execution import Execution, compile_network, predict
 from utils.training.engine import train_one_epoch
 from utils.training.optimisation import Optimisation, build_optimizer
-from utils.training.options import PAPER
+from utils.training.recipes import PAPER
 
 COMPILED, RECOMPUTING = " compiled", " recomputing"  # --compile, --recompute_activations
 PUBLISHED = Optimisation(

@@ -14,7 +14,7 @@ from data_preprocessing.pipeline.mosaic import draw_mosaic
 from data_preprocessing.pipeline.one_scan import Job, message_of, preprocess
 from data_preprocessing.pipeline.quality import inspect, sentences
 from data_preprocessing.pipeline.workers import KILLED, in_processes
-from utils.scans.provenance import read_sidecar, recorded
+from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.template import load_template
 from utils.scans.volumes import IMAGE_SUFFIXES, decode, open_scan
 
@@ -97,7 +97,7 @@ def _as_it_is(source: Source, wanted: Wanted) -> Ready:
     """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
     volume = decode(source.path)
     record = read_sidecar(source.path)
-    registration = recorded(record).registration if record else wanted.registration
+    registration = Provenance.from_sidecar(record).registration if record else wanted.registration
     quality = inspect(volume, registration=registration)
     picture = wanted.output_dir / f"{source.name}.png"
     draw_mosaic(
