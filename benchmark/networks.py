@@ -99,9 +99,8 @@ def our_training(
     if COMPILED in form:
         compile_network(network, execution)
     loss, optimizer = AgeLoss(), build_optimizer(network, PUBLISHED)
-    unchanged = {"augment": lambda *batch: batch, "after_step": lambda step, terms: None}
     return lambda batches: train_one_epoch(
-        network, loss, batches, optimizer, execution, **unchanged
+        network, loss, batches, optimizer, execution, augment=lambda image: image
     )
 
 
