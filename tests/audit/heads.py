@@ -19,11 +19,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from data_preprocessing.pipeline.builtin import check, map_scan, template_to_scan
+from data_preprocessing.pipeline.builtin import check, map_scan
 from data_preprocessing.pipeline.mosaic import PageRow, draw_mosaic, write_page
 from data_preprocessing.pipeline.quality import correlation
 from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
 from tests.audit.degradation import Degradation, degrade, moved
+from tests.audit.transforms import template_to_scan
 from utils.cli import Switch, new_parser, number, raise_all, run_entry
 from utils.files import replacing, require_absent, write_tsv
 from utils.scans.template import load_template

@@ -23,12 +23,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data_preprocessing.pipeline.builtin import load_transform, map_scan
+from data_preprocessing.pipeline.builtin import map_scan, resample
 from data_preprocessing.pipeline.mosaic import draw_mosaic
 from data_preprocessing.pipeline.native import read_native
 from data_preprocessing.pipeline.quality import RULES, Measures, Quality, inspect
 from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
-from data_preprocessing.pipeline.registration import resample
+from tests.audit.transforms import load_transform
 from utils.cli import Switch, new_parser, number, run_entry
 from utils.files import replacing, require_absent, write_tsv
 from utils.scans.template import load_template
