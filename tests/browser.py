@@ -29,8 +29,8 @@ class Browser:
     """A headless Chromium with one page; a context manager that ends it.
 
     Attributes:
-        complaints: what the page wrote to the console or the browser wrote about it, as text.
-        requests: addresses that the page asked for, other than `data:`.
+        complaints: what the open page wrote to the console or the browser wrote about it, as text.
+        requests: addresses that the open page asked for, other than `data:`.
     """
 
     def __init__(self, program: str, folder: Path):
@@ -99,7 +99,7 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self._loaded = False
+        self.complaints, self.requests, self._loaded = [], [], False
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not self._loaded:
             self._receive()

@@ -15,14 +15,8 @@ VOID = {"meta", "img"}
 class Page(HTMLParser):
     """A page that is well-formed, needs nothing from elsewhere and has no handlers of events.
 
-    Attributes:
-        text: all that is shown.
-        tags: every element.
-        names, states: heading and class of each article.
-        cells: texts of the cells of each row of a table.
-        images: attributes of each picture.
-        scripts: their texts.
-        policy: Content-Security-Policy.
+    Attributes: `names` and `states`, the heading and class of each article; `cells`, the texts of
+    each row of a table; `images`, the attributes of each picture.
     """
 
     def __init__(self, path: Path):
@@ -37,7 +31,8 @@ class Page(HTMLParser):
         assert self.open == []
         assert content.startswith("<!DOCTYPE html>\n")
         assert "url(" not in content
-        assert self.policy.startswith("default-src 'none'; img-src data:;")
+        assert self.policy.startswith("default-src 'none'; img-src data:; style-src")
+        assert self.policy.endswith("base-uri 'none'; form-action 'none'")
         assert not {"link", "iframe", "object"} & {*self.tags}
         assert all(re.match(r"#|data:image/", address) for address in self.addresses)
         assert len(self.anchors) == len(set(self.anchors))
