@@ -70,13 +70,14 @@ def test_text_from_outside_stays_text_and_the_own_script_alone_may_run(write, tm
     expected = name.format(0).replace("\udce9", r"\udce9")
     assert page.names[0].startswith(expected)
     assert expected in page.images[0]["alt"]
-    assert page.text.count(f"</style>{EVIL}") >= 6
+    assert page.text.count(f"</style>{EVIL}") >= 5
+    assert page.find("title")[0].text == f"Title </style>{EVIL}"
     allowed = [part.split()[1] for part in page.policy.split("; ") if part.startswith("script-src")]
     digests = [hashlib.sha256(script.encode()).digest() for script in page.scripts]
     assert allowed == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
     assert len(allowed) == (write is write_the_report)
     assert len(page.images) == 1
-    assert "i" not in page.tags
+    assert page.find("i") == []
 
 
 @both
@@ -88,18 +89,18 @@ def test_the_same_arguments_make_the_same_bytes(write, tmp_path):
 
 
 @both
-def test_a_thousand_scans_take_little_memory_and_the_first_keep_their_detail(write, tmp_path):
+def test_hundreds_of_scans_take_little_memory_and_the_first_keep_their_detail(write, tmp_path):
     shown = picture(tmp_path / "1.png", size=(200, 120))
     write(tmp_path / "page.html", [shown])  # what is imported once is not counted
     assert "half size" not in Page(tmp_path / "page.html").text
     tracemalloc.start()
-    write(tmp_path / "page.html", [shown] * 1000)
+    write(tmp_path / "page.html", [shown] * 400)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 5 * 2**20 < (tmp_path / "page.html").stat().st_size / 4
+    assert peak < 4 * 2**20 < (tmp_path / "page.html").stat().st_size / 4
     page = Page(tmp_path / "page.html")
     sizes = [image.size for image in page.photos()]
-    assert sizes == [(200, 120)] * FULL_PICTURES + [(100, 60)] * (1000 - FULL_PICTURES)
+    assert sizes == [(200, 120)] * FULL_PICTURES + [(100, 60)] * (400 - FULL_PICTURES)
     assert "half size" in page.text
 
 
@@ -113,4 +114,4 @@ def test_an_existing_page_is_kept_and_a_failed_one_leaves_nothing(tmp_path):
     with pytest.raises(FileExistsError, match="overwritten"):
         write_page(template, path, title="a", text="second")
     write_page(template, path, title="a", text="third", overwrite=True)
-    assert Page(path).text.split() == ["a", "third"]
+    assert Page(path).text.strip() == "third"
