@@ -26,7 +26,8 @@ from utils.cli import run_entry
 from utils.files import as_spreadsheet_text, from_spreadsheet_text, write_tsv
 from utils.networks.checkpoint import load_checkpoint, load_first_stage, save_checkpoint
 from utils.results.tables import COLUMNS, write_table
-from utils.scans.labels import read_labels, read_rows
+from utils.scans.labels import read_labels
+from utils.scans.sheets import read_rows
 from utils.scans.volumes import InputRule
 
 
