@@ -20,8 +20,8 @@ from utils.results.pages import FULL_PICTURES, write_page
 def write_the_report(path, pictures, *, name="sub-{}", text=""):
     """A report of one row per picture, in this order; it draws no figures."""
     rows = [
-        row(i, None, 40.0, participant_id=name.format(i), scan=f"{i}", message=text, site=text,
-            **dict.fromkeys(YEARS))
+        row(i, None, 40.0, participant_id=name.format(i), session_id=text, scan=f"{i}",
+            message=text, site=text, model=text, qc_flag=text or "ok", **dict.fromkeys(YEARS))
         for i in range(len(pictures))
     ]  # fmt: skip
     shown = {f"{i}": shown for i, shown in enumerate(pictures)}
