@@ -18,7 +18,6 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from data_preprocessing.pipeline.quality import sentences
 from utils.cli import (
     Switch,
     add_label_flags,
@@ -115,7 +114,7 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
     if flags:
         yield error(
             path,
-            f"flagged by preprocessing: {'; '.join(sentences(flags))}",
+            f"flagged by preprocessing: {'; '.join(flags.values())}",
             f"look at its picture; leave it out or {AGAIN}, or, where it is good, empty qc.flags "
             "in its sidecar",
         )

@@ -1,13 +1,19 @@
-"""Threads, memory and determinism of a process; docs/PERFORMANCE.md has the measurements."""
+"""Threads, memory and determinism of a process; docs/PERFORMANCE.md has the measurements.
+
+torch is imported where it is used: preprocessing asks for the free memory without it.
+"""
 
 import ctypes
 import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import joblib
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # Parameters of glibc's mallopt(3).
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -25,6 +31,8 @@ def use_machine_well(threads: int = 0) -> None:
         threads: 0: as many as torch chose, but no more than the cores that this process may use,
             which on a cluster or in a container are fewer than the machine has.
     """
+    import torch
+
     torch.set_num_threads(threads or min(torch.get_num_threads(), joblib.cpu_count()))
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -38,13 +46,15 @@ def be_deterministic() -> None:
     Its warning about the backward pass of max-pooling is silenced: sums there depend on their order
     only where windows overlap, and those of our networks do not.
     """
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
     warnings.filterwarnings("ignore", message="max_pool3d_with_indices_backward_cuda")
 
 
-def require_memory(needed: int, scans: int, device: torch.device) -> None:
+def require_memory(needed: int, scans: int, device: "torch.device") -> None:
     """Raises ValueError where scans would fill the memory that the network needs.
 
     Args:
@@ -60,9 +70,11 @@ def require_memory(needed: int, scans: int, device: torch.device) -> None:
         )
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: "torch.device | None" = None) -> int:
     """Free bytes of a GPU, or of main memory."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")  # Linux; MemAvailable includes the file cache
     if not table.is_file():

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from utils.cli import raise_all
 from utils.distributed import SINGLE, World
 from utils.machine import free_memory, require_memory
-from utils.scans.cache import CPU, Cache, DiskCache, read_scan
+from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import Scan
 from utils.scans.volumes import InputRule
 
@@ -105,7 +105,7 @@ def open_for_one_pass(scans: list[Scan], input_rule: InputRule) -> ScanDataset:
         ValueError: all bad scans at once.
     """
     needed = 4 * len(scans) * math.prod(input_rule.input_shape(scans[0].shape))
-    fits = needed <= min(MEMORY_FOR_ONE_PASS, free_memory(CPU) // 2)
+    fits = needed <= min(MEMORY_FOR_ONE_PASS, free_memory() // 2)
     cache = Cache("device", dtype="float32") if fits else NO_CACHE
     return ScanDataset(scans, input_rule, cache)
 
