@@ -132,7 +132,7 @@ CONTENTS = (
     ("state dict of no tensors", lambda good: {"state_dict": {1: 2}}, "neither a TSAN"),
     ("another format", lambda good: good | {"format": "tsan-brain-age-9"}, "neither a TSAN"),
     *((f"without {name}", without(name), "cannot be rebuilt")
-      for name in ("options", "state_dict", "preparation")),
+      for name in ("options", "state_dict", "preparation", "preprocessing", "summary")),
     *((f"{name} of another type", lambda good, name=name: good | {name: 3}, "cannot be rebuilt")
       for name in ("options", "state_dict", "preparation", "preprocessing")),
     ("summary of another type", lambda good: good | {"summary": 3}, "training cannot be read"),
