@@ -40,10 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--cache",
         nargs="+",
-        choices=[f"{kind} {bits}" for kind in ("none", "disk", "device") for bits in (8, 16, 32)],
-        default=["disk 16", "device 16", "device 8"],
-        metavar="KIND BITS",
-        help="of our loader, each a form of its own: none, disk or device, and 8, 16 or 32",
+        choices=("none", "disk", "device"),
+        default=["disk", "device"],
+        help="of our loader, each a form of its own",
     )
     group.add_argument("--scans", type=count, default=48, help="files of loader and feeding")
     group.add_argument(

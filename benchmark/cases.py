@@ -44,7 +44,7 @@ from utils.machine import use_machine_well
 from utils.networks.execution import Execution, compile_network, predict
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
-from utils.scans.dataset import ScanDataset, require_readable, training_loader
+from utils.scans.dataset import ScanDataset, training_loader
 from utils.scans.labels import read_labels
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule
 from utils.training.engine import train_one_epoch
@@ -211,7 +211,7 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
     if form == IN_MEMORY:
         batches = [
             batch | {"image": execution.images(batch)}
-            for batch in our_loader(folder, sheet, "cache none 32", settings, kept)
+            for batch in our_loader(folder, sheet, "cache none", settings, kept)
         ]
     else:
         batches = our_loader(folder, sheet, form, settings, kept)
@@ -220,7 +220,7 @@ def feeding(form: str, settings: Settings, meter: Meter) -> Figures:
 
 
 def memory(form: str, settings: Settings, meter: Meter) -> Figures:
-    """Memory of reading so many scans once; the form is `cache KIND BITS, COUNT scans`."""
+    """Memory of reading so many scans once; the form is `cache KIND, COUNT scans`."""
     cache, count = form.removesuffix(" scans").split(", ")
     our_execution("ours float32", meter.device)  # as the entry points set the process up
     folder = Path(settings.cohort) / f"count-{count}"
@@ -301,15 +301,12 @@ def our_training(
 def our_loader(
     folder: Path, sheet: Path | None, form: str, settings: Settings, kept: Path
 ) -> DataLoader:
-    """The product's way from a folder to batches; the form is `cache KIND BITS`."""
+    """The product's way from a folder to batches; the form is `cache KIND`."""
     labels = read_labels(sheet) if sheet else None
     input_rule = InputRule(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
     scans = open_cohort(folder, labels, input_rule, need_age=sheet is not None)
-    kind, bits = form.split(" ")[1:]
-    if kind == "none" and sheet is not None:
-        require_readable(scans, input_rule, int(bits))
-    device = torch.device(settings.device)
-    dataset = ScanDataset(scans, input_rule, Cache(kind, int(bits), kept, device))
+    cache = Cache(form.removeprefix("cache "), kept, torch.device(settings.device))
+    dataset = ScanDataset(scans, input_rule, cache)
     return training_loader(
         dataset,
         batch_size=settings.batch,
@@ -357,7 +354,7 @@ def plan(
         base: settings that all share.
         batches: batch sizes of `inference` and `training`.
         widths: of the network.
-        caches: of our loader, `KIND BITS`.
+        caches: of our loader: none, disk or device.
         scan_counts: for `memory`; the first is the reference.
     """
     cases = []

@@ -27,9 +27,9 @@ from utils.cli import (
 )
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.scans.labels import Label, examine_labels, label_of, parse_sex_codes
-from utils.scans.leakage import content_hash, person_of_scan
+from utils.scans.leakage import person_of_scan
 from utils.scans.provenance import Provenance, read_sidecar, recorded
-from utils.scans.volumes import InputRule, image_stem, list_scans, read_header, read_volume
+from utils.scans.volumes import content_hash, decode, find_scans, image_stem, open_scan
 
 # Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
 # a piece of the neck, 0.23 to 0.31; four IXI heads with skull, laid on the grid, 0.46 to 0.75.
@@ -97,8 +97,8 @@ def examine_scan(path: Path) -> Examined:
             examined.made = recorded(sidecar)
             examined.findings += _find_flags(path, sidecar)
     try:
-        header = read_header(path)
-        voxels = read_volume(path, InputRule())
+        header = open_scan(path)
+        voxels = decode(path)
     except ValueError as problem:
         examined.findings.append(error(path, problem, "mend it, or leave it out"))
         return examined
@@ -175,7 +175,7 @@ def find_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
     paths, findings = [], []
     for folder in folders:
         try:
-            paths += list_scans(folder)
+            paths += find_scans(folder, allow_twins=True)
         except OSError as problem:
             text = str(problem).removeprefix(f"{folder}: ")
             findings.append(Finding("error", str(folder), "", text, "give a folder of scans"))

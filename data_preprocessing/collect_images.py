@@ -20,7 +20,7 @@ from data_preprocessing.pipeline.recipe import Recipe
 from utils.cli import new_parser, raise_all, run_entry
 from utils.files import replacing, require_empty, write_tsv
 from utils.scans.provenance import write_sidecar
-from utils.scans.volumes import IMAGE_SUFFIXES, InputRule, image_stem, read_volume
+from utils.scans.volumes import IMAGE_SUFFIXES, decode, image_stem
 
 ANAT_SUFFIX = ".anat"
 BRAIN = "T1_to_MNI_nonlin_brain"
@@ -139,7 +139,7 @@ def find_images(named: dict[str, Found], image: str) -> dict[str, Path]:
             problems.append(f"{one.folder}: no {stem}.nii.gz; {_remedy(one.folder, stem)}")
             continue
         try:
-            read_volume(path, InputRule())
+            decode(path)
         except ValueError as error:
             problems.append(str(error))
         images[name] = path

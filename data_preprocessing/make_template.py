@@ -26,7 +26,7 @@ from data_preprocessing.pipeline.registration import (
 from utils.cli import new_parser, run_entry
 from utils.files import replacing
 from utils.scans.template import BRAIN_FILE, MASK_FILE
-from utils.scans.volumes import GRID_AFFINE, InputRule, read_volume
+from utils.scans.volumes import GRID_AFFINE, decode
 
 # Two averages of many brains: smooth, and so close that a fine warp is safe.
 SMOOTHING = 0.7  # SD in voxels of 1 mm
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Makes both files and says how well they agree with FSL's."""
     args = build_parser().parse_args(argv)
-    fsl_brain = read_volume(args.fsl_brain, InputRule())
+    fsl_brain = decode(args.fsl_brain)
     volumes = warp_template(fsl_brain)
     for volume, name in zip(volumes, (BRAIN_FILE.name, MASK_FILE.name), strict=True):
         image = nibabel.Nifti1Image(volume, GRID_AFFINE)

@@ -161,7 +161,7 @@ def test_a_gpu_is_measured_at_batches_of_8_to_64_with_its_goals_at_32():
         base=Settings(device="cuda"),
         batches={"inference": [], "training": [8, 16, 32, 64]},
         widths=["released"],
-        caches=["disk 16"],
+        caches=["disk"],
     )
     assert [case.settings.batch for case in cases] == [8, 16, 32, 64]
     assert [bool(case.goals) for case in cases] == [False, False, True, False]
@@ -224,7 +224,7 @@ def test_the_whole_benchmark_runs_and_writes_what_it_prints(forking, tmp_path, c
     file = tmp_path / "performance.json"
     flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
 
-    rows = main([*flags, "--cache", "disk 16", "--json", str(file)])
+    rows = main([*flags, "--cache", "disk", "--json", str(file)])
 
     printed = capsys.readouterr().out
     assert "no GPU: not measured on one" in printed

@@ -27,9 +27,9 @@ from utils.networks.execution import Execution, choose_execution, predict
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import (
-    BatchShares,
     ScanDataset,
-    StratifiedBatches,
+    TrainingBatches,
+    draw_stratified,
     evaluation_loader,
     training_loader,
 )
@@ -268,9 +268,8 @@ def test_the_batches_of_all_processes_are_those_of_one(seven, batch_size, size, 
         loader = training_loader(
             seven, batch_size=batch_size, full_batches=False, world=World(rank, size)
         )
-        assert isinstance(loader.batch_sampler, BatchShares)
-        assert loader.batch_sampler.global_sizes == expected
-        shares.append(list(loader.batch_sampler))
+        assert loader.sampler.global_sizes == expected
+        shares.append(list(loader.sampler))
     together = chain(*chain(*zip(*shares, strict=True)))
     torch.manual_seed(5)
     assert list(together) == torch.randperm(7).tolist()[: sum(expected)]
@@ -278,13 +277,13 @@ def test_the_batches_of_all_processes_are_those_of_one(seven, batch_size, size, 
 
 
 def test_stratified_batches_of_all_processes_are_those_of_one():
-    ages, sizes = torch.linspace(20, 80, 11)[:, None], [4, 4, 3]
+    ages, sizes = torch.linspace(20, 80, 11), [4, 4, 3]
     shares = []
     for rank in range(3):
         torch.manual_seed(5)
-        shares.append(list(BatchShares(StratifiedBatches(ages, sizes), World(rank, 3))))
+        shares.append(list(TrainingBatches(ages, 11, sizes, World(rank, 3))))
     torch.manual_seed(5)
-    alone = list(StratifiedBatches(ages, sizes))
+    alone = draw_stratified(ages, sizes)
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == alone
 
 

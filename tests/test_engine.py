@@ -38,7 +38,9 @@ CPU = Execution(torch.device("cpu"))
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     labels = read_labels(write_cohort(folder, {"all": 7}))
-    return ScanDataset(open_cohort(folder / "all", labels, ANY), ANY, Cache("device"))
+    return ScanDataset(
+        open_cohort(folder / "all", labels, ANY), ANY, Cache("device", dtype=torch.float32)
+    )
 
 
 def ages_of(model, dataset, batch_size):
@@ -52,7 +54,7 @@ def test_every_scan_is_predicted_once_in_order_whatever_the_batch_size(scans):
     assert len(set(whole.tolist())) == 7
     for batch_size in (1, 4):
         np.testing.assert_allclose(ages_of(model, scans, batch_size), whole, rtol=1e-4)
-    one_by_one = [model(scans[i]["image"][None], scans[i]["sex"][None]).item() for i in range(7)]
+    one_by_one = [model(scans[[i]]["image"], scans[[i]]["sex"]).item() for i in range(7)]
     np.testing.assert_allclose(whole, one_by_one, rtol=1e-4)
 
 
@@ -60,7 +62,7 @@ def test_unknown_sex_gets_the_mean_of_both(scans):
     model = CPU.place(ScaleDense(mean_age=50))
     unknown = open_cohort(scans.scans[0].path.parent, None, ANY)
     predicted = ages_of(model, ScanDataset(unknown, ANY), 4)
-    image = torch.stack([scans[i]["image"] for i in range(7)])
+    image = scans[list(range(7))]["image"]
     with torch.inference_mode():
         both = [model(image, torch.full((7,), sex)) for sex in (0, 1)]
     assert not torch.allclose(*both)
@@ -140,7 +142,7 @@ def test_refreshed_statistics_are_those_of_the_current_weights_and_spare_a_froze
     first = {name: value.clone() for name, value in model.first_stage.state_dict().items()}
     refresh_statistics(model, training_loader(scans, batch_size=7, full_batches=True), CPU)
 
-    image = torch.stack([scans[i]["image"] for i in range(7)])
+    image = scans[list(range(7))]["image"]
     block = model.second_stage.encoder.backbone.blocks[0]
     expected = block.unit1.convolution.branches[0][0](image)
     norm = block.unit1.convolution.branches[0][1]

@@ -10,7 +10,7 @@ from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from predict import CALIBRATION
 from utils.files import sha256_of
-from utils.networks import share as ship
+from utils.networks import share
 from utils.networks.checkpoint import load_checkpoint, save_checkpoint, start_from_checkpoint
 from utils.networks.predictor import PRETRAINED, SHIPPED, find_checkpoints
 from utils.scans.provenance import Provenance
@@ -37,7 +37,9 @@ def checkpoint(tmp_path):
 
 
 def shipped(checkpoint, output, *flags):
-    return ship.main([str(checkpoint), str(output), "--cohort", "C", "--licence", "L", *flags])
+    return share.main(
+        ["ship", str(checkpoint), str(output), "--cohort", "C", "--licence", "L", *flags]
+    )
 
 
 def test_a_shipped_network_is_small_and_gives_the_same_ages_to_some_hundredths(
@@ -79,9 +81,14 @@ def test_the_card_is_in_the_file_and_paths_and_resume_state_are_not(checkpoint, 
     assert len((tmp_path / "give" / "SHA256SUMS").read_text().splitlines()) == 2
 
 
+def test_a_network_that_the_authors_format_cannot_hold_is_not_exported(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="--width released --intensity authors"):
+        share.main(["export", str(checkpoint), str(tmp_path / "out.pth.tar")])
+
+
 def test_checksums_of_the_networks_kept_here_are_right():
     sums = dict(
-        line.split()[::-1] for line in (PRETRAINED / ship.CHECKSUMS).read_text().splitlines()
+        line.split()[::-1] for line in (PRETRAINED / share.CHECKSUMS).read_text().splitlines()
     )
     networks = sorted(PRETRAINED.glob(SHIPPED))
     assert networks

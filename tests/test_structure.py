@@ -29,8 +29,7 @@ from data_preprocessing import (
     split_dataset,
 )
 from tests.audit import heads, interruptions, load, quality
-from utils.networks import export
-from utils.networks import share as ship
+from utils.networks import share
 from utils.results import baseline
 from utils.training import options
 
@@ -46,9 +45,9 @@ ALLOWED = {
     "benchmark": {"benchmark", "analysis", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load,
+    train_sorter, predict, share, baseline, benchmark, heads, quality, interruptions, load,
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
-    split_dataset, make_folds, ship, out_of_fold, brain_pad, saliency,
+    split_dataset, make_folds, out_of_fold, brain_pad, saliency,
 )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
 
 def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
     """A parser that shows defaults, refuses shortened flags and has `--debug`."""
+    if module := getattr(sys.modules["__main__"], "__spec__", None):  # run by `python -m`
+        kwargs.setdefault("prog", f"python -m {module.name.removesuffix('.__main__')}")
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -30,7 +30,7 @@ from utils.results.tables import (
     write_table,
 )
 from utils.scans.cohort import Scan, open_cohort
-from utils.scans.dataset import open_for_one_reading
+from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import Label, parse_sex_codes, read_labels
 from utils.scans.leakage import person_of_scan, require_unseen
@@ -66,7 +66,7 @@ class FoldNetworks:
         """
         # Decoded once for all networks that read scans alike.
         input_rules = {checkpoint.input_rule for checkpoint in checkpoints}
-        opened = {rule: open_for_one_reading(scans, rule) for rule in input_rules}
+        opened = {rule: open_for_one_pass(scans, rule) for rule in input_rules}
         for checkpoint in checkpoints:
             require_unseen(
                 scans,

@@ -145,7 +145,7 @@ def inspect(
     by its correlation alone.
 
     Args:
-        volume: (91, 109, 91) in LAS order, as `read_volume` reads a scan at 2 mm; any scale of
+        volume: (91, 109, 91) in LAS order, from `decode`; any scale of
             intensities whose background is 0.
         registration: `affine` or `deformable`, whose limits are used; None, not known: of each
             limit the laxer.

@@ -63,9 +63,9 @@ def reader_of(suffix: str):
         from utils.scans.labels import read_labels
 
         return read_labels
-    from utils.scans.volumes import InputRule, read_volume
+    from utils.scans.volumes import decode
 
-    return lambda path: read_volume(path, InputRule(any_grid=True))
+    return lambda path: decode(path, any_grid=True)
 
 
 def fuzz(suffix: str, seconds: int, output_dir: Path) -> None:

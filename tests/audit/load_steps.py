@@ -36,7 +36,7 @@ def start_up(folder: Path) -> None:
     scans = open_cohort(
         folder / "scans", labels, input_rule, need_age=True, need_sex=True, smallest_side=32
     )
-    ScanDataset(scans, input_rule, Cache("disk", 16, folder / "cache"))
+    ScanDataset(scans, input_rule, Cache("disk", folder / "cache"))
 
 
 def predict(folder: Path) -> None:

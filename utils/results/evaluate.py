@@ -26,7 +26,7 @@ from utils.results.tables import (
     write_table,
 )
 from utils.scans.cohort import Scan, describe, open_cohort
-from utils.scans.dataset import open_for_one_reading
+from utils.scans.dataset import open_for_one_pass
 from utils.scans.labels import SEX_NAMES, parse_sex_codes, read_labels
 from utils.scans.leakage import note_seen
 from utils.scans.provenance import compare_provenance, format_comparison
@@ -55,7 +55,7 @@ def evaluate(args: Namespace) -> dict:
     print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
     print(format_comparison(comparison))
     note_unknown_sexes(checkpoint, scans)
-    dataset = open_for_one_reading(scans, checkpoint.input_rule)
+    dataset = open_for_one_pass(scans, checkpoint.input_rule)
     seen = note_seen(scans, dataset.content_hashes, checkpoint.trained_on)
     ages = Predictor(checkpoint, execution, prediction_settings(args)).ages(dataset)
     mean = checkpoint.summary.get("mean_training_age")

@@ -6,13 +6,10 @@ contents of all scans that any of their stages was trained on, and test.py says 
 are among them.
 """
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from utils.cli import raise_all
 
@@ -23,24 +20,11 @@ PERSON_IN_KNOWN_NAMES = re.compile(r"^(sub-[A-Za-z0-9]+|OAS[12]_\d{4}|OAS[34]\d{
 if TYPE_CHECKING:  # it loads torch, which --help does not wait for
     from utils.scans.cohort import Scan
 
-CONTENT_BYTES = 8  # two of 100,000 differing scans are taken for one with a probability of 3e-10
 SHOWN = 5  # scans, persons or images that a message names
 HOW_TO_PASS = "or let it pass with --allow_shared_persons"
 ANOTHER_SPLIT = (
     f"give a network trained on other scans, or the same split to both trainings, {HOW_TO_PASS}"
 )
-
-
-def content_hash(voxels: np.ndarray) -> str:
-    """What identifies an image: 16 hexadecimal digits of its intensities other than 0.
-
-    Leaving out the background, two thirds of a brain on the grid, makes it 2.5 times faster.
-
-    Args:
-        voxels: (D, H, W) float32 in LAS order, intensities and resolution as in the file.
-    """
-    inside = voxels[voxels != 0].astype("<f4", copy=False)
-    return hashlib.blake2b(inside, digest_size=CONTENT_BYTES).hexdigest()
 
 
 def require_separate_persons(

@@ -185,4 +185,4 @@ def _global_sizes(loader: DataLoader | list[dict[str, Tensor]]) -> list[int]:
     """Scans of each batch, in all processes together."""
     if isinstance(loader, list):
         return [len(batch["index"]) for batch in loader]
-    return loader.batch_sampler.global_sizes
+    return loader.sampler.global_sizes

@@ -23,7 +23,7 @@ from utils.networks.execution import Execution, choose_execution, compile_networ
 from utils.results.tables import read_predicted_ages
 from utils.scans.cache import Cache
 from utils.scans.cohort import describe, open_cohort
-from utils.scans.dataset import ScanDataset, evaluation_loader, open_checked, require_shareable
+from utils.scans.dataset import ScanDataset, evaluation_loader, require_shareable
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
@@ -96,8 +96,8 @@ def datasets(
         print(f"{name}: {describe(scans)}")
     paths = [scan.path for scans in cohorts for scan in scans]
     made = decide_provenance(args, paths, first_stage)
-    cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
-    train_set, val_set = (open_checked(scans, input_rule, cache) for scans in cohorts)
+    cache = Cache(args.cache, scan_cache(args), execution.device)
+    train_set, val_set = (ScanDataset(scans, input_rule, cache) for scans in cohorts)
     require_separate_images(
         *cohorts,
         (train_set.content_hashes, val_set.content_hashes),

@@ -69,7 +69,7 @@ class Training:
     Attributes:
         epochs: at most.
         batch_size: scans a step, of all processes together.
-        stratify: whether batches are made alike in age, see `StratifiedBatches`.
+        stratify: whether batches are made alike in age, see `draw_stratified`.
         optimisation: see there.
         augmentation: see there.
         refresh_statistics: whether batch statistics are recomputed before each validation.
