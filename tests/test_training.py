@@ -106,8 +106,6 @@ class Interruption(Exception):
     ("stage", "schedule"),
     [
         ("first", "cosine"),
-        pytest.param("first", "plateau", marks=pytest.mark.slow),
-        pytest.param("second", "cosine", marks=pytest.mark.slow),
         pytest.param("second", "plateau", marks=pytest.mark.slow),
     ],
 )
