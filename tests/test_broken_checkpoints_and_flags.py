@@ -143,7 +143,7 @@ CONTENTS = (
     ("unknown width", lambda good: good | {"options": good["options"] | {"width": "wide"}},
      "bad.pt"),
     ("width of another network",
-     lambda good: good | {"options": good["options"] | {"width": "halved"}}, "cannot be rebuilt"),
+     lambda good: good | {"options": good["options"] | {"width": "released"}}, "cannot be rebuilt"),
     ("sex of another network",
      lambda good: good | {"options": good["options"] | {"use_sex": False}}, "cannot be rebuilt"),
     ("options of a second stage", lambda good: good | {"options": {"second_stage": {}}},

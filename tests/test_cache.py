@@ -18,7 +18,7 @@ from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
 from utils.scans.volumes import InputRule, normalise
-from utils.training import run as setup
+from utils.training import run
 
 ANY = InputRule(any_grid=True)
 CPU = Execution(torch.device("cpu"))
@@ -247,17 +247,26 @@ def test_caches_that_do_not_exist_are_refused(values):
         Cache(**values)
 
 
+class Reached(Exception):
+    """Raised with the datasets that a training would read."""
+
+
 def test_runs_side_by_side_share_one_cache_and_read_alike_whichever_it_is(
     tmp_path, decoded, monkeypatch
 ):
+    def stop(*given, datasets, **more):
+        raise Reached(datasets)
+
     write_cohort(tmp_path / "cohort", {"train": 3, "val": 2})
-    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, *rest, **more: sets)
+    monkeypatch.setattr(run, "Trainer", stop)
     images, counts = [], []
     for name, kind in (("a", "disk"), ("b", "disk"), ("c", "device"), ("d", "none")):
         flags = [*training_flags(tmp_path / "cohort", tmp_path / "runs" / name), "--any_grid"]
         if name != "a":  # disk is what is done unasked
             flags += ["--cache", kind]
-        sets = train_first_stage.main(flags)
+        with pytest.raises(Reached) as reached:
+            train_first_stage.main(flags)
+        (sets,) = reached.value.args
         counts.append(len(decoded))
         assert [dataset.cache.kind for dataset in sets] == [kind, kind]
         images.append(torch.cat([sets[0][[0, 1, 2]]["image"], sets[1][[0, 1]]["image"]]))

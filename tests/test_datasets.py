@@ -11,8 +11,8 @@ import pytest
 from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import datasets
-from data_preprocessing.datasets import RELEASES, recognise
 from data_preprocessing.public import tables as public_tables
+from data_preprocessing.public.releases import RELEASES, recognise
 from data_preprocessing.public.unoriented import (
     QUASIRAW_SHAPE,
     T88_SHAPE,

@@ -35,6 +35,7 @@ from utils.scans.dataset import (
 )
 from utils.scans.labels import read_labels
 from utils.scans.volumes import InputRule
+from utils.training.augment import Augmentation
 from utils.training.engine import (
     average_statistics,
     parallel,
@@ -42,7 +43,9 @@ from utils.training.engine import (
     synchronised,
     train_one_epoch,
 )
+from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
+from utils.training.trainer import RunInfo, Trainer, Training
 
 ANY = InputRule(any_grid=True)
 # Name: (scans, one global batch of them; the loss's options).
@@ -78,13 +81,12 @@ def one_step(scans: ScanDataset, execution: Execution, options: dict) -> dict:
     if "sorter" in options:
         options["sorter"] = load_shipped_sorter(options["sorter"]).double()
     losses = train_one_epoch(
-        parallel(model, execution),
+        parallel(model, execution) if execution.world.size > 1 else model,
         AgeLoss(**options),
         training_loader(scans, batch_size=len(scans), full_batches=True, world=execution.world),
         torch.optim.SGD(model.parameters(), lr=1e-6),
         execution,
-        augment=lambda image, age: (image.double(), age),
-        after_step=lambda step, terms: None,
+        augment=lambda image: image.double(),
     )
     gradients = {name: value.grad for name, value in model.named_parameters()}
     return {"losses": losses, "gradients": gradients, "weights": model.state_dict()}
@@ -344,8 +346,8 @@ def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
 
 
 def flags_of_two(cohort: Path, folder: Path, *flags: str) -> list[str]:
-    # A random shift and random pairs: both must follow from seed, epoch and rank alone.
-    return [*training_flags(cohort, folder), "--any_grid", "--pairs", "random", *flags]
+    # Random shifts must follow from seed, epoch and rank alone.
+    return [*training_flags(cohort, folder), "--any_grid", *flags]
 
 
 def torchrun(*flags: str) -> subprocess.CompletedProcess:
@@ -456,8 +458,8 @@ def test_a_missing_label_ends_all_processes_with_one_message(forking, tmp_path):
 @pytest.mark.slow
 def test_two_tasks_of_a_slurm_step_train_the_second_stage(cohort, trained, forking, tmp_path):
     flags = [*training_flags(cohort, tmp_path / "run"), "--first_stage_net", str(trained["first"])]
-    # Statistics that are not recomputed are averaged.
-    flags += ["--no-refresh_statistics"]
+    # By this recipe pairs are drawn at random, and statistics are averaged, not recomputed.
+    flags += ["--recipe", "paper", "--width", "compact", "--sorter", "none"]
     codes, told, errors = started_twice(
         forking, "train_second_stage", flags, as_slurm(), tmp_path / "said"
     )
@@ -473,7 +475,15 @@ def test_two_tasks_of_a_slurm_step_train_the_second_stage(cohort, trained, forki
 def test_a_single_process_is_left_as_it_is():
     model = ScaleDense()
     execution = choose_execution("cpu")
-    assert synchronised(model, execution) is parallel(model, execution) is model
+    trainer = Trainer(
+        model,
+        AgeLoss(),
+        datasets=(None, None),
+        training=Training(1, 1, Optimisation("sgd", 1.0, 0.0, "constant"), Augmentation()),
+        execution=execution,
+        info=RunInfo(Path("none")),
+    )
+    assert trainer.network is trainer.model is model
     torch.manual_seed(1)
     with SINGLE.own_randomness(1, torch.device("cpu")):
         drawn = torch.rand(2)

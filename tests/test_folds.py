@@ -9,7 +9,6 @@ import torch
 from conftest import training_flags
 
 import train_first_stage
-import train_second_stage
 from analysis.brain_pad import out_of_fold
 from data_preprocessing import make_folds
 from utils.networks import BEST_NAME
@@ -33,7 +32,7 @@ def folds(cohort, tmp_path_factory):
 
 def fold_flags(cohort, folds, fold, output):
     flags = [*training_flags(cohort, output), "--folds", str(folds), "--fold", str(fold)]
-    return [*flags, "--keep", "last", "--validate_every", "9"]
+    return [*flags, "--keep", "last"]
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +78,6 @@ def test_every_scan_is_held_out_once_and_never_trained_on_then(cohort, folds, ru
     for fold in (0, 1):
         lines = (runs / str(fold) / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-        # Not due, but the last epoch: validated alone.
-        assert ["validation/mae" in json.loads(line) for line in lines] == [False, True]
         checkpoint = load_checkpoint(runs / str(fold) / BEST_NAME)
         assert checkpoint.summary["epoch"] == 2
         assert checkpoint.summary["scans"] == {"train": 6, "validation": 6}
@@ -149,25 +146,6 @@ def test_a_reference_without_a_scan_and_networks_of_some_folds_for_retests_are_r
         collect(cohort, folds, tmp_path / "b.csv", runs, more=more)
 
 
-def test_second_stage_trains_on_out_of_fold_ages(cohort, folds, runs, tmp_path, capsys):
-    collect(cohort, folds, tmp_path / "ages.csv", runs)
-    flags = [
-        *fold_flags(cohort, folds, 0, tmp_path / "second"),
-        *("--first_stage_net", str(runs / "0" / BEST_NAME)),
-        *("--warm_start_net", str(runs / "1" / BEST_NAME), "--rough_share", "0.5"),
-        "--allow_shared_persons",  # the network to start from has seen this fold
-        *("--out_of_fold_ages", str(tmp_path / "ages.csv")),
-    ]
-    train_second_stage.main(flags)
-    printed = capsys.readouterr().out
-    assert "rough ages of training scans" in printed
-    assert "noise on the rough age in training" not in printed
-    lines = (tmp_path / "ages.csv").read_text().splitlines()
-    (tmp_path / "ages.csv").write_text("\n".join(lines[:4]) + "\n")
-    with pytest.raises(ValueError, match=r"no row for \d scans"):
-        train_second_stage.main([*flags, "--output_dir", str(tmp_path / "again")])
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -207,10 +185,5 @@ def test_missing_folds_and_tables_are_refused(cohort, folds, tmp_path):
         train_first_stage.main(flags)
     with pytest.raises(ValueError, match="--folds and --fold: give both"):
         train_first_stage.main([*training_flags(cohort, tmp_path / "out"), "--fold", "0"])
-    with pytest.raises(ValueError, match="look at every epoch"):
-        train_first_stage.main(
-            [*training_flags(cohort, tmp_path / "out"), "--validate_every", "2",
-             "--early_stop", "3"]
-        )  # fmt: skip
     with pytest.raises(ValueError, match="1 scans have no row in --folds: a"):
         hold_out([type("Scan", (), {"subject_id": "a"})()], {}, 0)

@@ -31,7 +31,7 @@ from data_preprocessing import (
 from tests.audit import heads, interruptions, load, quality
 from utils.networks import share
 from utils.results import baseline
-from utils.training import options
+from utils.training import options, recipes
 
 ROOT = Path(__file__).parent.parent
 ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
@@ -190,35 +190,37 @@ def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
         parse_call(call)
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
-def test_paper_recipe_reaches_training_through_the_scripts(stage, tmp_path):
+RECIPES = {"first": recipes.FIRST_STAGE, "second": recipes.SECOND_STAGE}
+
+
+@pytest.mark.parametrize("recipe", ["ours", "paper"])
+@pytest.mark.parametrize("stage", RECIPES)
+def test_a_recipe_reaches_training_through_the_scripts(stage, recipe, tmp_path):
     script = ROOT / "script" / f"train_{stage}_stage.sh"
-    ours = parse_call(recorded_calls(script, tmp_path)[0])
-    paper = parse_call(recorded_calls(script, tmp_path, "--recipe", "paper", "--epochs", "7")[0])
-    assert ours.width == {"first": "compact", "second": None}[stage]
-    assert (ours.batch_size, ours.pair_weight) == (8, 0)
-    assert (paper.width, paper.batch_size, paper.pair_weight) == ("released", 32, 1)
-    assert paper.lr == {"first": 1e-3, "second": 1e-5}[stage]
-    assert paper.epochs == 7
+    found = parse_call(recorded_calls(script, tmp_path, "--recipe", recipe, "--epochs", "7")[0])
+    expected = RECIPES[stage][recipe] | {"epochs": 7}  # single flags win
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", RECIPES)
 def test_scripts_say_the_parsers_own_defaults(stage, tmp_path):
-    scripted = vars(
-        parse_call(recorded_calls(ROOT / "script" / f"train_{stage}_stage.sh", tmp_path)[0])
-    )
+    script = ROOT / "script" / f"train_{stage}_stage.sh"
+    scripted = vars(parse_call(recorded_calls(script, tmp_path)[0]))
     needed = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
     if stage == "second":
         needed += ["--first_stage_net", "e"]
     defaults = vars(PARSERS[f"train_{stage}_stage.py"](needed))
     differ = {"train_folder", "val_folder", "labels", "output_dir", "first_stage_net"}
-    if stage == "first":
-        # The parser's own fit a volume of any size, the script's the grid of MNI152.
-        differ |= {"resolution", "crop"}
-        assert (scripted["resolution"], scripted["crop"]) == (4, True)
     assert {k: v for k, v in scripted.items() if k not in differ} == {
         k: v for k, v in defaults.items() if k not in differ
     }
+    # What the script says of a value that it leaves to the recipe: ours, then paper.
+    said = re.findall(r"^([A-Z_]+)= +# (\S+), ([\w.-]+)(?:;|$)", script.read_text(), re.MULTILINE)
+    assert len(said) >= 7
+    for name, *values in said:
+        for recipe, value in zip(("ours", "paper"), values, strict=True):
+            held = RECIPES[stage][recipe][name.lower()]
+            assert value == held if isinstance(held, str) else float(value) == held
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])

@@ -268,25 +268,18 @@ def test_the_authors_files_give_the_authors_ages(narrow_released, tmp_path):
         np.testing.assert_allclose(found, expected[column][:, 0], atol=0.011)
 
 
-@pytest.mark.slow
 def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(
-    narrow_released, tmp_path, monkeypatch
+    narrow_released, tmp_path
 ):
-    import train_second_stage
-    from utils.training import run as setup
+    from utils.networks.checkpoint import load_first_stage
+    from utils.training.options import parse_second_stage
+    from utils.training.run import build_second_stage
 
-    weights = narrow_state_dict("first_stage", seed=1)
-    torch.save({"state_dict": weights}, tmp_path / "first.pth.tar")
-    monkeypatch.setattr(setup, "datasets", lambda *given: ((None, None), None))
-    monkeypatch.setattr(setup, "require_new_to", lambda *given: None)
-    monkeypatch.setattr(setup, "start", lambda args, model, *rest, **more: model)
-    model = train_second_stage.main(
-        [
-            *("--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir"),
-            *(str(tmp_path / "out"), "--first_stage_net", str(tmp_path / "first.pth.tar")),
-            *("--rough_age_noise", "0"),
-        ]
-    )
+    path = tmp_path / "first.pth.tar"
+    torch.save({"state_dict": narrow_state_dict("first_stage", seed=1)}, path)
+    flags = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
+    args = parse_second_stage([*flags, "--first_stage_net", str(path)])
+    model, _ = build_second_stage(args, [], load_first_stage(path))
     assert model.second_stage.encoder.width == "released"
 
 

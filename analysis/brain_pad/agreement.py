@@ -37,26 +37,23 @@ def pair_scans(
     Raises:
         ValueError: fewer than two pairs.
     """
-    found: dict[str, tuple[str, str]] = {}
-    for source, scans in first.items():
-        for scan, person in people_of(sorted(scans.index), pattern=pattern).items():
-            found.setdefault(person, (source, scan))
-    pairs: dict[str, dict] = {}
-    for scan, person in people_of(sorted(second.index), pattern=pattern).items():
-        source, other = found.get(person, ("", scan))
-        if other == scan or person in pairs:
-            continue
-        pairs[person] = {"person": person, "first_scan": other, "second_scan": scan}
-        pairs[person]["first_from"] = source
-        for name in ("predicted_age", "brain_pad"):
-            pairs[person][f"first_{name}"] = first[source].at[other, name]
-            pairs[person][f"second_{name}"] = second.at[scan, name]
+
+    def by_person(scans: pd.DataFrame) -> pd.DataFrame:
+        person_of = people_of(sorted(scans.index), pattern=pattern)
+        chosen = scans.loc[list(person_of), ["predicted_age", "brain_pad"]]
+        return chosen.assign(person=list(person_of.values()), scan=list(person_of))
+
+    found = pd.concat([by_person(scans).assign(**{"from": name}) for name, scans in first.items()])
+    found = found.drop_duplicates("person").set_index("person").add_prefix("first_")
+    others = by_person(second).set_index("person").add_prefix("second_")
+    pairs = others.join(found, how="inner").query("first_scan != second_scan").reset_index()
+    pairs = pairs.drop_duplicates("person", ignore_index=True)
     if len(pairs) < 2:
         raise ValueError(
             f"{len(pairs)} of {len(second)} second scans have a first one of the same person, at "
             "least 2 expected; --subject_pattern says where the person stands in a name"
         )
-    return pd.DataFrame(list(pairs.values()))
+    return pairs
 
 
 def intraclass_correlations(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

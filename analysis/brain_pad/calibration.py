@@ -11,8 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correction
-from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, fit_limits
-from utils.files import sha256_of, write_json
+from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, coverage, fit_limits
+from utils.files import write_json
 from utils.results.tables import COLUMNS, Predictions
 
 FORMAT = "TSAN brain-PAD calibration 1"
@@ -50,12 +50,7 @@ def fit_calibration(out_of_fold: Predictions) -> Calibration:
             grouped = fit_limits(age, predicted_age, groups=TERCILES)
     except ValueError as error:
         raise ValueError(f"{out_of_fold.path}: {error}") from error
-    source = {
-        "file": out_of_fold.path.name,
-        "sha256": sha256_of(out_of_fold.path),
-        "scans": len(age),
-        "without_age": out_of_fold.without_age,
-    }
+    source = out_of_fold.describe() | {"file": out_of_fold.path.name}
     return Calibration(source, bias, limits, grouped)
 
 
@@ -67,6 +62,14 @@ def apply_calibration(calibration: Calibration, scans: pd.DataFrame) -> pd.DataF
         scans: columns age and predicted_age, in years.
     """
     return scans.assign(**_corrected(calibration, scans["age"], scans["predicted_age"]))
+
+
+def report_coverage(calibration: Calibration, scans: pd.DataFrame) -> dict:
+    """Coverage of the calibration's limits on scans that they were not made from."""
+    age, predicted_age = scans["age"].to_numpy(), scans["predicted_age"].to_numpy()
+    kinds = ("limits", "limits_by_predicted_age")
+    limits = {name: getattr(calibration, name) for name in kinds}
+    return {name: coverage(each, age, predicted_age) for name, each in limits.items() if each}
 
 
 def complete_row(row: dict, calibration: Calibration | None) -> dict:

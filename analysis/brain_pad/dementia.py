@@ -153,15 +153,16 @@ def report_dementia(
     Args:
         patients: calibrated scans (see `apply_calibration`) with a column CDR, NaN where unknown.
         healthy: calibrated unseen healthy scans with a column `group`, the table they are from.
-            For those out-of-fold the correction's line was fitted on them, among others.
+            The correction was fitted on those out-of-fold.
         matched: from `match_healthy`.
-        caliper: with which, years.
+        caliper: of the matching, years.
 
     Raises:
         ValueError: fewer pairs than folds of the SVM.
     """
     cases, controls = patients.loc[matched.index], healthy.loc[matched]
     svm = svm_scores(cases, controls)
+    cases, controls = cases.assign(svm=svm[0]), controls.assign(svm=svm[1])
     apart = np.abs(cases["age"].to_numpy() - controls["age"].to_numpy())
     levels = {"all": np.ones(len(cases), bool)} | levels_of(cases["CDR"])
     return {
@@ -182,20 +183,15 @@ def report_dementia(
         "mean_of_all_healthy_by_table": {
             name: _means(rows) for name, rows in healthy.groupby("group", sort=False)
         },
-        "auc": {
-            name: _aucs(cases[inside], controls[inside], tuple(side[inside] for side in svm))
-            for name, inside in levels.items()
-        },
+        "auc": {name: _aucs(cases[at], controls[at]) for name, at in levels.items()},
     }
 
 
-def _aucs(cases: pd.DataFrame, controls: pd.DataFrame, svm: tuple) -> dict[str, dict]:
-    """AUC of each score of pairs; the SVM is the one of all levels."""
-    scores = {name: (cases[name].to_numpy(), controls[name].to_numpy()) for name in PADS}
-    scores["svm"] = svm
-    return {"pairs": len(cases)} | {
-        name: auc_with_interval(patient, healthy) for name, (patient, healthy) in scores.items()
-    }
+def _aucs(cases: pd.DataFrame, controls: pd.DataFrame) -> dict:
+    """AUC of each score of pairs; the SVM was trained on pairs of all levels."""
+    names = (*PADS, "svm")
+    aucs = {n: auc_with_interval(cases[n].to_numpy(), controls[n].to_numpy()) for n in names}
+    return {"pairs": len(cases)} | aucs
 
 
 def _describe(scans: pd.DataFrame) -> dict[str, float]:

@@ -15,20 +15,7 @@ from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_checkpoint
 from utils.networks.execution import Execution, choose_execution
 from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
-from utils.results.metrics import (
-    mae_difference,
-    score_with_intervals,
-    within_bin_correlation,
-    within_bin_spread,
-)
-from utils.results.tables import (
-    format_difference,
-    format_figures,
-    read_predicted_ages,
-    scan_rows,
-    table_files,
-    write_table,
-)
+from utils.results import metrics, tables
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
@@ -87,11 +74,7 @@ class FoldNetworks:
 
 
 def collect_ages(args: Namespace) -> dict:
-    """Writes the tables; prints and returns the figures of each predictor.
-
-    Args:
-        args: the flags of analysis.brain_pad.out_of_fold.
-    """
+    """Writes the tables; prints and returns the figures of each predictor."""
     if bool(args.retest_folder) != bool(args.retest_output):
         raise ValueError("--retest_folder and --retest_output: give both, or neither")
     if args.retest_folder and args.only:
@@ -100,7 +83,7 @@ def collect_ages(args: Namespace) -> dict:
             "left out would be predicted by networks that have seen them"
         )
     outputs = [Path(path) for path in (args.output, args.retest_output) if path]
-    files = [file for output in outputs for file in table_files(output)]
+    files = [file for output in outputs for file in tables.table_files(output)]
     if not args.overwrite:
         require_absent(*files)
     use_machine_well(args.threads)
@@ -114,8 +97,7 @@ def collect_ages(args: Namespace) -> dict:
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans, ages, seeds = predict_folds(args, folds, labels)
     step = getattr(folds.all[0].model, "age_step", None)  # a first stage has none
-    report = compare(scans, ages, step=step)
-    report |= compare_with_others(scans, ages["predicted_age"], seeds, args)
+    report = compare(args, scans, ages, seeds, step)
     if args.retest_folder:
         predict_retest(args, folds, labels)
     return report
@@ -142,53 +124,65 @@ def predict_folds(
         scans += held
     ages = {name: np.concatenate([each[name] for each in found], axis=1) for name in found[0]}
     means = {name: values.mean(axis=0) for name, values in ages.items()}
-    rows = scan_rows(scans, means)
+    rows = tables.scan_rows(scans, means)
     rows = [row | {"fold": folds.fold_of[row["participant_id"]]} for row in rows]
-    write_table(Path(args.output), rows, overwrite=args.overwrite)
+    tables.write_table(Path(args.output), rows, overwrite=args.overwrite)
     return scans, means, ages["predicted_age"]
 
 
-def compare(scans: list[Scan], ages: dict[str, np.ndarray], *, step: float | None) -> dict:
-    """Prints and returns the figures, those of both stages where `step` says that there are two."""
+def compare(
+    args: Namespace,
+    scans: list[Scan],
+    ages: dict[str, np.ndarray],
+    seeds: np.ndarray,
+    step: float | None,
+) -> dict:
+    """Prints and returns the figures of both stages, of each seed, and paired differences.
+
+    Args:
+        args: the flags, for the names of runs and references.
+        scans: those of the folds.
+        ages: (scans,) years by name.
+        seeds: (seeds, scans) years.
+        step: years between rounded ages; None for first stages.
+    """
     age, predicted = np.array([scan.age for scan in scans]), ages["predicted_age"]
+    predictors = {"predicted": predicted}
+    if step:
+        predictors = {"stage one": ages["stage_one_age"], "stage two": predicted}
+    if len(seeds) > 1:
+        names = (Path(folder).name for folder in args.runs)
+        predictors |= dict(zip(names, seeds, strict=True))
+    report = {name: metrics.score_with_intervals(age, each) for name, each in predictors.items()}
     print(f"{len(scans)} scans, each predicted by networks that were not trained on it")
-    if not step:
-        report = {"predicted": score_with_intervals(age, predicted)}
-        print(format_figures(report))
-        return report
-    stages = {"stage one": ages["stage_one_age"], "stage two": predicted}
-    report = {name: score_with_intervals(age, each) for name, each in stages.items()}
-    print(format_figures(report))
-    report["difference"] = mae_difference(age, predicted, ages["stage_one_age"])
-    print(format_difference("stage two minus stage one", report["difference"]))
-    rounded = discretize_age(torch.from_numpy(ages["stage_one_age"]), step).numpy()
-    residual, needed = predicted - rounded, age - rounded
-    values = report["within_bins"] = {
-        "spread": within_bin_spread(residual, rounded),
-        "spread_needed": within_bin_spread(needed, rounded),
-        "correlation": within_bin_correlation(residual, needed, rounded),
+    print(tables.format_figures(report))
+    if step:
+        report["difference"] = metrics.mae_difference(age, predicted, ages["stage_one_age"])
+        print(tables.format_difference("stage two minus stage one", report["difference"]))
+        report["within_bins"] = within_bins(age, ages["stage_one_age"], predicted, step)
+    for path in args.reference:
+        theirs = tables.read_predicted_ages(path, scans)
+        report[path] = metrics.mae_difference(age, predicted, theirs)
+        print(tables.format_difference(f"this minus {path}", report[path]))
+    return report
+
+
+def within_bins(
+    age: np.ndarray, stage_one: np.ndarray, stage_two: np.ndarray, step: float
+) -> dict[str, float]:
+    """How the second stage tells scans of one rounded age apart, all (scans,) years; prints it."""
+    rounded = discretize_age(torch.from_numpy(stage_one), step).numpy()
+    residual, needed = stage_two - rounded, age - rounded
+    values = {
+        "spread": metrics.within_bin_spread(residual, rounded),
+        "spread_needed": metrics.within_bin_spread(needed, rounded),
+        "correlation": metrics.within_bin_correlation(residual, needed, rounded),
     }
     print(
         f"within rounded ages: spread of the residual {values['spread']:.2f} years, needed "
         f"{values['spread_needed']:.2f}; correlation of both {values['correlation']:.2f}"
     )
-    return report
-
-
-def compare_with_others(
-    scans: list[Scan], predicted: np.ndarray, seeds: np.ndarray, args: Namespace
-) -> dict:
-    """Prints and returns the figures of each seed and the differences from --reference."""
-    age = np.array([scan.age for scan in scans])
-    report = {}
-    if len(seeds) > 1:
-        names = [Path(folder).name for folder in args.runs]
-        report = {n: score_with_intervals(age, each) for n, each in zip(names, seeds, strict=True)}
-        print(format_figures(report))
-    for path in args.reference:
-        report[path] = mae_difference(age, predicted, read_predicted_ages(path, scans))
-        print(format_difference(f"this minus {path}", report[path]))
-    return report
+    return values
 
 
 def predict_retest(args: Namespace, folds: FoldNetworks, labels: dict[str, Label]) -> None:
@@ -206,5 +200,7 @@ def predict_retest(args: Namespace, folds: FoldNetworks, labels: dict[str, Label
         found = folds.ages(checkpoints, [scans[index] for index in places])
         for name, values in found.items():
             ages.setdefault(name, np.empty(len(scans)))[places] = values.mean(axis=0)
-    rows = [row | {"fold": each} for row, each in zip(scan_rows(scans, ages), fold, strict=True)]
-    write_table(Path(args.retest_output), rows, overwrite=args.overwrite)
+    rows = [
+        row | {"fold": each} for row, each in zip(tables.scan_rows(scans, ages), fold, strict=True)
+    ]
+    tables.write_table(Path(args.retest_output), rows, overwrite=args.overwrite)

@@ -9,12 +9,11 @@ import pandas as pd
 from analysis.brain_pad.agreement import pair_scans, report_agreement
 from analysis.brain_pad.calibration import (
     PADS,
-    Calibration,
     apply_calibration,
     fit_calibration,
+    report_coverage,
     write_calibration,
 )
-from analysis.brain_pad.conformal import coverage
 from analysis.brain_pad.dementia import (
     levels_of,
     match_healthy,
@@ -23,9 +22,15 @@ from analysis.brain_pad.dementia import (
     require_sound_ratings,
 )
 from analysis.brain_pad.pictures import pad_against_age, pad_by_group
-from utils.files import as_spreadsheet_text, replacing, require_absent, sha256_of, write_json
+from utils.files import replacing, require_absent, write_json, write_tsv
 from utils.results.metrics import score_with_intervals
-from utils.results.tables import Predictions, format_figure, format_figures, read_predictions
+from utils.results.tables import (
+    Predictions,
+    format_cell,
+    format_figure,
+    format_figures,
+    read_predictions,
+)
 from utils.scans.labels import read_labels
 from utils.scans.leakage import people_of
 
@@ -41,11 +46,7 @@ NOTES = {
 
 
 def make_report(args: Namespace) -> dict:
-    """Writes calibration, report, table and pictures; prints and returns the report.
-
-    Args:
-        args: the flags of analysis.brain_pad.
-    """
+    """Writes calibration, report, table and pictures; prints and returns the report."""
     output = Path(args.output_dir)
     if not args.overwrite:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)
@@ -59,9 +60,10 @@ def make_report(args: Namespace) -> dict:
     }
     report = {
         "notes": NOTES,
-        "tables": {group: [describe(table) for table in found] for group, found in tables.items()},
+        "tables": {group: [each.describe() for each in found] for group, found in tables.items()},
         "out_of_fold": report_ages(groups["out_of_fold"]),
-        "test": report_ages(groups["test"]) | {"coverage": cover(calibration, groups["test"])},
+        "test": report_ages(groups["test"])
+        | {"coverage": report_coverage(calibration, groups["test"])},
     }
     if args.retest:
         first = {name: groups[name] for name in ("out_of_fold", "test", "first") if name in groups}
@@ -124,14 +126,6 @@ def join(tables: list[Predictions]) -> pd.DataFrame:
     return scans
 
 
-def describe(table: Predictions) -> dict:
-    """Which file a table was, and how much of it could be used."""
-    return {
-        "file": str(table.path), "sha256": sha256_of(table.path),
-        "scans": len(table.scans), "without_age": table.without_age,
-    }  # fmt: skip
-
-
 def report_ages(scans: pd.DataFrame) -> dict:
     """Figures of raw and corrected ages; those of Beheshti's correction flatter, see NOTES."""
     age = scans["age"].to_numpy()
@@ -140,15 +134,6 @@ def report_ages(scans: pd.DataFrame) -> dict:
     report = {form: score_with_intervals(age, scans[at].to_numpy()) for form, at in forms.items()}
     outside = int(scans["outside_fitted_ages"].sum())
     return {"scans": len(scans), "outside_fitted_ages": outside} | report
-
-
-def cover(calibration: Calibration, scans: pd.DataFrame) -> dict:
-    """Coverage of both kinds of limits on scans that they were not made from."""
-    age, predicted_age = scans["age"].to_numpy(), scans["predicted_age"].to_numpy()
-    kinds = {"limits": calibration.limits}
-    if calibration.limits_by_predicted_age is not None:
-        kinds["limits_by_predicted_age"] = calibration.limits_by_predicted_age
-    return {name: coverage(limits, age, predicted_age) for name, limits in kinds.items()}
 
 
 def compare_dementia(groups: dict[str, pd.DataFrame], participants: str, caliper: float) -> dict:
@@ -168,16 +153,12 @@ def compare_dementia(groups: dict[str, pd.DataFrame], participants: str, caliper
 
 def write_scans(path: Path, scans: pd.DataFrame, *, overwrite: bool) -> None:
     """Writes one row per scan: raw and corrected brain-PADs, the interval, and the match."""
-    columns = ["group", "age", "sex", "predicted_age", *PADS]
-    columns += ["predicted_age_low", "predicted_age_high"]
-    columns += [name for name in ("outside_fitted_ages", "CDR", "matched_with") if name in scans]
-    table = scans[columns].rename(index=as_spreadsheet_text)
-    table["age"] = table["age"].map("{:g}".format)
-    if "matched_with" in table:
-        matched = table["matched_with"].map(as_spreadsheet_text, na_action="ignore")
-        table["matched_with"] = matched
-    with replacing(path, overwrite=overwrite) as temporary:
-        table.to_csv(temporary, float_format="%.2f", na_rep="n/a")
+    columns = ["participant_id", "group", "age", "sex", "predicted_age", *PADS]
+    columns += ["predicted_age_low", "predicted_age_high", "outside_fitted_ages"]
+    columns += [name for name in ("CDR", "matched_with") if name in scans]
+    rows = scans.reset_index()[columns].itertuples(index=False)
+    cells = [[format_cell(value) for value in row] for row in rows]
+    write_tsv(path, [columns, *cells], delimiter=",", overwrite=overwrite)
 
 
 def draw_pictures(output: Path, groups: dict[str, pd.DataFrame], *, overwrite: bool) -> None:

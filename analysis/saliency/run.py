@@ -13,11 +13,10 @@ from utils.files import replacing, require_absent, write_json, write_tsv
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
-from utils.networks.predictor import note_unknown_sexes
-from utils.scans.cohort import Scan, describe, open_cohort
+from utils.networks.predictor import introduce
+from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.labels import parse_sex_codes, read_labels
-from utils.scans.provenance import compare_provenance, format_comparison
 from utils.scans.volumes import InputRule
 
 MAX_RANDOM_CORRELATION = 0.5  # rank correlation with maps of random weights; above it, a warning
@@ -29,11 +28,7 @@ MEANING = {
 
 
 def map_scans(args: Namespace) -> dict:
-    """Writes maps, table and picture; returns what saliency.json holds.
-
-    Args:
-        args: the flags of analysis.saliency.
-    """
+    """Writes maps, table and picture; returns what saliency.json holds."""
     use_machine_well(args.threads)
     execution = choose_execution(args.device, "float32")
     checkpoint = load_ensemble(args.checkpoint)
@@ -101,12 +96,9 @@ def open_scans(
     if args.labels:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     scans = open_cohort(args.scan_folder, labels, input_rule)[: args.limit]
-    comparison = compare_provenance([scan.path for scan in scans], checkpoint.provenance)
-    print(f"stage {checkpoint.stage}, {checkpoint.source}\n{describe(scans)}")
-    print(format_comparison(comparison))
+    comparison = introduce(checkpoint, scans, role="scans")
     if checkpoint.input_rule.any_grid:
         print("note: trained with --any_grid; these scans may lie otherwise than those it knows")
-    note_unknown_sexes(checkpoint, scans)
     if checkpoint.stage == 2 and args.method == "smoothgrad":
         print("note: gradients of the second stage's residual; occlusion sees the whole cascade")
     return scans, comparison

@@ -23,9 +23,10 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
-from utils.scans.cohort import Scan
+from utils.scans.cohort import Scan, describe
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
 from utils.scans.labels import SEX_WORDS
+from utils.scans.provenance import compare_provenance, format_comparison
 from utils.scans.volumes import content_hash, decode, image_stem, open_scan
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
@@ -185,6 +186,19 @@ def note_unknown_sexes(checkpoint: Checkpoint, scans: list[Scan]) -> None:
     unknown = sum(scan.sex is None for scan in scans)
     if unknown and checkpoint.uses_sex:
         print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
+
+
+def introduce(checkpoint: Checkpoint, scans: list[Scan], *, role: str) -> dict:
+    """Prints which networks predict which scans, `role` in front, and how these were made.
+
+    Returns:
+        How the scans were made against how the training scans were, see `compare_provenance`.
+    """
+    comparison = compare_provenance([scan.path for scan in scans], checkpoint.provenance)
+    print(f"stage {checkpoint.stage}, {checkpoint.source}\n{role}: {describe(scans)}")
+    print(format_comparison(comparison))
+    note_unknown_sexes(checkpoint, scans)
+    return comparison
 
 
 def find_checkpoints(output_dir: Path, names: list[str] | None) -> list[Path]:

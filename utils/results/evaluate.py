@@ -9,38 +9,22 @@ from utils.files import replacing, require_absent, write_json
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
-from utils.networks.predictor import (
-    PredictionSettings,
-    Predictor,
-    find_checkpoints,
-    note_unknown_sexes,
-)
+from utils.networks.predictor import PredictionSettings, Predictor, find_checkpoints, introduce
+from utils.results import tables
 from utils.results.metrics import mae_difference, score_with_intervals
 from utils.results.plots import age_scatter
-from utils.results.tables import (
-    TABLE,
-    format_difference,
-    format_figures,
-    scan_rows,
-    table_files,
-    write_table,
-)
-from utils.scans.cohort import Scan, describe, open_cohort
+from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.labels import SEX_NAMES, parse_sex_codes, read_labels
 from utils.scans.leakage import note_seen
-from utils.scans.provenance import compare_provenance, format_comparison
 
 METRICS = "metrics.json"
+SETTINGS = ("batch_size", "num_workers", "fuse", "compile", "mirror")
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def evaluate(args: Namespace) -> dict:
-    """Predicts, writes the results, prints and returns the figures of metrics.json.
-
-    Args:
-        args: the flags of test.py.
-    """
+    """Predicts, writes the results, prints and returns the figures of metrics.json."""
     table, metrics, arrays, plot = files = result_files(args)
     use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision)
@@ -51,20 +35,19 @@ def evaluate(args: Namespace) -> dict:
         age_step=args.age_step,
     )
     scans = open_scans(args, checkpoint)
-    comparison = compare_provenance([scan.path for scan in scans], checkpoint.provenance)
-    print(f"stage {checkpoint.stage}, {checkpoint.source}\ntest: {describe(scans)}")
-    print(format_comparison(comparison))
-    note_unknown_sexes(checkpoint, scans)
+    comparison = introduce(checkpoint, scans, role="test")
     dataset = open_for_one_pass(scans, checkpoint.input_rule)
     seen = note_seen(scans, dataset.content_hashes, checkpoint.trained_on)
-    ages = Predictor(checkpoint, execution, prediction_settings(args)).ages(dataset)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = PredictionSettings(**settings, insist=args.precision == "bfloat16")
+    ages = Predictor(checkpoint, execution, settings).ages(dataset)
     mean = checkpoint.summary.get("mean_training_age")
     report = score_groups(scans, ages, stage=checkpoint.stage, training_mean=mean) | {
         "preprocessing": comparison,
         "scans_in_training_set": seen,
         "checkpoint": str(checkpoint.source),
     }
-    write_table(table, scan_rows(scans, ages), overwrite=args.overwrite)
+    tables.write_table(table, tables.scan_rows(scans, ages), overwrite=args.overwrite)
     write_arrays(arrays, scans, ages, overwrite=args.overwrite)
     write_json(metrics, report, overwrite=args.overwrite)
     if report["scans_with_age"]:
@@ -83,9 +66,9 @@ def result_files(args: Namespace) -> tuple[Path, Path, Path, Path]:
         ValueError: two results of one name, or a picture of an unknown format.
         FileExistsError: results that exist, without --overwrite.
     """
-    names = (TABLE, METRICS, args.npz_name, args.plot_name)
+    names = (tables.TABLE, METRICS, args.npz_name, args.plot_name)
     table, metrics, arrays, plot = (Path(args.output_dir) / name for name in names)
-    files = [*table_files(table), metrics, arrays, plot]
+    files = [*tables.table_files(table), metrics, arrays, plot]
     if len(set(files)) < len(files):
         raise ValueError(f"{', '.join(map(str, files))}: five different result files expected")
     if plot.suffix.lower() not in PICTURES:
@@ -102,18 +85,6 @@ def open_scans(args: Namespace, checkpoint: Checkpoint) -> list[Scan]:
         labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     return open_cohort(
         args.test_folder, labels, checkpoint.input_rule, smallest_side=checkpoint.smallest_side
-    )
-
-
-def prediction_settings(args: Namespace) -> PredictionSettings:
-    """How the flags have ages predicted."""
-    return PredictionSettings(
-        batch_size=args.batch_size,
-        num_workers=args.num_workers,
-        fuse=args.fuse,
-        compile=args.compile,
-        mirror=args.mirror,
-        insist=args.precision == "bfloat16",
     )
 
 
@@ -192,7 +163,9 @@ def format_report(report: dict) -> str:
     }
     rows = {title: report[name]["overall"] for name, title in titles.items() if name in report}
     lines = [f"{report['scans_with_age']} scans with an age; 95 % bootstrap intervals"]
-    lines.append(format_figures(rows))
+    lines.append(tables.format_figures(rows))
     if difference := report.get("mae_stage_two_minus_stage_one"):
-        lines.append(format_difference("MAE of stage two minus MAE of stage one", difference))
+        lines.append(
+            tables.format_difference("MAE of stage two minus MAE of stage one", difference)
+        )
     return "\n".join(lines)

@@ -24,11 +24,7 @@ INPUT_RULE = InputRule(resolution=4)
 
 
 def compare_baselines(args: Namespace) -> dict[str, dict]:
-    """Fits, prints and returns the figures of both baselines.
-
-    Args:
-        args: the flags of utils.results.baseline.
-    """
+    """Fits, prints and returns the figures of both baselines."""
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
     voxels = {}
     for folder in args.train_folders:

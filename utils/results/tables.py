@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.files import as_spreadsheet_text, write_json, write_tsv
+from utils.files import as_spreadsheet_text, sha256_of, write_json, write_tsv
 from utils.scans.cohort import Scan
 from utils.scans.labels import (
     OLDEST_AGE,
@@ -83,7 +83,7 @@ def write_table(path: Path, rows: Sequence[dict], *, overwrite: bool = False) ->
     """
     table, description = table_files(path)
     columns = {name: text for name, text in (COLUMNS | FOLD).items() if name in rows[0]}
-    cells = [list(columns), *([_cell(row[name]) for name in columns] for row in rows)]
+    cells = [list(columns), *([format_cell(row[name]) for name in columns] for row in rows)]
     write_json(description, columns, overwrite=overwrite)
     write_tsv(
         table, cells, delimiter="," if table.suffix.lower() == ".csv" else "\t", overwrite=overwrite
@@ -91,8 +91,9 @@ def write_table(path: Path, rows: Sequence[dict], *, overwrite: bool = False) ->
     return table
 
 
-def _cell(value: object) -> str:
-    if value is None or value == "":
+def format_cell(value: object) -> str:
+    """A cell as text: n/a for what is unknown, at most two decimals, no formulas, one line."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "n/a"
     if isinstance(value, float):
         return f"{value:.2f}".removesuffix(".00")
@@ -135,6 +136,11 @@ class Predictions:
     path: Path
     scans: pd.DataFrame
     without_age: int
+
+    def describe(self) -> dict:
+        """Which file the table was, and how much of it could be used."""
+        counts = {"scans": len(self.scans), "without_age": self.without_age}
+        return {"file": str(self.path), "sha256": sha256_of(self.path)} | counts
 
 
 def read_predictions(path: str | Path, labels: dict[str, Label] | None = None) -> Predictions:

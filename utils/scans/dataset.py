@@ -46,9 +46,6 @@ class ScanDataset(Dataset):
         OSError: the cache's folder cannot be written or is too full.
     """
 
-    # (scans, 1) years in place of a first stage's ages, where they are set: batches bring them.
-    rough_age: Tensor | None = None
-
     def __init__(self, scans: list[Scan], input_rule: InputRule, cache: Cache = NO_CACHE):
         self.scans, self.input_rule, self.cache = scans, input_rule, cache
         self.shape = input_rule.input_shape(scans[0].shape)
@@ -76,8 +73,6 @@ class ScanDataset(Dataset):
         """The batch of the scans at these places in file order; `Execution.images` takes it on."""
         places = torch.tensor(indices)
         batch = {"sex": self.sex[places], "age": self.age[places], "index": places}
-        if self.rough_age is not None:
-            batch["rough_age"] = self.rough_age[places]
         if self._images is not None:
             chosen = places.to(self.cache.device, non_blocking=True)
             return batch | {"image": self._images.index_select(0, chosen)}
