@@ -18,7 +18,6 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from data_preprocessing.pipeline.quality import sentences
 from utils.cli import (
     Switch,
     add_label_flags,
@@ -31,7 +30,7 @@ from utils.cli import (
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.scans.labels import Label, examine_labels, label_of, parse_sex_codes
 from utils.scans.leakage import person_of_scan
-from utils.scans.provenance import Provenance, read_sidecar, recorded
+from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.volumes import content_hash, decode, find_scans, image_stem, open_scan
 
 # Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
@@ -90,7 +89,7 @@ def examine_scan(path: Path) -> Examined:
         examined.findings.append(error(path, problem, AGAIN))
     else:
         if sidecar:
-            examined.made = recorded(sidecar)
+            examined.made = Provenance.from_sidecar(sidecar)
             examined.findings += _find_flags(path, sidecar)
     try:
         header = open_scan(path)
@@ -115,7 +114,7 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
     if flags:
         yield error(
             path,
-            f"flagged by preprocessing: {'; '.join(sentences(flags))}",
+            f"flagged by preprocessing: {'; '.join(flags.values())}",
             f"look at its picture; leave it out or {AGAIN}, or, where it is good, empty qc.flags "
             "in its sidecar",
         )

@@ -1,6 +1,4 @@
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -217,22 +215,6 @@ def test_bad_patterns_are_refused_by_the_parser(capsys):
     with pytest.raises(SystemExit):
         brain_pad.build_parser().parse_args([*words, "--subject_pattern", "("])
     assert "a regular expression expected" in capsys.readouterr().err
-
-
-def test_script_runs_with_its_own_flags(tables, tmp_path):
-    words = [*flags(tables, *ALL), "--output_dir", str(tmp_path / "out")]
-    script = ROOT / "script" / "brain_pad.sh"
-    recorder = tmp_path / "python"
-    recorder.write_text('#!/bin/sh\nshift 2\nprintf "%s\\n" "$@"\n')
-    recorder.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(script), *words],
-        env=os.environ | {"PYTHON": str(recorder)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    parsed = brain_pad.build_parser().parse_args(done.stdout.splitlines())
-    assert parsed.output_dir == str(tmp_path / "out")
-    assert parsed.out_of_fold == str(tables["out_of_fold"])
-    assert parsed.caliper == 5
 
 
 def test_ages_and_sexes_may_come_from_the_label_sheet(tables, tmp_path):

@@ -18,7 +18,7 @@ from test_structure import MODULES, PARSERS, ROOT
 
 import test as test_script
 from analysis.brain_pad.calibration import complete_row
-from analysis.report.page import write_report
+from analysis.report.page import Origin, write_report
 from model.scaledense import ScaleDense
 from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
@@ -26,7 +26,8 @@ from utils.cli import run_entry
 from utils.files import as_spreadsheet_text, from_spreadsheet_text, write_tsv
 from utils.networks.checkpoint import load_checkpoint, load_first_stage, save_checkpoint
 from utils.results.tables import COLUMNS, write_table
-from utils.scans.labels import read_labels, read_rows
+from utils.scans.labels import read_labels
+from utils.scans.sheets import read_rows
 from utils.scans.volumes import InputRule
 
 
@@ -356,8 +357,8 @@ def test_names_of_markup_stay_text_in_the_report(tmp_path):
     names = [*NAMES, '"><img src=x onerror=alert(1)>', "</td><script src=//x></script>"]
     rows = [row_of(name) for name in names]
     write_report(
-        rows, tmp_path / "r.html", title="<script>t</script>", pictures={}, card="<script>c",
-        command="<script>d", versions={"<script>e": "<script>f"},
+        rows, tmp_path / "r.html", title="<script>t</script>", pictures={},
+        origin=Origin(None, "<script>c", "<script>d", {"<script>e": "<script>f"}),
     )  # fmt: skip
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert page.count("<script") == 1  # its own

@@ -9,10 +9,11 @@ import pytest
 from synthetic_head import make_head, rotation
 
 from data_preprocessing.pipeline import builtin
+from data_preprocessing.pipeline.builtin import Transform, grid_points, resample
 from data_preprocessing.pipeline.native import Native
 from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import REQUIREMENTS, Mapped, Recipe
-from data_preprocessing.pipeline.registration import Transform, grid_points, resample
+from tests.audit.transforms import load_transform, template_to_scan
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -90,14 +91,14 @@ def test_transform_survives_its_files(tmp_path):
         rng.normal(size=(*GRID_SHAPE, 3)).astype(np.float32),
     )
     kept = builtin.save_transform(transform, tmp_path)
-    read = builtin.load_transform(kept)
+    read = load_transform(kept)
     np.testing.assert_allclose(read.affine, transform.affine, rtol=1e-9)
     np.testing.assert_array_equal(read.displacement, transform.displacement)
     voxels = rng.integers(0, GRID_SHAPE, (50, 3))
     points = voxels @ GRID_AFFINE[:3, :3].T + GRID_AFFINE[:3, 3]
     moved = points + transform.displacement[tuple(voxels.T)]
     expected = moved @ transform.affine[:3, :3].T + transform.affine[:3, 3]
-    np.testing.assert_allclose(builtin.template_to_scan(points, kept), expected, atol=1e-4)
+    np.testing.assert_allclose(template_to_scan(points, kept), expected, atol=1e-4)
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
@@ -151,8 +152,8 @@ def test_turned_head_maps_to_the_same_place(affine_head, tmp_path):
     placed[:3, 3] = 30, -20, 10
     turned = make(make_head(placed=placed, seed=1), AFFINE, tmp_path)
     points = brain_points()
-    here = builtin.template_to_scan(points, affine_head.mapped.kept)
-    there = builtin.template_to_scan(points, turned.mapped.kept)
+    here = template_to_scan(points, affine_head.mapped.kept)
+    there = template_to_scan(points, turned.mapped.kept)
     carried = here @ placed[:3, :3].T + placed[:3, 3]
     assert np.linalg.norm(there - carried, axis=1).mean() < 0.5  # mm
 
@@ -182,12 +183,12 @@ def test_bent_head_maps_to_the_same_place_twice_to_the_bit(affine_head, tmp_path
 
     # bent(x) = head(x + field(x)): a template point's place in the bent head, carried back.
     points = brain_points()
-    there = builtin.template_to_scan(points, results[0].kept)
+    there = template_to_scan(points, results[0].kept)
     voxels = np.linalg.inv(head.affine) @ np.column_stack([there, np.ones(len(there))]).T
     back = there + np.stack(
         [builtin.ndimage.map_coordinates(field[..., k], voxels[:3], order=1) for k in range(3)], -1
     )
-    here = builtin.template_to_scan(points, affine_head.mapped.kept)
+    here = template_to_scan(points, affine_head.mapped.kept)
     assert np.linalg.norm(back - here, axis=1).mean() < 1.0  # mm
     assert np.linalg.norm(field, axis=-1).mean() > 2.0
 

@@ -148,9 +148,9 @@ def process(rank: int, folder: Path, port: int, train: bool) -> None:
         with world.own_randomness(1, torch.device("cpu")):
             found["own draw"] = torch.rand(3 + rank)[:3]
         found["common draw"] = torch.rand(3)
-        found["first"] = world.first(lambda: rank + 10)
-        found["errors"] = [told_by(lambda: world.everyone(lambda: fail(rank, 1))),
-                           told_by(lambda: world.first(lambda: fail(rank, 0)))]  # fmt: skip
+        found["first"] = world.run_in_first(lambda: rank + 10)
+        found["errors"] = [told_by(lambda: world.run_in_all(lambda: fail(rank, 1))),
+                           told_by(lambda: world.run_in_first(lambda: fail(rank, 0)))]  # fmt: skip
         torch.save(found, folder / f"found-{rank}.pt")
 
 
@@ -541,9 +541,14 @@ def test_two_gpus_have_the_batch_statistics_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_process_that_tells_an_error_is_one(monkeypatch):
+def test_the_process_that_reports_an_error_is_one(monkeypatch):
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(distributed, "LAST_WORDS", 0.0)
-    telling = [distributed._tells(ValueError("a"), World(rank, 3), store) for rank in (2, 0, 1)]
-    assert telling == [True, False, False]
-    assert distributed._tells(ValueError("b"), World(1, 3), store)
+    monkeypatch.setattr(distributed, "ERROR_REPORT_SECONDS", 0.0)
+    error = ValueError("a")
+    assert [distributed.reports_error(error, World(rank, 3), store) for rank in (2, 0, 1)] == [
+        True, False, False
+    ]  # fmt: skip
+    assert distributed.reports_error(ValueError("b"), World(1, 3), store)
+    # A collective that broke off is reported only where no process has ended with an error.
+    assert not distributed.reports_error(RuntimeError("c"), World(1, 3), store)
+    assert distributed.reports_error(RuntimeError("c"), World(1, 3), torch.distributed.HashStore())

@@ -13,7 +13,6 @@ from analysis.brain_pad import out_of_fold
 from data_preprocessing import make_folds
 from utils.networks import BEST_NAME
 from utils.networks.checkpoint import load_checkpoint
-from utils.results.tables import read_predicted_ages
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.split import deal_to_folds
 
@@ -158,23 +157,6 @@ def test_bad_tables_of_folds_are_named_by_row(text, message, tmp_path):
     (tmp_path / "folds.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_folds(tmp_path / "folds.csv")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("participant_id,age\na,40\n", "no column predicted_age"),
-        (
-            "participant_id,predicted_age\na,old\n",
-            r"row 2: a: predicted_age 'old', years as a number",
-        ),
-        ("participant_id,predicted_age\na,4\na,5\n", "row 3: a stands in row 2 already"),
-    ],
-)
-def test_bad_tables_of_ages_are_named_by_row(text, message, tmp_path):
-    (tmp_path / "ages.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_predicted_ages(tmp_path / "ages.csv", [])
 
 
 def test_missing_folds_and_tables_are_refused(cohort, folds, tmp_path):

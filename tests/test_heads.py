@@ -2,17 +2,17 @@
 
 import csv
 import math
-import sys
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 from scipy import stats
 
+from data_preprocessing.pipeline.recipe import Mapped
 from tests.audit import heads
 from tests.audit.degradation import Degradation, degrade
 from tests.audit.heads import CASES
+from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 pytestmark = pytest.mark.slow
@@ -237,7 +237,6 @@ def test_an_empty_image_is_refused():
 
 def centring_backend():
     """A backend that finds the shift of a head and nothing else."""
-    from data_preprocessing.pipeline.recipe import Mapped
 
     def map_scan(path, recipe, *, workspace):
         image = nibabel.load(path)
@@ -251,24 +250,17 @@ def centring_backend():
     def template_to_scan(points, kept):
         return points * 0.5 + np.loadtxt(kept["_affine.txt"])
 
-    return SimpleNamespace(
-        check=lambda recipe: None, map_scan=map_scan, template_to_scan=template_to_scan
-    )
+    return map_scan, template_to_scan
 
 
 @pytest.fixture
 def backend(monkeypatch):
     """Stands in for the real backend: which errors it makes is known."""
-    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in GRID_SHAPE), indexing="ij")
-    mask = sum(axis**2 for axis in axes) < 0.7
-    template = SimpleNamespace(mask=mask, brain=mask.astype(np.float32))
-    fakes = {
-        "builtin": centring_backend(),
-        "template": SimpleNamespace(load_template=lambda: template),
-        "quality": SimpleNamespace(correlation=lambda volume, template: 0.875),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setitem(sys.modules, f"data_preprocessing.pipeline.{name}", fake)
+    map_scan, template_to_scan = centring_backend()
+    monkeypatch.setattr(heads, "check", lambda recipe: None)
+    monkeypatch.setattr(heads, "map_scan", map_scan)
+    monkeypatch.setattr(heads, "template_to_scan", template_to_scan)
+    monkeypatch.setattr(heads, "correlation", lambda volume, template: 0.875)
 
 
 def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend, tmp_path):
@@ -281,7 +273,7 @@ def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend
     assert axes.max_mm < 1e-6
     # Turned by 25 degrees about z, a point r mm from that axis is off by 2 r sin(12.5 degrees).
     points = world(GRID_SHAPE, GRID_AFFINE)
-    points = points[sys.modules["utils.scans.template"].load_template().mask.ravel()]
+    points = points[load_template().mask.ravel()]
     radius = np.linalg.norm(0.5 * points[:, :2], axis=1)
     expected = 2 * radius * np.sin(np.radians(12.5))
     assert rotation.mean_mm == pytest.approx(expected.mean(), abs=0.3)

@@ -311,7 +311,7 @@ def test_resample_asks_how_the_scans_were_registered(raw):
 )
 def test_mask_follows_the_registration_unless_given(flags, expected):
     args = preprocess.build_parser().parse_args(["a.nii", "--output_dir", "b", *flags])
-    recipe = preprocess.recipe_of(args)
+    recipe = preprocess.choose_recipe(args)
     assert (recipe.backend, recipe.registration, recipe.mask) == expected
 
 
@@ -330,7 +330,7 @@ def checkpoint(tmp_path):
 
 def parse_like(checkpoint, *flags):
     given = ["a.nii", "--output_dir", "b", "--like", str(checkpoint), *flags]
-    return preprocess.recipe_of(preprocess.build_parser().parse_args(given))
+    return preprocess.choose_recipe(preprocess.build_parser().parse_args(given))
 
 
 def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(checkpoint, capsys):

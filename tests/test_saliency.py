@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from analysis.saliency import __main__ as saliency
-from analysis.saliency.attribution import Occlusion, SmoothGrad, ages_of, cubes, with_random_weights
+from analysis.saliency.attribution import Occlusion, SmoothGrad, ages_of, with_random_weights
 from analysis.saliency.map_picture import PLANES, draw_map, plane
 from analysis.saliency.maps import (
     MeanMaps,
@@ -127,15 +127,6 @@ def test_occlusion_leaves_the_background_as_it_is():
     weight = torch.ones(SMALL)
     weight[image[0, 0] != -5] = 0  # looks at the background alone
     assert not Occlusion(3, 1)(Weighted(weight), image, 0).any()
-
-
-@pytest.mark.parametrize(("shape", "side", "stride"), [((7, 6, 5), 3, 3), ((4, 9, 8), 4, 3)])
-def test_cubes_cover_a_volume_and_end_with_it(shape, side, stride):
-    covered = np.zeros(shape, int)
-    for cube in cubes(shape, side, stride):
-        assert covered[cube].shape == (side,) * 3
-        covered[cube] += 1
-    assert covered.min() == 1
 
 
 def test_the_size_of_batches_changes_nothing(network):

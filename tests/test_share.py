@@ -8,10 +8,15 @@ import test
 from analysis.brain_pad.calibration import read_calibration
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from predict import CALIBRATION
+from prediction.run import CALIBRATION
 from utils.files import sha256_of
 from utils.networks import share
-from utils.networks.checkpoint import load_checkpoint, save_checkpoint, start_from_checkpoint
+from utils.networks.checkpoint import (
+    load_checkpoint,
+    load_ensemble,
+    save_checkpoint,
+    start_from_checkpoint,
+)
 from utils.networks.predictor import PRETRAINED, SHIPPED, find_checkpoints
 from utils.scans.provenance import Provenance
 from utils.scans.volumes import InputRule
@@ -119,25 +124,13 @@ def test_an_ensemble_of_checkpoints_is_tested_as_the_mean_of_them(cohort, traine
     loaded.model.second_stage.head[-1].bias.data += 4.0
     save_checkpoint(other, loaded.model, input_rule=loaded.input_rule, summary=loaded.summary)
     ages = []
-    for index, names in enumerate(([trained["second"]], [other], [trained["second"], other])):
-        output = tmp_path / str(index)
-        test.main(
-            [
-                *("--test_folder", str(cohort / "test"), "--output_dir", str(output)),
-                *("--labels", str(cohort / "labels.csv"), "--device", "cpu"),
-                *("--model_name", *map(str, names)),
-            ]
-        )
-        ages.append(np.load(output / "predictions.npz")["prediction"])
-    np.testing.assert_allclose(ages[1], ages[0] + 4, atol=1e-3)
-    np.testing.assert_allclose(ages[2], ages[0] + 2, atol=1e-3)
+    for index, names in enumerate(([trained["second"]], [trained["second"], other])):
+        flags = ["--test_folder", str(cohort / "test"), "--output_dir", str(tmp_path / str(index))]
+        test.main([*flags, "--device", "cpu", "--model_name", *map(str, names)])
+        ages.append(np.load(tmp_path / str(index) / "predictions.npz")["prediction"])
+    np.testing.assert_allclose(ages[1], ages[0] + 2, atol=1e-3)
     with pytest.raises(ValueError, match="stage 1"):
-        test.main(
-            [
-                *("--test_folder", str(cohort / "test"), "--output_dir", str(tmp_path / "out")),
-                *("--model_name", str(trained["second"]), str(trained["first"])),
-            ]
-        )
+        load_ensemble([trained["second"], trained["first"]])
 
 
 def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):

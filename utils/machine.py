@@ -1,6 +1,7 @@
 """What a process asks of the machine it runs on, so that torch is not slower than it could be.
 
-Measured in docs/PERFORMANCE.md.
+Measured in docs/PERFORMANCE.md. torch is imported where it is used: preprocessing asks for the free
+memory and does without torch.
 """
 
 import ctypes
@@ -8,9 +9,12 @@ import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import joblib
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # Parameters of glibc's mallopt(3).
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -23,6 +27,8 @@ def use_machine_well(threads: int = 0) -> None:
         threads: 0: as many as torch chose, but no more than the cores that this process may use,
             which on a cluster or in a container are fewer than the machine has.
     """
+    import torch
+
     torch.set_num_threads(threads or min(torch.get_num_threads(), joblib.cpu_count()))
     keep_freed_memory()
 
@@ -33,6 +39,8 @@ def be_deterministic() -> None:
     Where it has none it warns. Of max-pooling's backward pass it would do so without need: its sums
     depend on their order only where windows overlap, and those of the networks here do not.
     """
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
@@ -56,7 +64,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(MMAP_MAX, 0)) and bool(mallopt(TRIM_THRESHOLD, -1))  # -1: never trim
 
 
-def require_memory(needed: int, scans: int, device: torch.device) -> None:
+def require_memory(needed: int, scans: int, device: "torch.device") -> None:
     """Raises ValueError now rather than running out of memory half way.
 
     Args:
@@ -72,9 +80,11 @@ def require_memory(needed: int, scans: int, device: torch.device) -> None:
         )
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: "torch.device | None" = None) -> int:
     """Bytes that a GPU, or main memory, has left."""
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     table = Path("/proc/meminfo")  # Linux; counts what the file cache would give back as well
     if not table.is_file():

@@ -1,4 +1,4 @@
-r"""Brain-PAD: corrected for its age bias, with intervals, its repeatability, and dementia.
+r"""Brain-PAD: corrected for age bias, with intervals, repeatability, and dementia.
 
     python -m analysis.brain_pad --out_of_fold out_of_fold.csv --test runs/second/predictions.tsv \
         --retest runs/retest/predictions.tsv --dementia runs/dementia/predictions.tsv \
@@ -17,7 +17,7 @@ from utils.cli import Switch, add_subject_pattern, new_parser, number, run_entry
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
-    parser = new_parser("Correct brain-PAD for its age bias, and say what it is worth.")
+    parser = new_parser("Correct brain-PAD for age bias, and measure its repeatability.")
     add = parser.add_argument
     add("--out_of_fold", required=True, metavar="TABLE",
         help="ages of healthy training scans, each from networks not trained on it")  # fmt: skip

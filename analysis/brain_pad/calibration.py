@@ -23,9 +23,13 @@ PADS = ("brain_pad", "brain_pad_cole", "brain_pad_beheshti")
 
 @dataclass(frozen=True)
 class Calibration:
-    """`source`: name of the table, sha256 of its bytes and how many scans of it were used.
+    """Bias correction and limits of intervals.
 
-    `limits_by_predicted_age`, in terciles, is None where there are too few scans for three groups.
+    Attributes:
+        source: the table that they were fitted on, its sha256 and how many scans were used.
+        bias: the correction.
+        limits: one limit for all predicted ages.
+        limits_by_predicted_age: in terciles; None where there are too few scans for three groups.
     """
 
     source: dict[str, str | int]

@@ -1,4 +1,4 @@
-"""Whether brain-PAD tells people with dementia from healthy ones of the same age and sex.
+"""How well brain-PAD separates people with dementia from healthy ones of the same age and sex.
 
 Every AUC is computed from scores, never from hard labels. As in the paper, brain-PAD, age and sex
 also go into a support vector machine.
@@ -18,7 +18,8 @@ from sklearn.svm import SVC
 
 from analysis.brain_pad.calibration import PADS
 from utils.results.metrics import mean_with_interval, with_intervals
-from utils.scans.labels import UNKNOWN_WORDS, parse_number, read_columns
+from utils.scans.labels import UNKNOWN_WORDS
+from utils.scans.sheets import parse_number, read_columns
 
 FOLDS = 5
 
@@ -50,7 +51,7 @@ def match_healthy(patients: pd.DataFrame, healthy: pd.DataFrame, *, caliper: flo
 
     Args:
         patients: indexed by scan, with age in years and sex; unknown sexes are not matched.
-        healthy: likewise.
+        healthy: with the same columns.
         caliper: the largest difference of ages in a pair, years.
 
     Returns:
@@ -94,8 +95,8 @@ def svm_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cross-validated decision values of an RBF SVM on standardised brain-PAD, age and sex.
 
-    Both scans of a matched pair are always in the same fold. Raw brain-PAD is used, as with age
-    beside it the machine can correct for age itself.
+    Both scans of a matched pair are always in the same fold. Brain-PAD is raw: the machine has the
+    age as well and can correct for it.
 
     Args:
         patients: (n rows) brain_pad, age and sex.

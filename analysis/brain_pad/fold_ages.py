@@ -48,10 +48,10 @@ class FoldNetworks:
         """The named ages that each network gives, (networks, scans) years each.
 
         Raises:
-            ValueError: a network was trained on some of the scans, and its training did not allow
-                persons in training and validation alike.
+            ValueError: a network was trained on some of the scans, without
+                --allow_shared_persons.
         """
-        # Decoded once for all networks that read scans alike.
+        # Scans are decoded once for all networks of one input rule.
         input_rules = {checkpoint.input_rule for checkpoint in checkpoints}
         opened = {rule: open_for_one_pass(scans, rule) for rule in input_rules}
         for checkpoint in checkpoints:
@@ -170,7 +170,10 @@ def compare(
 def within_bins(
     age: np.ndarray, stage_one: np.ndarray, stage_two: np.ndarray, step: float
 ) -> dict[str, float]:
-    """How the second stage tells scans of one rounded age apart, all (scans,) years; prints it."""
+    """Prints and returns how the second stage tells scans of one rounded age apart.
+
+    Ages are (scans,) years.
+    """
     rounded = discretize_age(torch.from_numpy(stage_one), step).numpy()
     residual, needed = stage_two - rounded, age - rounded
     values = {

@@ -4,9 +4,9 @@ r"""Out-of-fold ages: each scan's age from the network that was trained on the o
         --scan_folders data/train data/val --labels data/Dataset.xls --output out_of_fold.csv
 
 A folder of `--runs` holds one run per fold, named by the fold, as script/cross_validate.sh makes
-them. Several such folders (seeds) give the mean of their ages. No scan chose its own network: the
-result of a run with `--keep last` is the last epoch's. `--retest_folder` are second scans of the
-same people, each predicted by the networks that had not seen its person.
+them. Several such folders (seeds) give the mean of their ages. With `--keep last` the result of a
+run is the network of the last epoch, so no scan has chosen its own network. `--retest_folder` holds
+second scans of the same people, each predicted by the networks that had not seen the person.
 """
 
 import argparse

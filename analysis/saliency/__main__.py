@@ -8,8 +8,8 @@ regions.tsv, saliency.png and saliency.json. It makes the same maps for a networ
 weights. Where both look alike, the maps show what scans look like and not what the network has
 learnt (Adebayo et al. 2018, arXiv 1810.03292), and the program warns.
 
-A map says what a network reacts to. It does not say that a region ages, nor that its tissue rather
-than its size or its border matters.
+A map shows what a network reacts to. It does not show that a region ages, nor whether tissue, size
+or border of the region matters.
 """
 
 import argparse

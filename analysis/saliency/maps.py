@@ -22,8 +22,8 @@ from utils.scans.volumes import BRAIN_BOX, GRID_AFFINE, GRID_SHAPE, InputRule
 def input_affine(input_rule: InputRule) -> np.ndarray:
     """(4, 4): voxel of the network's input, in LAS order, to MNI152 mm.
 
-    At 4 mm a voxel is the mean of 2x2x2 voxels of the grid, so its centre lies between them: that
-    of the first one is half a voxel of the grid past the first that is read.
+    At 4 mm a voxel is the mean of 2x2x2 voxels of the grid, and its centre lies between them: half
+    a voxel of the grid past the first of them.
     """
     factor = input_rule.resolution // 2
     first = [start for start, _ in BRAIN_BOX] if input_rule.crop else [0, 0, 0]

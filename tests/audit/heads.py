@@ -18,11 +18,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from data_preprocessing.pipeline.builtin import check, map_scan
 from data_preprocessing.pipeline.mosaic import PageRow, draw_mosaic, write_page
+from data_preprocessing.pipeline.quality import correlation
 from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
 from tests.audit.degradation import Degradation, degrade, moved
+from tests.audit.transforms import template_to_scan
 from utils.cli import Switch, new_parser, number, raise_all, run_entry
 from utils.files import replacing, require_absent, write_tsv
+from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, image_stem
 
 FAILURES = (ValueError, OSError, RuntimeError)  # the last from engines
@@ -91,10 +95,6 @@ def preprocess(path: Path, recipe: Recipe, *, picture: Path, title: str) -> Plac
         picture: the mosaic to make.
         title: of the mosaic.
     """
-    from data_preprocessing.pipeline.builtin import map_scan, template_to_scan
-    from data_preprocessing.pipeline.quality import correlation
-    from utils.scans.template import load_template
-
     template = load_template()
     with tempfile.TemporaryDirectory(prefix="heads-") as workspace:
         start = time.perf_counter()
@@ -221,8 +221,6 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     if not args.overwrite:
         require_absent(*tables, page, pictures)
     _check_heads(args.heads)
-    from data_preprocessing.pipeline.builtin import check
-
     recipe = Recipe(backend="builtin", registration=args.registration)
     check(recipe)
     rows = []

@@ -86,7 +86,7 @@ def report(folder: Path) -> None:
     ]  # fmt: skip
     write_table(folder / "table" / TABLE, rows, overwrite=True)
     pictures = {row["scan"]: folder / "picture.png" for row in rows}
-    write_report(rows, folder / "report.html", title="Load", pictures=pictures, overwrite=True)
+    write_report(rows, folder / "report.html", title="Load", pictures=pictures)
 
 
 STEPS = {"check": check, "start-up": start_up, "prediction": predict, "report": report}

@@ -22,9 +22,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from data_preprocessing.pipeline.builtin import map_scan, resample
 from data_preprocessing.pipeline.mosaic import draw_mosaic
+from data_preprocessing.pipeline.native import read_native
 from data_preprocessing.pipeline.quality import RULES, Measures, Quality, inspect
 from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
+from tests.audit.transforms import load_transform
 from utils.cli import Switch, new_parser, number, run_entry
 from utils.files import replacing, require_absent, write_tsv
 from utils.scans.template import load_template
@@ -174,10 +177,6 @@ def measure_heads(args: argparse.Namespace) -> Iterator[tuple[Row, np.ndarray]]:
 
 def head_on_grid(path: Path) -> np.ndarray:
     """A whole head on the grid, (91, 109, 91) float32, where the affine of its brain puts it."""
-    from data_preprocessing.pipeline.builtin import load_transform, map_scan
-    from data_preprocessing.pipeline.native import read_native
-    from data_preprocessing.pipeline.registration import resample
-
     recipe = Recipe(registration="affine", mask="subject", contents="head")
     with tempfile.TemporaryDirectory(prefix="quality-") as workspace:
         mapped = map_scan(path, recipe, workspace=Path(workspace))

@@ -21,9 +21,8 @@ from utils.scans.labels import (
     SEX_WORDS,
     UNKNOWN_WORDS,
     Label,
-    parse_number,
-    read_columns,
 )
+from utils.scans.sheets import parse_number, read_columns
 
 TABLE = "predictions.tsv"
 YEARS = {"Units": "years"}

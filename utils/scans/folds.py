@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from utils.scans.cohort import Scan
-from utils.scans.labels import read_columns
+from utils.scans.sheets import read_columns
 
 
 def read_folds(path: str | Path) -> dict[str, int]:

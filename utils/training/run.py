@@ -68,10 +68,10 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         if args.first_stage_net:
             first_stage = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
         input_rule = choose_input_rule(args, first_stage)
-        cohorts, provenance = world.everyone(lambda: open_cohorts(args, input_rule, first_stage))
+        cohorts, provenance = world.run_in_all(lambda: open_cohorts(args, input_rule, first_stage))
         model, origins = build_model(args, cohorts[0], first_stage)
         cache = Cache(args.cache, scan_cache(args), execution.device)
-        datasets = world.everyone(lambda: open_datasets(args, cohorts, input_rule, cache))
+        datasets = world.run_in_all(lambda: open_datasets(args, cohorts, input_rule, cache))
         require_new_to(args, datasets[1], origins)
         if first_stage is not None:
             model.rough_age_noise = choose_noise(args, first_stage, datasets, execution)
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
             execution=execution,
             info=RunInfo(Path(args.output_dir), plain_flags(args), provenance, origins),
         )
-        if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
+        if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
             # The scans may have changed meanwhile, or the table of --folds.
-            require_new_to(args, datasets[1], [world.everyone(trainer.resume)])
+            require_new_to(args, datasets[1], [world.run_in_all(trainer.resume)])
             print(f"resuming after epoch {trainer.epoch}")
         with stoppable(trainer):
             best = trainer.run()
@@ -112,7 +112,7 @@ def check_start(args: argparse.Namespace, world: World) -> None:
     if scan_cache(args) == Path(args.output_dir).resolve():
         raise ValueError(f"{args.output_dir}: decoded scans are kept there: give another folder")
     require_shareable(args.batch_size, world)
-    world.first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
+    world.run_in_first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
 
 
 def scan_cache(args: argparse.Namespace) -> Path:

@@ -162,7 +162,7 @@ class Trainer:
         Raises:
             ValueError: a loss or prediction that is not finite; what was saved before is good.
         """
-        self.world.first(self._open_log)
+        self.world.run_in_first(self._open_log)
         patience = self.training.early_stop or math.inf
         while self.epoch < self.training.epochs and self.epoch - self.best_epoch < patience:
             started, self.epoch = time.perf_counter(), self.epoch + 1
@@ -178,8 +178,8 @@ class Trainer:
                 self.best_mae, self.best_epoch = figures["validation/mae"], self.epoch
             trained = {f"train/{name}": value for name, value in losses.items()}
             times = {"lr": rate, "seconds": time.perf_counter() - started}
-            self.world.first(partial(self._write, figures, trained | figures | times, ages))
-        self.world.first(lambda: self.log.close())
+            self.world.run_in_first(partial(self._write, figures, trained | figures | times, ages))
+        self.world.run_in_first(lambda: self.log.close())
         return self.output_dir / BEST_NAME
 
     def _open_log(self) -> None:
