@@ -6,10 +6,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from synthetic_head import make_head, rotation
 
 from data_preprocessing.pipeline import builtin
-from data_preprocessing.pipeline.builtin import Transform, grid_points, resample
+from data_preprocessing.pipeline.builtin import Transform, resample
 from data_preprocessing.pipeline.native import Native
 from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import REQUIREMENTS, Mapped, Recipe
@@ -39,6 +40,11 @@ def affine_head(tmp_path_factory):
 
 def judged(mapped, registration):
     return inspect(mapped.volume, registration=registration, brain=mapped.brain)
+
+
+def grid_points():
+    """(91, 109, 91, 3) RAS mm of the voxels of the grid."""
+    return apply_affine(GRID_AFFINE, np.argwhere(np.ones(GRID_SHAPE))).reshape(*GRID_SHAPE, 3)
 
 
 def brain_points(count=2000):
