@@ -41,7 +41,7 @@ def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     labels = read_labels(write_cohort(folder, {"all": 7}))
     return ScanDataset(
-        open_cohort(folder / "all", labels, ANY), ANY, Cache("device", dtype=torch.float32)
+        open_cohort(folder / "all", labels, ANY), ANY, Cache("device", dtype="float32")
     )
 
 

@@ -1,11 +1,12 @@
-r"""What the flags of quality catch: good scans as they are, and spoilt on purpose.
+r"""Measures what the flags of quality catch, and how often good scans are flagged.
 
     python -m tests.audit.quality --data "$TSAN_DATA" --output_dir flags --heads HEAD...
 
-Every scan of the folders is measured as it is: what is flagged there is a false alarm, or a scan
-that should not be there, which its picture tells. Some of them are then spoilt on the grid, in ways
-that preprocessing or its absence spoils scans. A case is caught where any flag is raised. Heads,
-which need the engines of data_preprocessing, are registered by their brain and keep their skull.
+Takes 0.2 s per volume on one core: a few minutes for 400 scans. Every scan of the folders is
+measured as it is. A flag there is a false alarm, or a scan that should not be there; its picture
+tells which. Some scans are then spoilt on the grid, as failed or missing preprocessing spoils them.
+A case is caught where any flag is raised. Heads, which need the packages of
+requirements-preprocessing.txt, are registered by their brain and keep their skull.
 """
 
 import argparse
