@@ -54,13 +54,6 @@ def test_an_axis_that_runs_the_other_way_is_turned_without_touching_a_value(tmp_
     assert mapped.transform["interpolated"] is False
 
 
-def test_the_grid_itself_is_left_as_it_is(tmp_path):
-    voxels, _ = own_brain()
-    scan = write_scan(tmp_path / "left.nii.gz", voxels[::-1], GRID_AFFINE)
-    mapped = map_scan(scan, SUBJECT)
-    np.testing.assert_array_equal(mapped.volume, voxels[::-1])
-
-
 @pytest.mark.parametrize("order", ["LAS", "PIR"])
 def test_axes_may_be_stored_in_any_order(tmp_path, order):
     voxels, affine = own_brain()
