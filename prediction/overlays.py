@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from analysis.saliency.attribution import SmoothGrad
@@ -13,7 +12,6 @@ from data_preprocessing.pipeline.inputs import Source
 from prediction.items import Item
 from prediction.records import SALIENCY, PredictionRequest
 from utils.files import replacing
-from utils.networks.predictor import Predictor
 from utils.scans.dataset import ScanDataset
 
 
@@ -30,31 +28,24 @@ def draw_overlays(
     Returns:
         Pictures by the scan as it was given.
     """
-    predictor, found = request.predictor, {}
+    predictor, method, found = request.predictor, SmoothGrad(), {}
+    input_rule = predictor.checkpoint.input_rule
     done = [item for item in items if records[item.source]["ages"]]
     for item in tqdm(done, "saliency", disable=None, leave=False):
         picture = request.scans.path(item.source, SALIENCY)
         if not picture.is_file():
             try:
                 scan = predictor.scan(records[item.source]["scan"], item.sex)
-                dataset = ScanDataset([scan], predictor.checkpoint.input_rule)
-                image = predictor.execution.images(dataset[[0]])
+                image = predictor.execution.images(ScanDataset([scan], input_rule)[[0]])
             except (ValueError, OSError) as error:
                 print(f"warning: no saliency: {error}")
                 continue
-            _draw(image, item, predictor, picture)
+            effect = method(predictor.network, image, item.sex).cpu().numpy()
+            title = f"SmoothGrad, {Path(item.source.name).name}"
+            figure = draw_map(
+                to_grid(effect, input_rule), title=title, unit=method.unit, signed=method.signed
+            )
+            with replacing(picture) as temporary:
+                figure.savefig(temporary, dpi=80)
         found[str(item.source.path)] = picture
     return found
-
-
-def _draw(image: Tensor, item: Item, predictor: Predictor, picture: Path) -> None:
-    method, input_rule = SmoothGrad(), predictor.checkpoint.input_rule
-    effect = method(predictor.network, image, item.sex).cpu().numpy()
-    figure = draw_map(
-        to_grid(effect, input_rule),
-        title=f"SmoothGrad, {Path(item.source.name).name}",
-        unit=method.unit,
-        signed=method.signed,
-    )
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, dpi=80)

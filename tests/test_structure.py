@@ -355,6 +355,20 @@ def test_documents_stay_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1900
 
 
+def test_ci_runs_the_test_command_of_the_readme_before_it_installs_more():
+    (command,) = [line for line in commands(ROOT / "README.md") if "run_tests.sh" in line]
+    steps = (ROOT / ".ci" / "run").read_text().splitlines()
+    (tested,) = [at for at, line in enumerate(steps) if line.startswith(command)]
+    (installed,) = [at for at, line in enumerate(steps) if line.startswith("make_environment")]
+    assert tested < installed
+    assert "requirements-preprocessing.txt" in steps[installed]
+    assert "-m engines" in "".join(steps[installed:])
+    assert (
+        "make_environment requirements.txt requirements-dev.txt\n"
+        in (ROOT / "script" / "run_tests.sh").read_text()
+    )
+
+
 def test_the_entry_points_are_thin():
     for name in ("train_first_stage.py", "train_second_stage.py", "test.py", "train_sorter.py"):
         assert len((ROOT / name).read_text().splitlines()) < 110, name

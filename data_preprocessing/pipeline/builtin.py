@@ -263,7 +263,8 @@ def resample(
     Returns:
         float32 on the MNI152 2 mm grid, (91, 109, 91) in LAS order; 0 beyond the scan.
     """
-    points = grid_points()
+    indices = np.stack(np.meshgrid(*map(np.arange, GRID_SHAPE), indexing="ij"), axis=-1)
+    points = indices @ GRID_AFFINE[:3, :3].T + GRID_AFFINE[:3, 3]
     if transform.displacement is not None:
         points = points + transform.displacement
     to_voxels = np.linalg.inv(affine) @ transform.affine
@@ -271,12 +272,6 @@ def resample(
     return ndimage.map_coordinates(
         volume, np.moveaxis(voxels, -1, 0), output=np.float32, order=order
     )
-
-
-def grid_points() -> np.ndarray:
-    """(91, 109, 91, 3) RAS mm of the voxels of the MNI152 2 mm grid."""
-    voxels = np.stack(np.meshgrid(*map(np.arange, GRID_SHAPE), indexing="ij"), axis=-1)
-    return voxels @ GRID_AFFINE[:3, :3].T + GRID_AFFINE[:3, 3]
 
 
 def summarise(transform: Transform, inside: np.ndarray) -> dict:

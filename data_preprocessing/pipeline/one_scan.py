@@ -29,6 +29,7 @@ from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, decode
 
+TRANSFORMS = "transforms"  # a folder of their own: warps are NIfTI files, but not scans
 # What BIDS requires in the sidecar of a derivative, beside our own keys.
 BIDS_KEYS = {
     "Description": "brain in MNI152 space, what lies outside it set to zero",
@@ -58,13 +59,9 @@ class Request:
     keep_transform: bool = False
     overwrite: bool = False
 
-    def path(self, source: Source, suffix: str) -> Path:
+    def path(self, source: Source, suffix: str, *, folder: str = "") -> Path:
         """The file of a scan with this suffix, such as `.nii.gz`."""
-        return self.output_dir / f"{source.name}{suffix}"
-
-    def transform_path(self, source: Source, suffix: str) -> Path:
-        """The file of a scan's transform, in a folder of its own: a warp is a NIfTI file too."""
-        return self.output_dir / "transforms" / f"{source.name}{suffix}"
+        return self.output_dir / folder / f"{source.name}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,8 @@ def find_sidecar(source: Source, request: Request) -> dict | None:
     differing = differing or _find_differences(source, request, sidecar)
     if not differing:
         if request.keep_transform:
-            kept = (request.transform_path(source, end) for end in sidecar["transform_files"])
+            ends = sidecar["transform_files"]
+            kept = (request.path(source, end, folder=TRANSFORMS) for end in ends)
             return sidecar if all(path.is_file() for path in kept) else None
         return sidecar
     if request.overwrite:
@@ -259,7 +257,7 @@ def _make(source: Source, request: Request, workspace: Path) -> dict:
     )
     _draw(mapped.volume, request.path(source, ".png"), title=title, flags=quality.flags)
     kept = mapped.kept if request.keep_transform else {}
-    copies = {request.transform_path(source, suffix): path for suffix, path in kept.items()}
+    copies = {request.path(source, end, folder=TRANSFORMS): path for end, path in kept.items()}
     for target, path in (copies | {scan: made}).items():  # the scan last
         with replacing(target, overwrite=True) as temporary:
             temporary.write_bytes(path.read_bytes())

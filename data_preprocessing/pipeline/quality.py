@@ -14,10 +14,10 @@ No image shows whether left and right are exchanged: a brain and its mirror imag
 the template. The affine of the file is trusted.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import permutations, product
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage, optimize
@@ -150,43 +150,26 @@ class Quality(Measures):
     flags: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where the template's brain is found in a volume.
+class Placement(NamedTuple):
+    """Where the template's brain is found in a volume."""
 
-    Attributes:
-        sides: (3, 3) signed permutation, template axes to volume axes; the identity where the
-            brain lies as it should. The first axis has no sign: left and right look the same.
-        rotation_degrees: by which the brain is turned from there, 0 to 180.
-        shift_mm: by which the centre of the template's brain is moved.
-    """
-
+    # (3, 3) signed permutation, template axes to volume axes; the identity where the brain lies as
+    # it should. The first axis has no sign: left and right look the same.
     sides: np.ndarray
-    rotation_degrees: float
-    shift_mm: float
+    rotation_degrees: float  # by which the brain is turned from there, 0 to 180
+    shift_mm: float  # by which the centre of the template's brain is moved
 
 
-@dataclass(frozen=True)
-class _Regions:
-    """The template's brain at 4 mm, (45, 54, 45) bool each, and the voxels that are compared.
-
-    Attributes:
-        mask: the brain.
-        core: the brain without its rim.
-        far: neither the brain nor its rim.
-        parts: the six ends and the eight corners of the core, by name.
-        centre: (3,) voxels, of the brain.
-        places: (N, 3) voxels from the centre, of the compared voxels.
-        values: (N,) the template's intensities there, standardised.
-    """
+class _Regions(NamedTuple):
+    """The template's brain at 4 mm, (45, 54, 45) bool each, and the voxels that are compared."""
 
     mask: np.ndarray
-    core: np.ndarray
-    far: np.ndarray
-    parts: dict[str, np.ndarray]
-    centre: np.ndarray
-    places: np.ndarray
-    values: np.ndarray
+    core: np.ndarray  # the brain without its rim
+    far: np.ndarray  # neither the brain nor its rim
+    parts: dict[str, np.ndarray]  # the six ends and the eight corners of the core, by name
+    centre: np.ndarray  # (3,) voxels, of the brain
+    places: np.ndarray  # (N, 3) voxels from the centre, of the compared voxels
+    values: np.ndarray  # (N,) the template's intensities there, standardised
 
 
 def inspect(
@@ -305,15 +288,12 @@ def find_placement(volume: np.ndarray) -> Placement:
         values = ndimage.map_coordinates(coarse, places, order=1)
         return (values - values.mean()) / (values.std() or 1.0) - regions.values
 
-    def distance(sides: np.ndarray) -> float:
-        centres = (regions.centre, middle) if (sides == np.eye(3)).all() else (middle,)
-        return min(np.square(difference(sides, centre)).sum() for centre in centres)
-
     # The 24 ways to lay a brain along the axes that an image tells apart. The identity comes first
     # and wins where all are equally like.
     signs_and_orders = product(product((1, -1), repeat=2), permutations(range(3)))
     ways = [np.eye(3)[list(order)] * (1, *signs) for signs, order in signs_and_orders]
-    sides = min(ways, key=distance)
+    tried = [(ways[0], regions.centre), *((sides, middle) for sides in ways)]
+    sides, _ = min(tried, key=lambda way: np.square(difference(*way)).sum())
     start = regions.centre if (sides == np.eye(3)).all() else middle
 
     def moved(motion: np.ndarray) -> np.ndarray:
@@ -337,23 +317,17 @@ def _regions() -> _Regions:
     mask = average_2x2x2(template.mask.astype(np.float32)) > 0.5
     core = ndimage.distance_transform_edt(mask) * VOXEL > RIM
     far = ndimage.distance_transform_edt(~mask) * VOXEL > RIM
+    inside, grid, parts = np.argwhere(core), np.indices(core.shape), {}
+    for axis, names in enumerate(ENDS):
+        low, high = np.quantile(inside[:, axis], (END, 1 - END))
+        parts |= {names[0]: core & (grid[axis] <= low), names[1]: core & (grid[axis] >= high)}
+    above = [grid[axis] > np.median(inside[:, axis]) for axis in range(3)]
+    for corner in product((0, 1), repeat=3):
+        name = " ".join(ENDS[axis][end] for axis, end in enumerate(corner))
+        sides = [half == end for half, end in zip(above, corner, strict=True)]
+        parts[name] = core & sides[0] & sides[1] & sides[2]
     near = ndimage.binary_dilation(mask, iterations=AROUND)
     values = _smooth(template.brain)[near][::STRIDE]
     values = (values - values.mean()) / values.std()
     centre = np.argwhere(mask).mean(axis=0)
-    places = np.argwhere(near)[::STRIDE] - centre
-    return _Regions(mask, core, far, dict(_find_parts(core)), centre, places, values)
-
-
-def _find_parts(core: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The ends and corners of the core, each with its name."""
-    places, grid = np.argwhere(core), np.indices(core.shape)
-    for axis, names in enumerate(ENDS):
-        low, high = np.quantile(places[:, axis], (END, 1 - END))
-        yield names[0], core & (grid[axis] <= low)
-        yield names[1], core & (grid[axis] >= high)
-    above = [grid[axis] > np.median(places[:, axis]) for axis in range(3)]
-    for corner in product((0, 1), repeat=3):
-        name = " ".join(ENDS[axis][end] for axis, end in enumerate(corner))
-        sides = [half == end for half, end in zip(above, corner, strict=True)]
-        yield name, core & sides[0] & sides[1] & sides[2]
+    return _Regions(mask, core, far, parts, centre, np.argwhere(near)[::STRIDE] - centre, values)

@@ -309,7 +309,10 @@ def measure(
     folder: Path, *, kills: int, epochs: int, seed: int, stages: Sequence[str] = STAGES
 ) -> Iterator[Row]:
     """Yields one row for each kind of interruption of each stage; the second needs the first."""
-    import utils.training.run  # noqa: F401  forked runs need not import torch again
+    # Forked runs need not import these again; the optimizer's first step imports the second.
+    import torch._dynamo  # noqa: F401
+
+    import utils.training.run  # noqa: F401
 
     rng = random.Random(seed)
     cohort = folder / "cohort"
