@@ -47,8 +47,8 @@ def open_scans(folder, kind="disk", into=None):
     return ScanDataset(open_cohort(folder, None, ANY), ANY, kept)
 
 
-def disk_cache(folder, paths, input_rule=ANY) -> DiskCache:
-    return DiskCache(Cache("disk", folder.parent / "kept"), paths, input_rule, TINY)
+def disk_cache(folder, paths, rule=ANY, dtype="float16") -> DiskCache:
+    return DiskCache(Cache("disk", folder.parent / "kept", dtype=dtype), paths, rule, TINY)
 
 
 def kept_files(folder) -> list[Path]:
@@ -103,8 +103,7 @@ def test_kept_files_are_named_by_path_size_time_rule_and_type(folder):
         os.utime(file, ns=(5, 5))
 
     def name(path, rule=ANY, dtype="float16"):
-        kept = Cache("disk", folder.parent / "kept", dtype=dtype)
-        return DiskCache(kept, [path], rule, TINY).files[0]
+        return disk_cache(folder, [path], rule, dtype).files[0]
 
     names = [name(path), name(other), name(path, dtype="float32")]
     assert name(path) == names[0]
@@ -143,7 +142,7 @@ def test_damaged_foreign_and_deleted_files_are_made_anew_even_during_a_run(folde
     dataset = open_scans(folder)
     expected = dataset[[0, 1, 2, 3]]["image"]
     decoded.clear()
-    files = dataset._disk.files
+    files = disk_cache(folder, sorted(folder.iterdir()), dtype="float32").files
     files[0].write_bytes(files[0].read_bytes()[:-1])
     files[1].write_bytes(files[2].read_bytes())
     files[2].write_bytes(b"")

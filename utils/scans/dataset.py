@@ -51,27 +51,26 @@ class ScanDataset(Dataset):
         self.shape = input_rule.input_shape(scans[0].shape)
         self.sex = torch.tensor([UNKNOWN_SEX if s.sex is None else s.sex for s in scans])
         self.age = torch.tensor([[float("nan") if s.age is None else s.age] for s in scans])
-        self._disk = self._images = None
-        unread = range(len(scans))
+        self._read, self._images = self._decode, None
         if cache.kind == "disk":
-            paths = [scan.path for scan in scans]
-            self._disk = DiskCache(cache, paths, input_rule, self.shape)
-            unread = self._disk.prepare()
-        elif cache.kind == "device":
-            shape = (len(scans), 1, *self.shape)
-            dtype = getattr(torch, cache.dtype)
+            disk = DiskCache(cache, [scan.path for scan in scans], input_rule, self.shape)
+            self._read = disk.read
+            if missing := disk.prepare():
+                in_threads(self._keep, missing, "decoding scans")
+            self.content_hashes = [disk.read(index)[1] for index in range(len(scans))]
+            return
+        if cache.kind == "device":
+            shape, dtype = (len(scans), 1, *self.shape), getattr(torch, cache.dtype)
             require_memory(math.prod(shape) * dtype.itemsize, len(scans), cache.device)
             self._images = torch.empty(shape, dtype=dtype, device=cache.device)
         title = "checking scans" if cache.kind == "none" else "decoding scans"
-        self.content_hashes = in_threads(self._keep, unread, title)
-        if self._disk is not None:  # most may have been kept before
-            self.content_hashes = [self._disk.read(index)[1] for index in range(len(scans))]
+        self.content_hashes = in_threads(self._keep, range(len(scans)), title)
 
     def __len__(self) -> int:
         return len(self.scans)
 
     def __getitem__(self, indices: list[int]) -> dict[str, Tensor]:
-        """The batch of the scans at these places in file order; `Execution.images` takes it on."""
+        """The batch of the scans at these places in file order, see the top of this module."""
         places = torch.tensor(indices)
         batch = {"sex": self.sex[places], "age": self.age[places], "index": places}
         if self._images is not None:
@@ -82,14 +81,12 @@ class ScanDataset(Dataset):
             image[0] = self._read(index)[0]
         return batch | {"image": torch.from_numpy(images)}
 
-    def _read(self, index: int) -> tuple[np.ndarray, str]:
-        """The z-scores (D, H, W) of a scan and its content hash, from the disk's cache or file."""
-        if self._disk is not None:
-            return self._disk.read(index)
+    def _decode(self, index: int) -> tuple[np.ndarray, str]:
+        """The z-scores (D, H, W) of a scan, from its file, and its content hash."""
         return read_scan(self.scans[index].path, self.input_rule, self.cache.dtype)
 
     def _keep(self, index: int) -> str:
-        """Reads a scan for the first time, which keeps it where it is to be kept."""
+        """Reads a scan for the first time, keeps it where the cache does; its content hash."""
         image, content = self._read(index)
         if self._images is not None:
             self._images[index, 0] = torch.from_numpy(image)
