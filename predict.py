@@ -97,12 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predicts what is named and returns the exit code: 0, or 3 where some scans failed."""
     args = build_parser().parse_args(argv)
     # After parsing, so that --help does not wait for torch.
-    from analysis.report.predictions import TABLE, complete_row, write_table
+    from analysis.brain_pad.calibration import complete_row
     from data_preprocessing.pipeline.inputs import describe_dataset
     from prediction.items import find_items, read_people, require_table_of
     from prediction.overlays import draw_overlays
     from prediction.records import Call, predict_all, row_of
     from utils.files import require_writable
+    from utils.results.tables import TABLE, write_table
     from utils.scans.labels import parse_sex_codes
 
     output = args.output_dir
@@ -128,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [
         complete_row(row_of(item, records[item.source], trained), calibration) for item in items
     ]
-    written = [write_table(rows, output, as_csv=args.csv, overwrite=True)]
+    written = [write_table(output / TABLE, rows, overwrite=True)]
+    if args.csv:
+        write_table(output / "predictions.csv", rows, overwrite=True)
     if args.report:
         command = shlex.join(["predict.py", *(sys.argv[1:] if argv is None else argv)])
         overlays = draw_overlays(items, records, predictor, output) if args.saliency else {}
@@ -160,12 +163,17 @@ def pictures_of(items: Sequence["Item"], records: Mapping, folder: Path) -> dict
     return {scan: folder / picture for scan, picture in pictures.items() if picture}
 
 
-def report_on(rows: Sequence[Mapping], folder: Path, **content) -> Path:
-    """Writes the report of the rows, with what else `write_report` is given."""
-    from analysis.report.page import write_report
+def report_on(
+    rows: Sequence[Mapping], folder: Path, *, pictures: Mapping, overlays: Mapping, **origin
+) -> Path:
+    """Writes the report of the rows; `origin` is what `Origin` holds beside the versions."""
+    from analysis.report.page import Origin, write_report
 
     title = f"Brain ages: {folder.resolve().name}"
-    write_report(rows, folder / REPORT, title=title, versions=versions(), overwrite=True, **content)
+    write_report(
+        rows, folder / REPORT, title=title, pictures=pictures, overlays=overlays,
+        origin=Origin(versions=versions(), **origin),
+    )  # fmt: skip
     return folder / REPORT
 
 

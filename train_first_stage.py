@@ -3,16 +3,11 @@
 Run it through `bash script/train_first_stage.sh`, where the flags are set.
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.cli import run_entry
 from utils.training.options import parse_first_stage
-
-if TYPE_CHECKING:
-    from utils.distributed import World
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -22,40 +17,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """
     args = parse_first_stage(argv)
     # After parsing, so that --help does not wait for torch.
-    from utils.distributed import joined
+    from utils.training.run import build_first_stage, run
 
-    with joined(args.device) as world:
-        return train(args, world)
-
-
-def train(args: Namespace, world: "World") -> Path:
-    """Trains as one of the processes of `world`."""
-    import numpy as np
-
-    from model.scaledense import ScaleDense
-    from utils.networks.checkpoint import load_checkpoint, start_from_checkpoint
-    from utils.scans.volumes import InputRule
-    from utils.training import run as setup
-
-    setup.say_unused(args, "the test set is read only by test.py")
-    setup.check_start(args, world)
-    loss = setup.age_loss(args)
-    execution = setup.seeded_execution(args, world)
-    input_rule = InputRule(args.resolution, args.intensity, any_grid=args.any_grid, crop=args.crop)
-    origins = [load_checkpoint(args.init_from)] if args.init_from else []
-    sets, made = world.everyone(lambda: setup.datasets(args, input_rule, execution, args.width))
-    setup.require_new_to(args, sets[1], origins)
-    ages = np.array([scan.age for scan in sets[0].scans])
-    model = ScaleDense(
-        args.width,
-        use_sex=args.use_sex,
-        mean_age=float(ages.mean()),
-        age_spread=float(ages.std()) if args.scaled_head else 1.0,
-        dropout=args.dropout,
-    )
-    for origin in origins:
-        start_from_checkpoint(model, origin, input_rule)
-    return setup.start(args, model, loss, sets, execution, made, origins=origins)
+    return run(args, build_first_stage)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """The authors' approach, stated plainly and not optimised: what the benchmark compares with.
 
 The network of the first stage in both widths, its training step and its loader, written from the
-description of the published method (Cheng et al., IEEE TMI 2021) and from the facts known of the
-released code: contiguous float32 volumes, every asymmetric convolution as four convolutions, each
-with its own batch normalisation, and nothing fused; Adam with AMSGrad; a loader that decodes,
-searches the label sheet and normalises in float64 for every item of every epoch. Nothing here
-imports the product, so the tests can hold the product against it. Parameters bear the product's
-names: a state dict of one loads into the other.
+published method (Cheng et al., IEEE TMI 2021) and from what is known about the released code:
+contiguous float32 volumes, every asymmetric convolution as four convolutions, each with its own
+batch normalisation, and nothing fused; Adam with AMSGrad; a loader that decodes, searches the label
+sheet and normalises in float64 for every item of every epoch. Nothing here imports the product, so
+that tests can compare the product with it. Parameters have the product's names: a state dict of one
+loads into the other.
 """
 
 import csv
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,22 +41,18 @@ class PlainAsymmetric(nn.Module):
         return first(volume) + second(volume) + third(volume) + fourth(volume)
 
 
-class PlainUnit(nn.Module):
-    """Asymmetric convolution, normalisation, ELU."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.convolution = PlainAsymmetric(in_channels, out_channels)
-        self.norm = nn.BatchNorm3d(out_channels)
-        self.activation = nn.ELU()
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """(N, in, D, H, W) -> (N, out, D, H, W)."""
-        return self.activation(self.norm(self.convolution(volume)))
+def plain_unit(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Asymmetric convolution, normalisation, ELU: (N, in, D, H, W) -> (N, out, D, H, W)."""
+    layers = OrderedDict(
+        convolution=PlainAsymmetric(in_channels, out_channels),
+        norm=nn.BatchNorm3d(out_channels),
+        activation=nn.ELU(),
+    )
+    return nn.Sequential(layers)
 
 
 class PlainExcite(nn.Module):
-    """Squeeze-and-excitation with a sixteenth of the channels, one at least."""
+    """Squeeze-and-excitation with a sixteenth of the channels, at least one."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -70,19 +67,15 @@ class PlainExcite(nn.Module):
         return volume * factor.view(*factor.shape, 1, 1, 1)
 
 
-class PlainBlock(nn.Module):
-    """Two units, squeeze-and-excitation, max-pool."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.unit1 = PlainUnit(in_channels, out_channels)
-        self.unit2 = PlainUnit(out_channels, out_channels)
-        self.excite = PlainExcite(out_channels)
-        self.pool = nn.MaxPool3d(2)
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """(N, in, D, H, W) -> (N, out, D // 2, H // 2, W // 2)."""
-        return self.pool(self.excite(self.unit2(self.unit1(volume))))
+def plain_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Two units, squeeze-and-excitation, max-pool: halves each side of the volume."""
+    layers = OrderedDict(
+        unit1=plain_unit(in_channels, out_channels),
+        unit2=plain_unit(out_channels, out_channels),
+        excite=PlainExcite(out_channels),
+        pool=nn.MaxPool3d(2),
+    )
+    return nn.Sequential(layers)
 
 
 class PlainBackbone(nn.Module):
@@ -96,10 +89,11 @@ class PlainBackbone(nn.Module):
             self.stem, channels = nn.Sequential(stem, nn.ELU()), 8
         self.blocks = nn.ModuleList()
         for new_channels in BLOCK_CHANNELS[width]:
-            self.blocks.append(PlainBlock(channels, new_channels))
+            self.blocks.append(plain_block(channels, new_channels))
             channels += new_channels
         self.pool, self.global_pool = nn.MaxPool3d(2), nn.AdaptiveAvgPool3d(1)
-        self.last_alone = width == "compact"  # the figure pools the last scale only
+        self.last_alone = width == "compact"  # the paper's figure pools the last scale alone
+        self.pooled_channels = new_channels if self.last_alone else channels
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, 1, D, H, W) -> (N, 1944) released, (N, 128) compact."""
@@ -119,7 +113,7 @@ class PlainEncoder(nn.Module):
     def __init__(self, width: str):
         super().__init__()
         self.backbone = PlainBackbone(width)
-        pooled = {"released": 1944, "compact": 128}[width]
+        pooled = self.backbone.pooled_channels
         self.image_branch = nn.Sequential(nn.Linear(pooled, 32), nn.ELU())
         between = [nn.ELU()] if width == "compact" else []
         self.sex_branch = nn.Sequential(nn.Linear(2, 16), *between, nn.Linear(16, 8), nn.ELU())
@@ -181,7 +175,7 @@ def plain_normalise(volume: np.ndarray) -> np.ndarray:
 
 
 class PlainDataset(Dataset):
-    """Decodes, searches the sheet and normalises at every access."""
+    """A folder of scans that are decoded, searched in the sheet and normalised at every access."""
 
     def __init__(self, folder: Path, sheet: Path):
         self.folder, self.names = folder, sorted(path.name for path in folder.iterdir())
@@ -205,10 +199,5 @@ class PlainDataset(Dataset):
 
 def plain_loader(dataset: PlainDataset, *, batch_size: int, num_workers: int) -> DataLoader:
     """Shuffled batches."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
+    workers = {"num_workers": num_workers, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True, **workers)

@@ -1,1 +1,6 @@
-"""From raw scans to what the network reads, and cohorts to try it on."""
+"""From raw scans to what the network reads, and cohorts to try it on.
+
+The modules in this folder are programs, started by script/*.sh or `python -m`; no module imports
+them. pipeline/ brings a raw scan onto the network's grid, public/ reads public cohorts, demo/ makes
+synthetic brains.
+"""

@@ -1,19 +1,22 @@
-"""Checks folders of preprocessed scans and their label sheet before a training: all at once.
-
-Every problem is a row of a table: error (training would stop, or learn something false) or note.
-Any error makes the exit code 1. Nothing is changed.
+r"""Checks folders of preprocessed scans and their label sheet before a training: all at once.
 
     python -m data_preprocessing.check_dataset --folders data/train data/val data/test \
         --labels data/Dataset.xls --output report.tsv
+
+Every problem is one row of the report: an error (training would stop, or would learn something
+wrong) or a note. With any error the exit code is 1. Nothing is changed.
 """
 
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from data_preprocessing.pipeline.quality import sentences
 from utils.cli import (
@@ -27,15 +30,15 @@ from utils.cli import (
 )
 from utils.files import require_absent, sha256_of, write_tsv
 from utils.scans.labels import Label, examine_labels, label_of, parse_sex_codes
-from utils.scans.leakage import content_hash, person_of_scan
-from utils.scans.provenance import Provenance, read_sidecar, recorded
-from utils.scans.volumes import InputRule, image_stem, list_scans, read_header, read_volume
+from utils.scans.leakage import person_of_scan
+from utils.scans.provenance import Provenance, read_sidecar
+from utils.scans.volumes import content_hash, decode, find_scans, image_stem, open_scan
 
 # Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
-# a piece of the neck, 0.23 to 0.31; four IXI heads with skull, laid on the grid, 0.46 to 0.75.
+# a piece of the neck, have 0.23 to 0.31; four IXI heads with skull, resampled, 0.46 to 0.75.
 SMALLEST_BRAIN, LARGEST_BRAIN = 0.18, 0.36
-# Share of the brain at its highest value. Of the same 110 scans, in 8 bits: median 0.0005, 99 of
-# 100 below 0.01.
+# Share of the brain's voxels that have its highest value. The same 110 scans, stored in 8 bits,
+# have 0.0005 (median); 99 % of them have less than 0.01.
 CLIPPED = 0.01
 AGAIN = "preprocess it again"
 
@@ -53,10 +56,10 @@ class Finding:
 
 @dataclass
 class Examined:
-    """What a scan's own files say.
+    """A scan and its sidecar, and what is wrong with them.
 
     Attributes:
-        content: what identifies its image, see `content_hash`; None where it cannot be used.
+        content: its `content_hash`; None where the scan cannot be used.
         made: how it was preprocessed; None where it has no sidecar.
         sidecar_damaged: whether its sidecar cannot be read.
     """
@@ -68,24 +71,17 @@ class Examined:
     sidecar_damaged: bool = False
 
 
-def error(path: Path, problem: object, what_to_do: str) -> Finding:
-    """A finding on a scan that makes the check fail; its path is not repeated in the problem."""
-    return Finding(
-        "error",
-        str(path.parent),
-        path.name,
-        str(problem).removeprefix(f"{path}: "),
-        what_to_do,
-    )
+def error(path: Path, problem: object, what_to_do: str, severity: str = "error") -> Finding:
+    """A finding on a scan; the scan's path, which has columns of its own, leaves the problem."""
+    text = str(problem).removeprefix(f"{path}: ")
+    return Finding(severity, str(path.parent), path.name, text, what_to_do)
 
 
-def note(path: Path, problem: str, what_to_do: str) -> Finding:
-    """A finding on a scan that is worth knowing."""
-    return Finding("note", str(path.parent), path.name, problem, what_to_do)
+note = partial(error, severity="note")
 
 
 def examine_scan(path: Path) -> Examined:
-    """Reads one scan and its sidecar, and finds what is wrong with them by themselves."""
+    """Reads one scan and its sidecar, and finds what is wrong with them, whatever the others."""
     examined, sidecar = Examined(path), None
     try:
         sidecar = read_sidecar(path)
@@ -94,11 +90,11 @@ def examine_scan(path: Path) -> Examined:
         examined.findings.append(error(path, problem, AGAIN))
     else:
         if sidecar:
-            examined.made = recorded(sidecar)
+            examined.made = Provenance.from_sidecar(sidecar)
             examined.findings += _find_flags(path, sidecar)
     try:
-        header = read_header(path)
-        voxels = read_volume(path, InputRule())
+        header = open_scan(path)
+        voxels = decode(path)
     except ValueError as problem:
         examined.findings.append(error(path, problem, "mend it, or leave it out"))
         return examined
@@ -106,8 +102,9 @@ def examine_scan(path: Path) -> Examined:
         problem = f"stored {header.orientation}; read as LAS"
         examined.findings.append(note(path, problem, "nothing: every program here does so"))
     examined.findings += _find_implausible(path, voxels)
-    if sidecar:
-        examined.findings += _find_change(path, sidecar)
+    if sidecar and sidecar.get("output_sha256") not in (None, "", sha256_of(path)):
+        problem = "changed since it was preprocessed: not the file that its sidecar describes"
+        examined.findings.append(error(path, problem, AGAIN))
     examined.content = content_hash(voxels)
     return examined
 
@@ -124,46 +121,28 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
         )
 
 
-def _find_change(path: Path, sidecar: dict) -> Iterable[Finding]:
-    expected = sidecar.get("output_sha256")
-    if expected and expected != sha256_of(path):
-        problem = "changed since it was preprocessed: not the file that its sidecar describes"
-        yield error(path, problem, AGAIN)
-
-
 def _find_implausible(path: Path, voxels: np.ndarray) -> Iterable[Finding]:
     """Skull left on, brain too small, intensities clipped; `voxels` are (91, 109, 91), LAS."""
     inside = voxels > 0
     share, brain = inside.mean(), voxels[inside]
     if share > LARGEST_BRAIN:
-        yield error(
-            path,
-            f"{share:.0%} of the grid is above 0, at most {LARGEST_BRAIN:.0%} expected: skull or "
-            "background left on",
-            f"look at it; {AGAIN}, with brain extraction",
-        )
+        problem = f"{share:.0%} of the grid is above 0, at most {LARGEST_BRAIN:.0%} expected: "
+        problem += "skull or background left on"
+        yield error(path, problem, f"look at it; {AGAIN}, with brain extraction")
     if share < SMALLEST_BRAIN:
-        yield error(
-            path,
-            f"{share:.0%} of the grid is above 0, at least {SMALLEST_BRAIN:.0%} expected: brain "
-            "implausibly small (registration failed, part cut off, or z-scored already?)",
-            f"look at it; {AGAIN}",
-        )
+        problem = f"{share:.0%} of the grid is above 0, at least {SMALLEST_BRAIN:.0%} expected: "
+        problem += "brain implausibly small (registration failed, part cut off, or z-scored "
+        problem += "already?)"
+        yield error(path, problem, f"look at it; {AGAIN}")
     clipped = (brain == brain.max()).mean()
     if clipped > CLIPPED:
-        yield note(
-            path,
-            f"{clipped:.1%} of the brain has the highest value, {brain.max():g}: intensities "
-            "clipped",
-            "store it with a wider range of values",
-        )
+        problem = f"{clipped:.1%} of the brain has the highest value, {brain.max():g}: intensities "
+        problem += "clipped"
+        yield note(path, problem, "store it with a wider range of values")
 
 
 def examine_all(paths: Sequence[Path], *, jobs: int) -> list[Examined]:
-    """`examine_scan` of all, in processes, in the order of `paths`; 0 jobs: one a core."""
-    from joblib import Parallel, delayed
-    from tqdm import tqdm
-
+    """`examine_scan` of all, in the order of `paths`, in `jobs` processes; 0: one per core."""
     work = Parallel(n_jobs=jobs or -1, return_as="generator")(
         delayed(examine_scan)(path) for path in paths
     )
@@ -175,7 +154,7 @@ def find_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
     paths, findings = [], []
     for folder in folders:
         try:
-            paths += list_scans(folder)
+            paths += find_scans(folder, allow_twins=True)
         except OSError as problem:
             text = str(problem).removeprefix(f"{folder}: ")
             findings.append(Finding("error", str(folder), "", text, "give a folder of scans"))
@@ -185,7 +164,7 @@ def find_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
 def find_in_sheet(
     sheet: Path, *, sex_codes: dict[str, int] | None
 ) -> tuple[dict[str, Label] | None, list[Finding]]:
-    """The label sheet, None where it cannot be read at all, and what is wrong with its rows."""
+    """The label sheet (None where it cannot be read at all), and what is wrong with its rows."""
     labels, problems = None, []
     try:
         labels, problems = examine_labels(sheet, sex_codes=sex_codes)
@@ -206,9 +185,9 @@ def find_labels(
     Args:
         paths: all scans.
         labels: by id.
-        trained_on: folders whose ages, and sexes where `use_sex`, training needs; elsewhere a row
-            without one is let through, as test.py does.
-        use_sex: see `trained_on`.
+        trained_on: folders whose ages training needs. In other folders a missing age is a note, as
+            test.py predicts such scans too.
+        use_sex: whether training needs the sexes as well.
     """
     found = set()
     for path in paths:
@@ -245,14 +224,14 @@ def find_ages_outside(
 
 
 def find_repeated_names(paths: Sequence[Path]) -> Iterable[Finding]:
-    """Scans of one name, in one folder or several."""
+    """Scans with the same name, in one folder or several."""
     for first, *others in _groups(paths, lambda path: image_stem(path.name)):
         for path in others:
             yield error(path, f"the same name as {first}", "keep one, or rename it and its row")
 
 
 def find_split_people(paths: Sequence[Path], *, pattern) -> Iterable[Finding]:
-    """People with differently named scans in several folders; None of `pattern`: known names."""
+    """People with scans in several folders; `pattern` as in `person_of_scan`."""
     people: dict[Path, str] = {}
     for path in paths:
         try:
@@ -261,7 +240,7 @@ def find_split_people(paths: Sequence[Path], *, pattern) -> Iterable[Finding]:
             yield error(path, problem, "give a --subject_pattern that fits, or rename it")
     for first, *others in _groups(people, people.get):
         for path in others:
-            # Scans of one name are reported as such.
+            # `find_repeated_names` reports scans of one name.
             if path.parent != first.parent and image_stem(path.name) != image_stem(first.name):
                 yield error(
                     path,
@@ -271,7 +250,7 @@ def find_split_people(paths: Sequence[Path], *, pattern) -> Iterable[Finding]:
 
 
 def find_repeated_content(scans: Sequence[Examined]) -> Iterable[Finding]:
-    """Scans with the same voxels, whatever they are called and however they are stored."""
+    """Scans with the same voxels, whatever their names and file formats."""
     readable = [scan for scan in scans if scan.content]
     for first, *others in _groups(readable, lambda scan: scan.content):
         for scan in others:
@@ -279,7 +258,7 @@ def find_repeated_content(scans: Sequence[Examined]) -> Iterable[Finding]:
 
 
 def find_mixture(scans: Sequence[Examined]) -> Iterable[Finding]:
-    """Scans that were made otherwise than most, or of which alone nothing is recorded."""
+    """Scans that were made in another way than most, or have no sidecar while others do."""
     sound = [scan for scan in scans if not scan.sidecar_damaged]
     counts = Counter(scan.made for scan in sound if scan.made)
     if not counts:
@@ -297,7 +276,7 @@ def find_mixture(scans: Sequence[Examined]) -> Iterable[Finding]:
 
 
 def _groups(items: Iterable, key: Callable[..., Hashable]) -> list[list]:
-    """Items of one key, in their order, where there are several."""
+    """The items that share a key, for every key of several items; in their order."""
     groups = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -307,13 +286,9 @@ def _groups(items: Iterable, key: Callable[..., Hashable]) -> list[list]:
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Check folders of scans and their label sheet before training.")
+    of_folders = "training, then validation, then any others (test); the first two need ages"
     parser.add_argument(
-        "--folders",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="DIR",
-        help="training, then validation, then any others (test); the first two need ages",
+        "--folders", type=Path, nargs="+", required=True, metavar="DIR", help=of_folders
     )
     add_label_flags(parser, required=True)
     parser.add_argument(
@@ -360,10 +335,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{len(paths)} scans in {len(args.folders)} folders: {len(errors)} errors, "
         f"{len(findings) - len(errors)} notes; all of them: {args.output}"
     )
-    raise_all([_as_text(row) for row in errors])
+    raise_all([as_text(row) for row in errors])
 
 
-def _as_text(row: Finding) -> str:
+def as_text(row: Finding) -> str:
+    """The finding as a line of the error message."""
     where = str(Path(row.folder) / row.scan) if row.folder else row.scan
     return f"{f'{where}: ' if where else ''}{row.problem}; {row.what_to_do}"
 

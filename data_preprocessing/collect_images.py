@@ -1,10 +1,10 @@
-r"""Gathers one image out of each fsl_anat folder into one flat folder, ready to be split.
-
-fsl_anat writes `*.anat` folders whose files have the same names for everybody. Scans are named here
-after what tells the folders apart, so no two share a name. Each gets a record beside it that says
-how it was made, and collected.tsv says where each came from. Originals are only read.
+"""Gathers one image out of each fsl_anat folder into one flat folder, ready to be split.
 
     python -m data_preprocessing.collect_images --folders processed --output_dir scans
+
+fsl_anat writes `*.anat` folders whose files have the same names for everybody. Here each scan is
+named after the parts of its folder's path that differ, so no two share a name. Each gets a sidecar
+that says how it was made, and collected.tsv says where each came from. Originals are only read.
 """
 
 import argparse
@@ -20,18 +20,18 @@ from data_preprocessing.pipeline.recipe import Recipe
 from utils.cli import new_parser, raise_all, run_entry
 from utils.files import replacing, require_empty, write_tsv
 from utils.scans.provenance import write_sidecar
-from utils.scans.volumes import IMAGE_SUFFIXES, InputRule, image_stem, read_volume
+from utils.scans.volumes import IMAGE_SUFFIXES, decode, image_stem
 
 ANAT_SUFFIX = ".anat"
 BRAIN = "T1_to_MNI_nonlin_brain"
-# What is in the folder and how it was registered; FSL's brain is what lies in MNI152's mask.
+# File, registration and mask by --image; FSL's brain is what lies in the mask of MNI152.
 IMAGES = {
     "linear": ("T1_to_MNI_lin", "affine", "none"),
     "nonlinear": ("T1_to_MNI_nonlin", "deformable", "none"),
     "nonlinear_brain": (BRAIN, "deformable", "template"),
 }
-# Names that say what was scanned, not who.
-ANYBODYS = re.compile(r"(t1w?|anat|structural|struct|mprage|spgr|image|in)", re.IGNORECASE)
+# Names of folders that say what was scanned, not who.
+NOT_A_PERSON = re.compile(r"(t1w?|anat|structural|struct|mprage|spgr|image|in)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Found:
 
 
 def find_anat_folders(folders: Sequence[Path]) -> list[Found]:
-    """The .anat folders in `folders` at any depth, and those of `folders` that are one, each once.
+    """All .anat folders in `folders`, at any depth, each once; `folders` may be some themselves.
 
     Links to .anat folders are taken, links to other folders are not followed.
 
@@ -82,47 +82,41 @@ def _walk(below: Path) -> Iterator[Path]:
 def name_scans(found: Sequence[Found]) -> dict[str, Found]:
     """A name for every folder, no two alike, from as little of their paths as tells people apart.
 
-    Tried in this order, the same for all: the folder's own name (sub-01.anat); the folders on the
-    way to it (sub-01/ses-1/T1.anat is sub-01_ses-1); the same after the name of the folder it was
-    found in. Names such as T1 or anat are left out of these. Then all of that, and the whole path.
+    Tried in this order, for all folders alike: the folder's own name (sub-01.anat); the folders on
+    the way to it (sub-01/ses-1/T1.anat is sub-01_ses-1); the same after the name of the folder that
+    was searched. Names such as T1 or anat are left out of these. Then the same with such names, and
+    the whole path.
 
     Raises:
         ValueError: folders that share a name even then.
     """
     paths = [_path_parts(one) for one in found]
+    short = [["" if NOT_A_PERSON.fullmatch(part) else part for part in path] for path in paths]
     ways = [
-        [_joined(path[-1:], telling=True) for path in paths],
-        [_joined(path[1:], telling=True) for path in paths],
-        [_joined(path, telling=True) for path in paths],
-        [_joined(path) for path in paths],
-        [_joined(one.folder.with_suffix("").parts[1:]) for one in found],
+        [path[-1:] for path in short],
+        [path[1:] for path in short],
+        short,
+        paths,
+        [one.folder.with_suffix("").parts[1:] for one in found],
     ]
-    for names in ways:
-        if _tell_apart(names):
+    for way in ways:
+        names = ["_".join(filter(None, parts)) for parts in way]
+        # A session alone does not say who was scanned.
+        tell_people = not any(name == "" or name.startswith("ses-") for name in names)
+        # File systems of macOS and Windows do not tell a.nii from A.nii.
+        if tell_people and len({name.lower() for name in names}) == len(names):
             return dict(zip(names, found, strict=True))
     raise ValueError(
-        f"the names of these folders do not tell them apart: {ways[-1]}; collect them one by one"
+        f"the names of these folders do not tell them apart: {names}; collect them one by one"
     )
 
 
 def _path_parts(one: Found) -> list[str]:
-    """The given folder's name, those of the folders below it, and the .anat folder's own."""
-    # Of a given .anat folder the two above it: a person's, and perhaps a session's.
+    """The searched folder's name, those of the folders below it, and the .anat folder's own."""
+    # A given .anat folder gets the names of the two above it: a person's, perhaps a session's.
     below = one.folder.parent.parent if one.folder == one.below else one.below
     inner = one.folder.relative_to(below).parts[:-1]
     return [below.name, *inner, one.folder.name.removesuffix(ANAT_SUFFIX)]
-
-
-def _joined(parts: Sequence[str], *, telling: bool = False) -> str:
-    return "_".join(part for part in parts if part and not (telling and ANYBODYS.fullmatch(part)))
-
-
-def _tell_apart(names: list[str]) -> bool:
-    # A session alone says nothing of the person.
-    if any(name == "" or name.startswith("ses-") for name in names):
-        return False
-    # File systems of macOS and Windows do not tell a.nii from A.nii.
-    return len({name.lower() for name in names}) == len(names)
 
 
 def find_images(named: dict[str, Found], image: str) -> dict[str, Path]:
@@ -139,7 +133,7 @@ def find_images(named: dict[str, Found], image: str) -> dict[str, Path]:
             problems.append(f"{one.folder}: no {stem}.nii.gz; {_remedy(one.folder, stem)}")
             continue
         try:
-            read_volume(path, InputRule())
+            decode(path)
         except ValueError as error:
             problems.append(str(error))
         images[name] = path
@@ -153,7 +147,7 @@ def _image_file(folder: Path, stem: str) -> Path | None:
 
 
 def _remedy(folder: Path, stem: str) -> str:
-    """How a missing image is made."""
+    """How the user can make a missing image."""
     brain, warp = "T1_biascorr_brain", "T1_to_MNI_nonlin_coeff"
     if stem != BRAIN:
         return "fsl_anat failed, or was run without this registration: see its log.txt"
@@ -170,7 +164,7 @@ def _remedy(folder: Path, stem: str) -> str:
 
 
 def collect(images: dict[str, Path], *, image: str, write: str, output_dir: Path) -> None:
-    """Writes scans, as links or copies, the record beside each, and the table collected.tsv.
+    """Writes scans, as links or copies, the sidecar of each, and the table collected.tsv.
 
     Args:
         images: file by scan name.
@@ -191,20 +185,16 @@ def collect(images: dict[str, Path], *, image: str, write: str, output_dir: Path
                 shutil.copyfile(path, temporary)
         write_sidecar(scan, {"source": str(path.absolute()), "recipe": recipe})
         rows.append((scan.name, image, path.absolute()))
-    # Last: a folder with collected.tsv is a finished one.
+    # Written last: a folder with collected.tsv is complete.
     write_tsv(output_dir / "collected.tsv", [("scan", "image", "source"), *rows])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Gather images out of fsl_anat folders into one flat folder.")
+    searched = f"searched for {ANAT_SUFFIX} folders"
     parser.add_argument(
-        "--folders",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="DIR",
-        help=f"searched for {ANAT_SUFFIX} folders",
+        "--folders", type=Path, nargs="+", required=True, metavar="DIR", help=searched
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
     parser.add_argument(
@@ -214,12 +204,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="nonlinear_brain: the brain, as published and as networks here are trained on; linear "
         "and nonlinear: fsl_anat's WHOLE HEADS, for other uses",
     )
-    parser.add_argument(
-        "--write",
-        choices=("links", "copies"),
-        default="links",
-        help="symbolic links to the originals, or copies of them",
-    )
+    of_links = "symbolic links to the originals, or copies of them"
+    parser.add_argument("--write", choices=("links", "copies"), default="links", help=of_links)
     return parser
 
 
@@ -234,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.image != "nonlinear_brain":
         print(
             f"note: {IMAGES[args.image][0]} is a whole head, not a brain: a network trained on "
-            "brains must not be given it (the records say mask: none)"
+            "brains must not be given it (the sidecars say mask: none)"
         )
 
 

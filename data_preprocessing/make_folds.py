@@ -1,42 +1,22 @@
-r"""Deals a cohort out to folds for cross-validation: by person, balanced in age and sex.
+r"""Deals a cohort out to the folds of a cross-validation: by person, balanced in age and sex.
 
     python -m data_preprocessing.make_folds --scan_folders data/train data/val \
         --labels data/Dataset.xls --output folds.csv
 
-People are sorted by sex and age; of each run of neighbours every fold gets one, by lot.
+Scans are read by name only. How people are dealt out is described in utils/scans/split.py.
 """
 
 import argparse
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from utils.cli import add_label_flags, add_subject_pattern, new_parser, number, run_entry
+from utils.files import as_spreadsheet_text, replacing, require_absent
+from utils.scans.labels import FEMALE, MALE, parse_sex_codes
 from utils.scans.leakage import people_of
-
-
-def deal(people: Mapping[str, tuple[float, int]], *, folds: int, seed: int = 0) -> dict[str, int]:
-    """The fold of each person.
-
-    Args:
-        people: (age in years, sex) by person.
-        folds: how many.
-        seed: of the lot.
-
-    Raises:
-        ValueError: fewer people than folds, or fewer than two folds.
-    """
-    if not 2 <= folds <= len(people):
-        raise ValueError(f"--number {folds}: at least 2 and at most {len(people)} people expected")
-    order = sorted(people, key=lambda person: (*people[person][::-1], person))
-    generator = np.random.default_rng(seed)
-    dealt: dict[str, int] = {}
-    for start in range(0, len(order), folds):
-        together = order[start : start + folds]
-        dealt |= zip(together, generator.permutation(folds)[: len(together)].tolist(), strict=True)
-    return dealt
+from utils.scans.split import deal_to_folds, describe_ages, read_labels_of
+from utils.scans.volumes import find_scans
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_label_flags(parser, required=True)
     add_subject_pattern(parser)
     parser.add_argument("--number", type=number(int, low=2), default=5, help="of folds")
-    parser.add_argument("--seed", type=number(int, low=0), default=0, help="of the lot")
+    parser.add_argument("--seed", type=number(int, low=0), default=0, help="of the dealing")
     parser.add_argument("--output", required=True, metavar="CSV", help="the table to write")
     return parser
 
@@ -54,33 +34,28 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     """Writes the table of scans and folds and returns it."""
     args = build_parser().parse_args(argv)
-    from utils.files import as_spreadsheet_text, replacing, require_absent
-    from utils.scans.cohort import describe, open_cohort
-    from utils.scans.labels import parse_sex_codes, read_labels
-    from utils.scans.volumes import InputRule
-
     require_absent(Path(args.output))
-    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    scans = [
-        scan
-        for folder in args.scan_folders
-        for scan in open_cohort(folder, labels, InputRule(any_grid=True), need_age=True)
-    ]
-    person_of = people_of([scan.subject_id for scan in scans], pattern=args.subject_pattern)
-    # A person with several scans is dealt by the first of them.
+    scans = [scan for folder in args.scan_folders for scan in find_scans(folder)]
+    sex_codes = parse_sex_codes(args.sex_codes)
+    labels = read_labels_of(scans, sheet=args.labels, sex_codes=sex_codes)
+    person_of = people_of(list(labels), pattern=args.subject_pattern)
+    # A person with several scans is dealt by the age and sex of the first of them.
     people = {
-        person_of[scan.subject_id]: (scan.age, -1 if scan.sex is None else scan.sex)
-        for scan in reversed(scans)
+        person_of[scan]: (label.age, -1 if label.sex is None else label.sex)
+        for scan, label in reversed(labels.items())
     }
-    dealt = deal(people, folds=args.number, seed=args.seed)
-    folds = {scan.subject_id: dealt[person_of[scan.subject_id]] for scan in scans}
+    dealt = deal_to_folds(people, folds=args.number, seed=args.seed)
+    folds = {scan: dealt[person_of[scan]] for scan in labels}
     with replacing(args.output) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("scan", "fold"))
         writer.writerows((as_spreadsheet_text(scan), fold) for scan, fold in sorted(folds.items()))
     for fold in range(args.number):
-        inside = [scan for scan in scans if folds[scan.subject_id] == fold]
-        print(f"fold {fold}: {describe(inside)}")
+        inside = [label for scan, label in labels.items() if folds[scan] == fold]
+        females, males = (sum(label.sex == sex for label in inside) for sex in (FEMALE, MALE))
+        count = list(dealt.values()).count(fold)
+        ages = describe_ages([label.age for label in inside], people=count)
+        print(f"fold {fold}: {ages}, {females} female, {males} male")
     return folds
 
 

@@ -1,8 +1,8 @@
 """Makes the shipped template: nilearn's ICBM 152 brain, warped into FSL's MNI152 space.
 
-The two spaces differ by 2 mm on average and 8 mm at most, so a network for scans in the one must
-not be given scans in the other. FSL's brain is only looked at to find the warp: the intensities and
-the mask that are written are nilearn's.
+The two spaces differ by 2 mm on average and 8 mm at most, so a network trained on scans in one
+space must not be given scans in the other. FSL's brain serves only to find the warp: the
+intensities and the mask that are written are nilearn's.
 
     python -m data_preprocessing.make_template --fsl_brain MNI152_T1_2mm_brain.nii.gz \
         --output_dir template
@@ -26,9 +26,9 @@ from data_preprocessing.pipeline.registration import (
 from utils.cli import new_parser, run_entry
 from utils.files import replacing
 from utils.scans.template import BRAIN_FILE, MASK_FILE
-from utils.scans.volumes import GRID_AFFINE, InputRule, read_volume
+from utils.scans.volumes import GRID_AFFINE, decode
 
-# Two averages of many brains: smooth, and so close that a fine warp is safe.
+# Both are averages of many brains: smooth, and so alike that a fine warp is safe.
 SMOOTHING = 0.7  # SD in voxels of 1 mm
 FINE = "-m NCC 2x2x2 -n 100x60x20 -s 1.732vox 0.7071vox -wp 0"
 
@@ -69,9 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Makes both files and says how well they agree with FSL's."""
+    """Makes both files and prints how well they agree with FSL's."""
     args = build_parser().parse_args(argv)
-    fsl_brain = read_volume(args.fsl_brain, InputRule())
+    fsl_brain = decode(args.fsl_brain)
     volumes = warp_template(fsl_brain)
     for volume, name in zip(volumes, (BRAIN_FILE.name, MASK_FILE.name), strict=True):
         image = nibabel.Nifti1Image(volume, GRID_AFFINE)

@@ -1,11 +1,9 @@
 """ScaleDense, the network of both stages, and the first stage itself.
 
-Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Three widths:
+Source: Cheng et al., IEEE TMI 2021, section III-B and figure 3. Two widths:
 
 - `released`: what the authors' code builds (102 million parameters);
-- `compact`: what the paper's figure draws (1.5 million parameters);
-- `halved`: ours, `compact` behind a stem of 8 channels that halves the volume: it reads 2 mm scans
-  in twice the time that `compact` takes for 4 mm ones (docs/RESULTS.md, "halved").
+- `compact`: what the paper's figure draws (1.5 million parameters).
 """
 
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from torch.nn import functional
 from model.layers import DenseBlock3d, initialise
 
 IMAGE_FEATURES, SEX_FEATURES = 32, 8
-SMALLEST_SIDE = 32  # voxels; five halvings leave nothing of less
+SMALLEST_SIDE = 32  # voxels; a smaller volume vanishes after five halvings
 
 
 @dataclass(frozen=True)
@@ -40,33 +38,20 @@ def released_stem() -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(1, 8, kernel_size=7, dilation=2, padding=1), nn.ELU())
 
 
-def halving_stem() -> nn.Sequential:
-    """(N, 1, D, H, W) -> (N, 8, D // 2, H // 2, W // 2).
-
-    The mean over 2x2x2 voxels is taken after a non-linear step: features may then say how much of
-    4 mm is fluid, which the mean intensity of scans at 4 mm does not.
-    """
-    return nn.Sequential(nn.Conv3d(1, 8, kernel_size=3, padding=1), nn.ELU(), nn.AvgPool3d(2))
-
-
-COMPACT_CHANNELS = (8, 16, 32, 64, 128)
 WIDTHS = {
     "released": Width(
         released_stem, SMALLEST_SIDE + 10, (16, 48, 144, 432, 1296), 1944, True, False, nn.ReLU
     ),
-    "compact": Width(nn.Sequential, SMALLEST_SIDE, COMPACT_CHANNELS, 128, False, True, nn.ELU),
-    "halved": Width(halving_stem, 2 * SMALLEST_SIDE, COMPACT_CHANNELS, 128, False, True, nn.ELU),
+    "compact": Width(nn.Sequential, SMALLEST_SIDE, (8, 16, 32, 64, 128), 128, False, True, nn.ELU),
 }
 
 
 class Backbone(nn.Module):
     """Five dense blocks and global average pooling.
 
-    Any volume of 32 voxels a side or more; 42 in the released width, whose stem takes ten; 64 in
-    the halved one.
+    Any volume of 32 voxels per side or more; 42 in the released width, whose stem takes ten.
     Released, on 91x109x91: stem to 81x99x81, then channels 8, 24, 72, 216, 648, 1944.
-    Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included;
-    halved: 8, 16, 32, 64 and 128, the stem's channels instead of the image.
+    Compact: blocks read 1, 9, 25, 57 and 121 channels, all earlier scales and the image included.
     """
 
     def __init__(self, width: Width):
@@ -96,12 +81,12 @@ class Backbone(nn.Module):
 class Encoder(nn.Module):
     """The image and sex branches that both stages share: a scan and a sex become one vector."""
 
-    def __init__(self, width: str, *, use_sex: bool, dropout: float = 0.0):
+    def __init__(self, width: str, *, use_sex: bool):
         super().__init__()
         if width not in WIDTHS:
             raise ValueError(f"width: one of {', '.join(WIDTHS)} expected, got {width!r}")
         shape = WIDTHS[width]
-        self.width, self.use_sex, self.dropout = width, use_sex, dropout
+        self.width, self.use_sex = width, use_sex
         self.out_features = IMAGE_FEATURES + SEX_FEATURES * use_sex
         self.backbone = Backbone(shape)
         self.image_branch = nn.Sequential(
@@ -115,9 +100,7 @@ class Encoder(nn.Module):
         """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, out_features)."""
         pooled = self.backbone(image)
         with full_precision(image):
-            pooled = pooled.to(self.image_branch[0].weight.dtype)
-            pooled = functional.dropout(pooled, self.dropout, self.training)
-            features = self.image_branch(pooled)  # (N, 32)
+            features = self.image_branch(pooled.to(self.image_branch[0].weight.dtype))  # (N, 32)
             if self.use_sex:
                 one_hot = functional.one_hot(sex, num_classes=2).to(features.dtype)
                 features = torch.cat([features, self.sex_branch(one_hot)], dim=1)  # (N, 40)
@@ -128,12 +111,11 @@ class ScaleDense(nn.Module):
     """The first stage: scan and sex to an age in years.
 
     Args:
-        width: `released`, `compact` or `halved`.
+        width: `released` or `compact`.
         use_sex: whether the sex is an input; without it `forward` ignores its argument.
         mean_age: start of the output bias, years: the mean training age.
         age_spread: factor on the first weights of the output: the SD of the training ages makes
             the head start at their scale instead of growing to it; 1 as published.
-        dropout: share of the pooled features that training drops; not in the paper.
         final_relu: the authors' closing ReLU, needed for their weights only. It was dead at
             initialisation for 8 of 30 seeds, with no gradient ever after: not for training.
 
@@ -148,11 +130,10 @@ class ScaleDense(nn.Module):
         use_sex: bool = True,
         mean_age: float = 0.0,
         age_spread: float = 1.0,
-        dropout: float = 0.0,
         final_relu: bool = False,
     ):
         super().__init__()
-        self.encoder = Encoder(width, use_sex=use_sex, dropout=dropout)
+        self.encoder = Encoder(width, use_sex=use_sex)
         self.head = age_head(self.encoder.out_features, width)
         self.final_relu = final_relu
         initialise(self)

@@ -38,9 +38,9 @@ def discretize_age(age: Tensor, step: float = 5.0) -> Tensor:
 class SecondStage(nn.Module):
     """Scan, sex and rounded age to the residual, in years, that is added to the rounded age."""
 
-    def __init__(self, width: str = "compact", *, use_sex: bool = True, dropout: float = 0.0):
+    def __init__(self, width: str = "compact", *, use_sex: bool = True):
         super().__init__()
-        self.encoder = Encoder(width, use_sex=use_sex, dropout=dropout)
+        self.encoder = Encoder(width, use_sex=use_sex)
         activation = WIDTHS[width].age_activation
         self.age_branch = fully_connected((1, 32, AGE_FEATURES), activation, activation)
         self.head = age_head(self.encoder.out_features + AGE_FEATURES, width)
@@ -137,21 +137,15 @@ class TSAN(nn.Module):
         self.first_stage.eval()
         return self
 
-    def predict(
-        self, image: Tensor, sex: Tensor, rough_age: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def predict(self, image: Tensor, sex: Tensor) -> dict[str, Tensor]:
         """The named (N, 1) ages, in years, of one pass through both stages.
 
         Args:
             image: (N, 1, D, H, W).
             sex: (N,), 0 female or 1 male.
-            rough_age: (N, 1) years in place of the first stage's ages, which are then not computed:
-                in training, ages from networks that had not seen the scans.
         """
-        if rough_age is None:
-            with torch.no_grad():
-                rough_age = self.first_stage(image, sex)
-        stage_one_age = rough_age
+        with torch.no_grad():
+            rough_age = stage_one_age = self.first_stage(image, sex)
         if self.training and self.rough_age_noise > 0:
             rough_age = rough_age + self.rough_age_noise * torch.randn_like(rough_age)
         rounded_age = discretize_age(rough_age, self.age_step)
@@ -162,9 +156,9 @@ class TSAN(nn.Module):
             "predicted_age": rounded_age + residual,
         }
 
-    def forward(self, image: Tensor, sex: Tensor, rough_age: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, sex: Tensor) -> Tensor:
         """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, 1) ages; see `predict`."""
-        return self.predict(image, sex, rough_age)["predicted_age"]
+        return self.predict(image, sex)["predicted_age"]
 
     def options(self) -> dict:
         """The arguments that rebuild this network, as plain values."""

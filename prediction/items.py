@@ -16,7 +16,8 @@ from data_preprocessing.pipeline.inputs import (
     split_name,
 )
 from data_preprocessing.pipeline.prepare import lies_on_grid
-from utils.scans.labels import Label, examine_labels, label_of, read_labels, read_rows
+from utils.scans.labels import Label, examine_labels, label_of, read_labels
+from utils.scans.sheets import read_rows
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.saliency.__main__ import to_grid
 from analysis.saliency.attribution import SmoothGrad
 from analysis.saliency.map_picture import draw_map
+from analysis.saliency.maps import to_grid
 from data_preprocessing.pipeline.inputs import Source
 from prediction.items import Item
 from utils.files import replacing

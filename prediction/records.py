@@ -200,7 +200,7 @@ def flags_of_preprocessing(scan: Path, predictor: Predictor) -> dict[str, str]:
 
 
 def row_of(item: Item, record: dict, trained: Sequence[float] | None) -> dict:
-    """A scan's part of the table, see analysis/report/predictions.py.
+    """A scan's part of the table, see utils/results/tables.py.
 
     Args:
         item: the scan.

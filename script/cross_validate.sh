@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Cross-validates a first stage, or with FIRST_STAGES set a second one: a run a fold, then the table of
-# out-of-fold ages and its errors. Runs that are finished are kept, an interrupted one is continued.
+# Cross-validates a first stage, or with FIRST_STAGES set a second one: one run per fold, then the table
+# of out-of-fold ages and its errors. Finished runs are kept, an interrupted one is continued.
 #   bash script/cross_validate.sh --rank_weight 10     flags go to every training
 # NAME=other JOBS=2 bash script/cross_validate.sh: another folder below runs/cv, two runs at a time.
 # In a flag @FOLD@ stands for the fold, for files of which each fold has its own.
@@ -12,7 +12,7 @@ LABELS="$DATA/Dataset.xls"
 FOLDS="${FOLDS:-$ROOT/docs/folds_oasis1.csv}" # python -m data_preprocessing.make_folds makes one
 NAME="${NAME:-default}"
 RUNS="${RUNS:-$ROOT/runs/cv}"
-FIRST_STAGES="${FIRST_STAGES:-}"         # a folder of first stages, one a fold, as made by this script
+FIRST_STAGES="${FIRST_STAGES:-}"         # a folder of first stages, one per fold, as made by this script
 ONLY="${ONLY:-0 1 2 3 4}"                # folds
 REFERENCE="${REFERENCE:-}"               # table of another run, to be compared with scan by scan
 JOBS="${JOBS:-1}"                        # runs at a time, each with its share of the cores

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The final table of docs/RESULTS.md from the shipped networks: errors on the test folder of OASIS-1, and
+# The figures of docs/RESULTS.md for the shipped networks: errors on the test folder of OASIS-1, and
 # what brain-PAD is worth (retest, dementia). Minutes on a CPU. TSAN_DATA names OASIS-1 as made by
 # script/prepare_oasis1.sh; its scans are affine.   bash script/oasis1.sh [FOLDER]
 set -euo pipefail
@@ -31,6 +31,6 @@ for folder in test retest dementia; do
 done
 echo "== brain-PAD, calibrated on out-of-fold ages"
 "$PYTHON" -m analysis.brain_pad --labels "$LABELS" \
-  --out_of_fold "$ROOT/docs/out_of_fold_oasis1.csv" --test "$OUTPUT/test/predictions.csv" \
-  --retest "$OUTPUT/retest/predictions.csv" --dementia "$OUTPUT/dementia/predictions.csv" \
+  --out_of_fold "$ROOT/docs/out_of_fold_oasis1.csv" --test "$OUTPUT/test/predictions.tsv" \
+  --retest "$OUTPUT/retest/predictions.tsv" --dementia "$OUTPUT/dementia/predictions.tsv" \
   --participants "$DATA/participants.tsv" --output_dir "$OUTPUT/brain_pad" --overwrite

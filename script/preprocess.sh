@@ -3,7 +3,7 @@
 #   bash script/preprocess.sh SCANS... --output_dir OUT
 # SCANS: NIfTI or MGH files, folders, a BIDS dataset, folders of a DICOM series; heads or brains.
 # Done already, a scan is skipped: run it again after an interruption or with more scans.
-# data_preprocessing/README.md says what is done. Edit the block; flags on the command line win.
+# docs/preprocess.md says what is done. Edit the block; flags on the command line win.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

@@ -7,15 +7,11 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 OUTPUT="${1:-$ROOT/runs/quickstart}" # holds synthetic_cohort/, first_stage/ and second_stage/
 SCANS=120                            # synthetic people
-RESOLUTION=4                         # mm; 2 is eight times slower
-FIRST_EPOCHS=12
-SECOND_EPOCHS=5
-SECOND_LR=5e-4
-EMA=0.9      # average over fewer steps than by default, as there are few
+RECIPE=quickstart                    # of utils/training/recipes.py: few scans, few epochs, 4 mm
 
 CHECKPOINT=ScaleDense_best_model.pth.tar
 DATA="$OUTPUT/synthetic_cohort"
-COMMON=(--train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$DATA/Dataset.xls" --ema "$EMA")
+COMMON=(--train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$DATA/Dataset.xls" --recipe "$RECIPE")
 
 # train PROGRAM FOLDER FLAGS...: trains, or continues an interrupted training.
 train() {
@@ -32,10 +28,9 @@ if [ ! -f "$DATA/Dataset.xls" ]; then
   "$PYTHON" -m data_preprocessing.make_demo_cohort --output_dir "$DATA" --scans "$SCANS"
 fi
 echo "2/4 first stage"
-train train_first_stage.py "$OUTPUT/first_stage" --resolution "$RESOLUTION" \
-  --epochs "$FIRST_EPOCHS"
+train train_first_stage.py "$OUTPUT/first_stage"
 echo "3/4 second stage"
-train train_second_stage.py "$OUTPUT/second_stage" --epochs "$SECOND_EPOCHS" --lr "$SECOND_LR" \
+train train_second_stage.py "$OUTPUT/second_stage" \
   --first_stage_net "$OUTPUT/first_stage/$CHECKPOINT"
 echo "4/4 test on scans that neither stage has seen"
 "$PYTHON" "$ROOT/test.py" --test_folder "$DATA/test" --labels "$DATA/Dataset.xls" \

@@ -9,7 +9,7 @@ CHECKPOINT="$ROOT/runs/first_stage/ScaleDense_best_model.pth.tar" # of either st
 SCANS="$DATA/test"
 LABELS="$DATA/Dataset.xls"
 OUTPUT="$ROOT/runs/saliency"
-METHOD=smoothgrad # seconds a scan; occlusion: minutes a scan without a GPU
+METHOD=smoothgrad # seconds per scan; occlusion: minutes per scan without a GPU
 LIMIT=50          # scans, the first ones by name
 
 "$PYTHON" -m analysis.saliency --checkpoint "$CHECKPOINT" --scan_folder "$SCANS" \

@@ -9,13 +9,14 @@ import os
 import select
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SECONDS = 120  # for an answer; a busy machine is slow
+SECONDS = 120  # without a message; a busy machine is slow
 # The browser reads messages from descriptor 3 and writes them to 4.
 START = 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--no-first-run", "--remote-debugging-pipe")  # fmt: skip
 
 
 def find_chromium() -> str | None:
@@ -29,23 +30,20 @@ class Browser:
 
     Attributes:
         complaints: what the page wrote to the console or the browser wrote about it, as text.
-        requests: addresses that the page asked for, beside those of its own bytes (data:).
+        requests: addresses that the page asked for, other than `data:`.
     """
 
     def __init__(self, program: str, folder: Path):
-        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                 "--no-first-run", "--remote-debugging-pipe")  # fmt: skip
         self._process = subprocess.Popen(
-            ["sh", "-c", START, program, *flags, f"--user-data-dir={folder}"],
+            ["sh", "-c", START, program, *FLAGS, f"--user-data-dir={folder}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._count, self._session, self._bytes = 0, None, b""
-        self.complaints, self.requests, self._events = [], [], []
+        self._count, self._session, self._bytes = 0, {}, b""
+        self.complaints, self.requests, self._loaded = [], [], False
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
-            "sessionId"
-        ]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -53,51 +51,45 @@ class Browser:
         return self
 
     def __exit__(self, *_) -> None:
-        self._session = None
+        self._session = {}
         try:
             self.call("Browser.close")
             self._process.wait(SECONDS)
         finally:
             self._process.kill()
-            self._process.stdin.close()
-            self._process.stdout.close()
-            self._process.wait()
+            self._process.communicate()
 
     def call(self, method: str, **parameters) -> dict:
         """Asks the browser for something and waits for its answer."""
         self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
+        message = {"id": self._count, "method": method, "params": parameters} | self._session
         self._process.stdin.write(json.dumps(message).encode() + b"\0")
         self._process.stdin.flush()
-        while (answer := self._next()).get("id") != self._count:
-            self._note(answer)
+        while (answer := self._receive()).get("id") != self._count:
+            pass
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def _next(self) -> dict:
-        deadline = time.monotonic() + SECONDS
+    def _receive(self) -> dict:
+        """The next message; notes what the page complains about and asks for."""
         while b"\0" not in self._bytes:
-            if not select.select([self._process.stdout], [], [], deadline - time.monotonic())[0]:
-                raise TimeoutError(f"no word from the browser for {SECONDS} s")
+            if not select.select([self._process.stdout], [], [], SECONDS)[0]:
+                raise TimeoutError(f"no message from the browser for {SECONDS} s")
             received = os.read(self._process.stdout.fileno(), 1 << 20)
             if not received:
                 raise RuntimeError("the browser ended")
             self._bytes += received
-        message, self._bytes = self._bytes.split(b"\0", 1)
-        return json.loads(message)
-
-    def _note(self, event: dict) -> None:
-        """Keeps what the page complains of and asks for."""
-        method, parameters = event.get("method"), event.get("params", {})
-        self._events.append(method)
+        content, self._bytes = self._bytes.split(b"\0", 1)
+        message = json.loads(content)
+        method, parameters = message.get("method"), message.get("params", {})
+        self._loaded |= method == "Page.loadEventFired"
         if method == "Network.requestWillBeSent":
             address = parameters["request"]["url"]
             self.requests += [] if address.startswith("data:") else [address]
         elif method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
             self.complaints.append(json.dumps(parameters))
+        return message
 
     def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
         """Loads a file in a window of so many CSS pixels; up to 500 wide it is a telephone."""
@@ -107,13 +99,14 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self._events.clear()
+        self._loaded = False
         self.call("Page.navigate", url=path.resolve().as_uri())
-        while "Page.loadEventFired" not in self._events:
-            self._note(self._next())
+        while not self._loaded:
+            self._receive()
 
-    def evaluate(self, expression: str):
-        """The value of JavaScript in the page, or what it promises; RuntimeError if it throws."""
+    def evaluate(self, function: str, *arguments):
+        """What a function of JavaScript returns or promises; RuntimeError if it throws."""
+        expression = f"({function})({', '.join(map(json.dumps, arguments))})"
         answer = self.call(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -121,19 +114,8 @@ class Browser:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def press(self, key: str, code: int, text: str = "") -> None:
-        """A key of the keyboard, with its Windows key code, where the focus is."""
-        common = {"key": key, "code": key, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
-        self.call("Input.dispatchKeyEvent", type="keyUp", **common)
-
-    def click(self, selector: str) -> None:
-        """The mouse, in the middle of the first element that `selector` finds."""
-        x, y = self.evaluate(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
-            "e.scrollIntoView({block: 'center', inline: 'center'});"
-            "const b = e.getBoundingClientRect();"
-            "return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    def press_enter(self) -> None:
+        """The key of the keyboard, where the focus is."""
+        key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        self.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **key)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **key)

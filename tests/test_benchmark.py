@@ -1,41 +1,30 @@
 """The benchmark's arithmetic and that it runs; never how fast anything is."""
 
+import contextlib
 import io
 import json
 import mmap
 import re
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmark import cases as benchmark_cases
-from benchmark.__main__ import CASES, build_parser, main, planned
-from benchmark.cases import (
-    MEASURES,
-    PLAIN,
-    SMALL_SHAPE,
-    Settings,
-    network_case,
-    network_flops,
-    plan,
-    with_shares,
-    write_scans,
-)
+from benchmark.__main__ import CASES, build_parser, main
+from benchmark.cases import MEASURES, SMALL_SHAPE, network_case, plan
+from benchmark.compare import Row, alternate, better, compare, in_own_process, table, with_shares
+from benchmark.loading import write_scans
 from benchmark.measure import (
+    PLAIN,
     MeasurementFailed,
     Meter,
-    Row,
-    alternate,
-    better,
-    compare,
-    in_own_process,
+    Settings,
     private_memory,
     resident_memory,
-    table,
 )
+from benchmark.networks import network_flops
+from benchmark.run import plan_for
 from utils.scans.volumes import GRID_SHAPE
 
 CPU = torch.device("cpu")
@@ -161,7 +150,7 @@ def test_a_gpu_is_measured_at_batches_of_8_to_64_with_its_goals_at_32():
         base=Settings(device="cuda"),
         batches={"inference": [], "training": [8, 16, 32, 64]},
         widths=["released"],
-        caches=["disk 16"],
+        caches=["disk"],
     )
     assert [case.settings.batch for case in cases] == [8, 16, 32, 64]
     assert [bool(case.goals) for case in cases] == [False, False, True, False]
@@ -171,7 +160,7 @@ def test_without_a_gpu_the_plan_is_for_the_cpu():
     args = build_parser().parse_args(
         ["--device", "cpu", "--quick", "--width", "compact", "released"]
     )
-    cases, machine = planned(args)
+    cases, machine = plan_for(args)
     assert machine["GPU"] == "none"
     assert {case.settings.device for case in cases} == {"cpu"}
     assert {case.settings.width for case in cases} == {"compact", "released"}
@@ -184,47 +173,41 @@ def test_repeated_scans_are_links_to_a_few(tmp_path):
     assert len({file.stat().st_ino for file in files}) == 8
 
 
-@pytest.mark.parametrize(
-    ("measure", "form"),
-    [("inference", "plain"), ("inference", "ours bfloat16"), ("training", "ours float32")],
-)
-@pytest.mark.slow
-def test_networks_are_measured_in_speed_operations_and_memory(measure, form):
-    settings = replace(QUICK, batch=2)
-    figures = MEASURES[measure](form, settings, Meter(CPU, least_seconds=0.0, least_runs=1))
-    assert {"scans/s", "TFLOP/s", "peak memory MiB", "peak above start MiB"} <= set(figures)
-    assert all(value >= 0 for value in figures.values())
+def test_an_answer_is_figures_a_failure_or_an_error_with_what_the_process_said(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    module = tmp_path / "stand_in.py"
+    module.write_text("import sys; print('noise'); print(sys.stdin.read())")
+    assert in_own_process("stand_in", {"figures": {"s": 2.0}}) == {"s": 2.0}
+    with pytest.raises(MeasurementFailed, match="out of memory"):
+        in_own_process("stand_in", {"failure": "out of memory"})
+    module.write_text("raise SystemExit('no form called theirs')")
+    with pytest.raises(ValueError, match=r"ended with 1 for(.|\n)*no form called theirs"):
+        in_own_process("stand_in", {})
 
 
 @pytest.mark.slow
-def test_a_form_measured_in_its_own_process_says_its_figures_or_what_went_wrong():
+def test_a_form_is_measured_in_a_process_of_its_own():
     request = {"measure": "ceiling", "form": "float32", "settings": vars(QUICK)}
-    figures = in_own_process("benchmark.cases", request, threads=1)
-    assert figures["TFLOP/s"] > 0
-    request = {"measure": "inference", "form": "theirs", "settings": vars(QUICK)}
-    with pytest.raises(ValueError, match="no form called 'theirs'"):
-        in_own_process("benchmark.cases", request, threads=1)
-
-
-def answer(request: dict) -> dict[str, float]:
-    """What `python -m benchmark.cases` answers."""
-    sys.stdin, sys.stdout = io.StringIO(json.dumps(request)), io.StringIO()
-    benchmark_cases.main()
-    return json.loads(sys.stdout.getvalue().splitlines()[-1])["figures"]
+    assert in_own_process("benchmark.cases", request, threads=1)["TFLOP/s"] > 0
 
 
 @pytest.mark.slow
-def test_the_whole_benchmark_runs_and_writes_what_it_prints(forking, tmp_path, capsys, monkeypatch):
-    def in_fork(module: str, request: dict, *, threads: int = 0) -> dict[str, float]:
-        with ProcessPoolExecutor(1, mp_context=forking) as pool:
-            return pool.submit(answer, request).result()
+def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys, monkeypatch):
+    def in_this_process(module: str, request: dict, *, threads: int = 0) -> dict[str, float]:
+        """What `python -m benchmark.cases` answers, without its start of seconds."""
+        output = io.StringIO()
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(output):
+            patch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
+            benchmark_cases.main()
+        return json.loads(output.getvalue())["figures"]
 
-    # A process for each form, as ever, but one that need not import torch.
-    monkeypatch.setattr(benchmark_cases, "in_own_process", in_fork)
+    monkeypatch.setattr(benchmark_cases, "in_own_process", in_this_process)
     file = tmp_path / "performance.json"
     flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
 
-    rows = main([*flags, "--cache", "disk 16", "--json", str(file)])
+    rows = main([*flags, "--cache", "disk", "--json", str(file)])
 
     printed = capsys.readouterr().out
     assert "no GPU: not measured on one" in printed
@@ -232,6 +215,8 @@ def test_the_whole_benchmark_runs_and_writes_what_it_prints(forking, tmp_path, c
     for name in ("inference", "training", "loader", "memory of reading", "ceiling"):
         assert re.search(rf"^{name}", printed, re.MULTILINE), name
     assert not [row for row in rows if row.failure]
+    figures = {row.figure for row in rows if row.form == "ours float32"}
+    assert {"scans/s", "s/step", "TFLOP/s", "peak memory MiB", "peak above start MiB"} < figures
     content = json.loads(file.read_text())
     assert len(content["rows"]) == len(rows)
     assert content["machine"]["torch"] == torch.__version__

@@ -1,6 +1,4 @@
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +7,8 @@ import pytest
 
 from analysis.brain_pad import __main__ as brain_pad
 from analysis.brain_pad.calibration import apply_calibration, read_calibration
-from analysis.brain_pad.tables import read_predictions, read_ratings
+from analysis.brain_pad.dementia import read_ratings
+from utils.results.tables import read_predictions
 
 ROOT = Path(__file__).parent.parent
 HEADER = "participant_id,age,sex,stage_one_age,predicted_age,brain_pad\n"
@@ -77,7 +76,7 @@ def test_all_results_are_written_and_hold_the_same(run, tables):
     assert report["tables"]["test"][0]["without_age"] == 1
     calibration = read_calibration(output / "brain_pad.json")
     again = apply_calibration(calibration, read_predictions(tables["test"]).scans)
-    for name in ("brain_pad", "brain_pad_cole", "brain_pad_beheshti", "age_low_90"):
+    for name in ("brain_pad", "brain_pad_cole", "brain_pad_beheshti", "predicted_age_low"):
         written = table.loc[again.index, name].astype(float)
         assert written.to_numpy() == pytest.approx(again[name].to_numpy(), abs=0.0051)
     patients = table[(table["group"] == "dementia") & (table["matched_with"] != "n/a")]
@@ -146,7 +145,7 @@ def test_persons_of_training_are_refused_as_test_and_as_patients(tables, tmp_pat
 def test_a_scan_in_two_tables_of_a_kind_is_refused(tables, tmp_path):
     retest = str(tables["retest"])
     words = [*flags(tables, "out_of_fold", "test"), "--retest", retest, retest]
-    with pytest.raises(ValueError, match="one age a scan expected"):
+    with pytest.raises(ValueError, match="one age per scan expected"):
         brain_pad.main([*words, "--output_dir", str(tmp_path / "out")])
 
 
@@ -216,22 +215,6 @@ def test_bad_patterns_are_refused_by_the_parser(capsys):
     with pytest.raises(SystemExit):
         brain_pad.build_parser().parse_args([*words, "--subject_pattern", "("])
     assert "a regular expression expected" in capsys.readouterr().err
-
-
-def test_script_runs_with_its_own_flags(tables, tmp_path):
-    words = [*flags(tables, *ALL), "--output_dir", str(tmp_path / "out")]
-    script = ROOT / "script" / "brain_pad.sh"
-    recorder = tmp_path / "python"
-    recorder.write_text('#!/bin/sh\nshift 2\nprintf "%s\\n" "$@"\n')
-    recorder.chmod(0o755)
-    done = subprocess.run(
-        ["bash", str(script), *words],
-        env=os.environ | {"PYTHON": str(recorder)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    parsed = brain_pad.build_parser().parse_args(done.stdout.splitlines())
-    assert parsed.output_dir == str(tmp_path / "out")
-    assert parsed.out_of_fold == str(tables["out_of_fold"])
-    assert parsed.caliper == 5
 
 
 def test_ages_and_sexes_may_come_from_the_label_sheet(tables, tmp_path):

@@ -17,17 +17,17 @@ from conftest import TINY, brain, write_scan
 from test_structure import MODULES, PARSERS, ROOT
 
 import test as test_script
-from analysis.report.page import write_report
-from analysis.report.predictions import COLUMNS, complete_row, write_table
+from analysis.brain_pad.calibration import complete_row
+from analysis.report.page import Origin, write_report
 from model.scaledense import ScaleDense
 from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
 from utils.cli import run_entry
 from utils.files import as_spreadsheet_text, from_spreadsheet_text, write_tsv
 from utils.networks.checkpoint import load_checkpoint, load_first_stage, save_checkpoint
-from utils.results.tables import write_ages
-from utils.scans.cohort import Scan
-from utils.scans.labels import read_labels, read_rows
+from utils.results.tables import COLUMNS, write_table
+from utils.scans.labels import read_labels
+from utils.scans.sheets import read_rows
 from utils.scans.volumes import InputRule
 
 
@@ -144,7 +144,7 @@ CONTENTS = (
     ("unknown width", lambda good: good | {"options": good["options"] | {"width": "wide"}},
      "bad.pt"),
     ("width of another network",
-     lambda good: good | {"options": good["options"] | {"width": "halved"}}, "cannot be rebuilt"),
+     lambda good: good | {"options": good["options"] | {"width": "released"}}, "cannot be rebuilt"),
     ("sex of another network",
      lambda good: good | {"options": good["options"] | {"use_sex": False}}, "cannot be rebuilt"),
     ("options of a second stage", lambda good: good | {"options": {"second_stage": {}}},
@@ -287,7 +287,7 @@ def test_broken_folder_is_one_message_and_leaves_results_alone(tmp_path, whole, 
     (tmp_path / "scans" / "b.nii.gz").write_bytes(b"")
     output = tmp_path / "out"
     output.mkdir()
-    (output / "predictions.csv").write_text("old")
+    (output / "predictions.tsv").write_text("old")
     argv = ["--test_folder", str(tmp_path / "scans"), "--output_dir", str(output)]
     argv += ["--model_name", str(whole), "--device", "cpu"]
     for more in ([], ["--overwrite"]):
@@ -297,8 +297,8 @@ def test_broken_folder_is_one_message_and_leaves_results_alone(tmp_path, whole, 
         error = capsys.readouterr().err
         assert error.count("error:") == 1
         assert "Traceback" not in error
-        assert (output / "predictions.csv").read_text() == "old"
-        assert [path.name for path in output.iterdir()] == ["predictions.csv"]
+        assert (output / "predictions.tsv").read_text() == "old"
+        assert [path.name for path in output.iterdir()] == ["predictions.tsv"]
     assert "b.nii.gz" in error
 
 
@@ -329,8 +329,8 @@ def row_of(name: str) -> dict:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_formulas_stay_text_in_the_tables_and_are_read_back(tmp_path, name):
-    write_table([row_of(name)], tmp_path, as_csv=True, overwrite=False)
     for table, separator in (("predictions.tsv", "\t"), ("predictions.csv", ",")):
+        write_table(tmp_path / table, [row_of(name)], overwrite=True)
         with (tmp_path / table).open(newline="", encoding="utf-8") as file:
             (cells,) = csv.DictReader(file, delimiter=separator)
         for column in ("participant_id", "session_id", "scan", "site", "message"):
@@ -339,15 +339,6 @@ def test_names_of_formulas_stay_text_in_the_tables_and_are_read_back(tmp_path, n
         header, row = read_rows(tmp_path / table)
         assert row[header.index("scan")] == name
         assert list(read_labels(tmp_path / table)) == [name]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_names_of_formulas_stay_text_in_the_table_of_test(tmp_path, name):
-    ages = {"stage_one_age": [55.0], "predicted_age": [55.0]}
-    scan = Scan(name, Path("a.nii"), 60.0, 0, "LAS")
-    write_ages(tmp_path / "a.csv", [scan], ages)
-    assert (tmp_path / "a.csv").read_text().splitlines()[1][:2].strip('"')[0] not in "=+-@"
-    assert list(read_labels(tmp_path / "a.csv")) == [name]
 
 
 def test_numbers_of_any_table_are_left_as_they_are(tmp_path):
@@ -365,8 +356,8 @@ def test_names_of_markup_stay_text_in_the_report(tmp_path):
     names = [*NAMES, '"><img src=x onerror=alert(1)>', "</td><script src=//x></script>"]
     rows = [row_of(name) for name in names]
     write_report(
-        rows, tmp_path / "r.html", title="<script>t</script>", pictures={}, card="<script>c",
-        command="<script>d", versions={"<script>e": "<script>f"},
+        rows, tmp_path / "r.html", title="<script>t</script>", pictures={},
+        origin=Origin(None, "<script>c", "<script>d", {"<script>e": "<script>f"}),
     )  # fmt: skip
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert page.count("<script") == 1  # its own

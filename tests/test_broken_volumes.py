@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -19,12 +20,13 @@ from utils.scans.volumes import (
     GRID_AFFINE,
     GRID_SHAPE,
     InputRule,
+    decode,
     find_scans,
-    read_header,
-    read_volume,
+    open_scan,
 )
 
 ANY = InputRule(any_grid=True)
+decode_any = partial(decode, any_grid=True)
 VOLUME = brain(TINY, 50)
 VOLUME[4:8, 10:14, 12:20] = 300  # one side only: a flip shows
 WHOLE = VOLUME.round()
@@ -238,10 +240,10 @@ def refused(path, message, read, *arguments):
 @pytest.mark.filterwarnings("ignore")
 def test_broken_scan_is_refused_in_one_message_that_names_it(tmp_path, name, make, message):
     path = make(tmp_path)
-    refused(path, message, read_volume, path, ANY)
+    refused(path, message, decode_any, path)
     before = sorted(tmp_path.iterdir())
     # As users do: TINY is off the grid besides.
-    refused(path, "", read_volume, path, InputRule())
+    refused(path, "", decode, path)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -300,7 +302,7 @@ READ = (
 @pytest.mark.parametrize(("name", "make", "expected"), READ, ids=[case[0] for case in READ])
 @pytest.mark.filterwarnings("ignore")
 def test_odd_scan_is_read_with_the_right_value_in_every_voxel(tmp_path, name, make, expected):
-    read = read_volume(make(tmp_path), ANY)
+    read = decode_any(make(tmp_path))
     np.testing.assert_allclose(read, expected, rtol=1e-6, atol=1e-4)
 
 
@@ -332,7 +334,7 @@ OFF_GRID = (
 def test_scan_off_the_grid_is_refused_by_its_header_alone(tmp_path, name, data):
     path = content(data, "scan.nii")(tmp_path)
     with pytest.raises(ValueError, match=r"scan\.nii: not on the FSL MNI152 2 mm grid.*preprocess"):
-        read_header(path)
+        open_scan(path)
 
 
 @pytest.mark.parametrize(
@@ -347,8 +349,8 @@ def test_scan_off_the_grid_is_refused_by_its_header_alone(tmp_path, name, data):
     ],
 )
 def test_scan_on_the_grid_is_known_by_its_header_alone(tmp_path, data, orientation):
-    header = read_header(content(data, "scan.nii")(tmp_path))
-    assert header == (orientation, GRID_SHAPE)
+    opened = open_scan(content(data, "scan.nii")(tmp_path))
+    assert (opened.orientation, opened.shape) == (orientation, GRID_SHAPE)
 
 
 def test_memory_follows_the_header_and_not_what_a_compressed_stream_holds(tmp_path):
@@ -357,7 +359,7 @@ def test_memory_follows_the_header_and_not_what_a_compressed_stream_holds(tmp_pa
     assert path.stat().st_size < 2 << 20
     tracemalloc.start()
     with pytest.raises(ValueError, match=r"scan\.nii\.gz: .*more bytes behind its voxels"):
-        read_volume(path, ANY)
+        decode_any(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 32 << 20
@@ -366,7 +368,7 @@ def test_memory_follows_the_header_and_not_what_a_compressed_stream_holds(tmp_pa
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
 def test_file_without_permission_is_refused_by_name(tmp_path):
     with pytest.raises((ValueError, OSError), match=r"scan\.nii\.gz"):
-        read_volume(locked(tmp_path), ANY)
+        decode_any(locked(tmp_path))
 
 
 # What predict.py reads before preprocessing, of 2 mm voxels over 80 to 600 mm.
@@ -439,7 +441,7 @@ def test_header_with_any_bytes_changed_is_read_or_refused_by_name(tmp_path_facto
     for _ in range(data.draw(st.integers(1, 6))):
         header[data.draw(st.integers(0, 351))] = data.draw(st.integers(0, 255))
     path = content(bytes(header), "scan.nii")(tmp_path_factory.mktemp("header"))
-    for read in (lambda: read_header(path, any_grid=True), lambda: read_volume(path, ANY)):
+    for read in (lambda: open_scan(path, any_grid=True), lambda: decode_any(path)):
         try:
             read()
         except (ValueError, OSError) as error:
@@ -467,5 +469,5 @@ def test_scan_stored_in_any_order_type_and_byte_order_is_read_alike(
     name = "scan.nii.gz" if packed else "scan.nii"
     folder = tmp_path_factory.mktemp("order")
     path = content(gzip.compress(stored, 1) if packed else stored, name)(folder)
-    assert np.array_equal(read_volume(path, ANY), SMALL)
-    assert read_header(path, any_grid=True).shape == TINY
+    assert np.array_equal(decode_any(path), SMALL)
+    assert open_scan(path, any_grid=True).shape == TINY

@@ -1,6 +1,5 @@
 """The real engines on a small synthetic head, where they are installed."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,6 @@ from data_preprocessing.pipeline.registration import Transform, grid_points, res
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
-engines = pytest.mark.skipif(
-    any(importlib.util.find_spec(module) is None for module in builtin.ENGINES),
-    reason="requirements-preprocessing.txt is not installed",
-)
 AFFINE = Recipe(registration="affine", mask="subject")
 DEFORMABLE = Recipe()
 
@@ -121,7 +116,7 @@ def test_faint_background_of_an_extracted_brain_is_not_in_its_mask():
     assert mask.sum() == pytest.approx(clean.sum(), rel=0.01)
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_faint_background_of_an_extracted_brain_is_not_in_the_output(tmp_path):
     head = make_head(stripped=True)
@@ -135,7 +130,7 @@ def test_faint_background_of_an_extracted_brain_is_not_in_the_output(tmp_path):
     assert judged(mapped, "affine").flags == {}
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_head_lands_on_the_template(affine_head):
     mapped, template = affine_head.mapped, load_template()
@@ -149,7 +144,7 @@ def test_head_lands_on_the_template(affine_head):
     assert mapped.volume.max() < 1.5 * scalp
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_turned_head_maps_to_the_same_place(affine_head, tmp_path):
     placed = rotation(20, 0) @ rotation(-15, 2)
@@ -162,7 +157,7 @@ def test_turned_head_maps_to_the_same_place(affine_head, tmp_path):
     assert np.linalg.norm(there - carried, axis=1).mean() < 0.5  # mm
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_bent_head_maps_to_the_same_place_twice_to_the_bit(affine_head, tmp_path):
     head = make_head()
@@ -197,7 +192,7 @@ def test_bent_head_maps_to_the_same_place_twice_to_the_bit(affine_head, tmp_path
     assert np.linalg.norm(field, axis=-1).mean() > 2.0
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_extracted_brain_is_recognised_and_kept_whole(affine_head, tmp_path):
     brain = make(make_head(stripped=True), AFFINE, tmp_path).mapped
@@ -207,7 +202,7 @@ def test_extracted_brain_is_recognised_and_kept_whole(affine_head, tmp_path):
     assert again > 0.95
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_slab_of_a_head_is_noted_as_uncertain(tmp_path):
     head = make_head()
@@ -217,7 +212,7 @@ def test_slab_of_a_head_is_noted_as_uncertain(tmp_path):
     assert any("head or brain is uncertain" in found for found in notes)
 
 
-@engines
+@pytest.mark.engines
 @pytest.mark.slow
 def test_noise_is_refused_or_flagged(tmp_path):
     noise = np.random.default_rng(0).normal(100, 20, (100, 110, 100)).astype(np.float32)

@@ -14,11 +14,11 @@ import train_first_stage
 from utils import machine
 from utils.networks.execution import Execution
 from utils.scans import cache
-from utils.scans.cache import Cache, DiskCache, decode, encode, entry_name, read_encoded
+from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
 from utils.scans.volumes import InputRule, normalise
-from utils.training import run as setup
+from utils.training import run
 
 ANY = InputRule(any_grid=True)
 CPU = Execution(torch.device("cpu"))
@@ -35,77 +35,54 @@ def folder(tmp_path):
 def decoded(monkeypatch) -> list[Path]:
     """The files that were decoded."""
     paths: list[Path] = []
-    read = cache.read_stored
+    decode = cache.decode
     monkeypatch.setattr(
-        cache, "read_stored", lambda path, **grid: paths.append(path) or read(path, **grid)
+        cache, "decode", lambda path, **grid: paths.append(path) or decode(path, **grid)
     )
     return paths
 
 
-def open_scans(folder, kind="disk", bits=32, into=None):
-    scans = open_cohort(folder, None, ANY)
-    return ScanDataset(scans, ANY, Cache(kind, bits, into or folder.parent / "kept"))
+def open_scans(folder, kind="disk", into=None):
+    kept = Cache(kind, into or folder.parent / "kept", dtype=torch.float32)
+    return ScanDataset(open_cohort(folder, None, ANY), ANY, kept)
+
+
+def disk_cache(folder, paths, input_rule=ANY) -> DiskCache:
+    return DiskCache(Cache("disk", folder.parent / "kept"), paths, input_rule, TINY)
 
 
 def kept_files(folder) -> list[Path]:
-    return sorted((folder.parent / "kept").glob("*.scan"))
-
-
-def as_read(encoded) -> np.ndarray:
-    voxels, levels = (torch.from_numpy(np.array(part)) for part in encoded[:2])
-    return decode(voxels[None, None], levels[None])[0, 0].numpy()
+    return sorted((folder.parent / "kept").glob("[!.]*.npy"))
 
 
 @pytest.mark.parametrize("intensity", ["brain", "authors"])
-@pytest.mark.parametrize("bits", [8, 16, 32])
-def test_volumes_decode_to_within_the_stated_error_and_their_background_exactly(bits, intensity):
+def test_kept_scans_are_exact_to_half_precision(tmp_path, intensity):
     volume = brain(TINY, 50)
+    path = write_scan(tmp_path / "a.nii.gz", volume)
     image = normalise(volume, intensity)
-    background = image[volume == 0]
-    found = as_read(encode(image, float(background[0]), bits))
-    assert found.dtype == np.float32
-    bound = {
-        8: (image.max() - image.min()) / 508 + 1e-5,
-        16: np.abs(image) * 2.0**-11 + 1e-7,
-        32: 0,
-    }[bits]
-    assert (np.abs(found - image) <= bound).all()
-    if bits == 8 or intensity == "brain":
-        assert np.array_equal(found[volume == 0], background)
+    rule = InputRule(intensity=intensity, any_grid=True)
+    found = read_scan(path, rule, np.float16)[0].astype(np.float32)
+    assert (np.abs(found - image) <= np.abs(image) * 2.0**-11 + 1e-7).all()
+    assert np.array_equal(read_scan(path, rule, np.float32)[0], image)
 
 
-def test_backgrounds_below_zero_are_kept_apart_under_the_authors_rule(tmp_path):
+def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
     volume = brain(TINY, 50)
-    volume[:3], volume[3:6] = -1, -2
+    volume[0, 0, 0] = -1e7
     path = write_scan(tmp_path / "a.nii.gz", volume)
     input_rule = InputRule(intensity="authors", any_grid=True)
-    image = normalise(volume, "authors")
-    found = as_read(read_encoded(path, input_rule, 8))
-    assert np.array_equal(found[volume == 0], image[volume == 0])
-    assert np.abs(found - image).max() <= (image.max() - image.min()) / 508 + 1e-5
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: z-scores beyond 65504, .* to 0"):
+        read_scan(path, input_rule, np.float16)
+    read_scan(path, input_rule, np.float32)
 
 
-@pytest.mark.parametrize(
-    ("bits", "outlier", "message"),
-    [(8, 1e5, r"a\.nii\.gz: z-scores from .* SD in 8 bits.*--cache_bits 16"),
-     (16, -1e7, r"a\.nii\.gz: z-scores beyond 65504 do not fit 16 bits: give --cache_bits 32")],
-)  # fmt: skip
-def test_values_that_spread_too_far_for_the_bits_are_refused(tmp_path, bits, outlier, message):
-    volume = brain(TINY, 50)
-    volume[0, 0, 0] = outlier
-    path = write_scan(tmp_path / "a.nii.gz", volume)
-    input_rule = InputRule(intensity="authors", any_grid=True)
-    with pytest.raises(ValueError, match=message):
-        read_encoded(path, input_rule, bits)
-    read_encoded(path, input_rule, 32)
-
-
-@pytest.mark.parametrize("bits", [8, 16, 32])
-def test_training_batches_are_the_same_whichever_the_cache(folder, bits):
-    batches = {}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_training_batches_are_the_same_whichever_the_cache(folder, dtype):
+    scans, batches = open_cohort(folder, None, ANY), {}
     for kind in ("none", "disk", "device"):
         torch.manual_seed(1)
-        loader = training_loader(open_scans(folder, kind, bits), batch_size=4, full_batches=False)
+        dataset = ScanDataset(scans, ANY, Cache(kind, folder.parent / "kept", dtype=dtype))
+        loader = training_loader(dataset, batch_size=4, full_batches=False)
         batches[kind] = [(batch["index"], CPU.images(batch)) for batch in loader]
     for kind in ("disk", "device"):
         for (index, image), (expected_index, expected) in zip(
@@ -114,30 +91,32 @@ def test_training_batches_are_the_same_whichever_the_cache(folder, bits):
             assert torch.equal(index, expected_index)
             assert torch.equal(image, expected)
             assert image.dtype == torch.float32
-    if bits == 32:
-        volumes = [normalise(brain(TINY, 20 + 10 * i, i)) for i in batches["none"][0][0].tolist()]
-        assert np.array_equal(batches["none"][0][1][:, 0].numpy(), np.stack(volumes))
+    volumes = [normalise(brain(TINY, 20 + 10 * i, i)) for i in batches["none"][0][0].tolist()]
+    expected = torch.from_numpy(np.stack(volumes)).to(dtype).float()
+    assert torch.equal(batches["none"][0][1][:, 0], expected)
 
 
-def test_entries_are_named_by_path_size_time_preparation_and_bits(tmp_path):
-    path, other = tmp_path / "a", tmp_path / "b"
-    path.write_text("one")
-    other.write_text("one")
-    os.utime(path, ns=(5, 5))
-    os.utime(other, ns=(5, 5))
-    names = [entry_name(path, ANY, 16)]
-    assert entry_name(path, ANY, 16) == names[0]
-    names.append(entry_name(other, ANY, 16))
-    names.append(entry_name(path, ANY, 8))
-    for changed in (
-        InputRule(resolution=4, any_grid=True), InputRule(intensity="authors", any_grid=True),
-    ):  # fmt: skip
-        names.append(entry_name(path, changed, 16))
+def test_kept_files_are_named_by_path_size_time_rule_and_type(folder):
+    path, other = folder / "0.nii.gz", folder / "1.nii.gz"
+    other.write_bytes(path.read_bytes())
+    for file in (path, other):
+        os.utime(file, ns=(5, 5))
+
+    def name(path, rule=ANY, dtype=torch.float16):
+        kept = Cache("disk", folder.parent / "kept", dtype=dtype)
+        return DiskCache(kept, [path], rule, TINY).files[0]
+
+    names = [name(path), name(other), name(path, dtype=torch.float32)]
+    assert name(path) == names[0]
+    names += [
+        name(path, InputRule(resolution=4, any_grid=True)),
+        name(path, InputRule(intensity="authors", any_grid=True)),
+    ]
     os.utime(path, ns=(5, 6))
-    names.append(entry_name(path, ANY, 16))
+    names.append(name(path))
     path.write_text("four")
     os.utime(path, ns=(5, 5))
-    names.append(entry_name(path, ANY, 16))
+    names.append(name(path))
     assert len(set(names)) == 7
 
 
@@ -155,7 +134,7 @@ def test_a_second_run_decodes_nothing_but_what_has_changed(folder, decoded):
     dataset[[0, 1, 2, 3, 4, 5]]
     assert not decoded
     write_scan(folder / "3.nii.gz", brain(TINY, 90, 99))
-    image = open_scans(folder)[3]["image"][0]
+    image = open_scans(folder)[[3]]["image"][0, 0]
     assert [path.name for path in decoded] == ["3.nii.gz"]
     assert np.array_equal(image.numpy(), normalise(brain(TINY, 90, 99)))
 
@@ -164,7 +143,7 @@ def test_damaged_foreign_and_deleted_files_are_made_anew_even_during_a_run(folde
     dataset = open_scans(folder)
     expected = dataset[[0, 1, 2, 3]]["image"]
     decoded.clear()
-    files = [folder.parent / "kept" / dataset._disk.names[index] for index in range(4)]
+    files = dataset._disk.files
     files[0].write_bytes(files[0].read_bytes()[:-1])
     files[1].write_bytes(files[2].read_bytes())
     files[2].write_bytes(b"")
@@ -176,19 +155,17 @@ def test_damaged_foreign_and_deleted_files_are_made_anew_even_during_a_run(folde
 
 
 def _write_for_ever(ready, folder):
-    disk = DiskCache(
-        folder.parent / "kept", [folder / "0.nii.gz"], shape=TINY, input_rule=ANY, bits=32
-    )
+    disk = disk_cache(folder, [folder / "0.nii.gz"])
     disk.prepare()
     ready.set()
     while True:
-        disk.decode(0)
-        (disk.folder / disk.names[0]).rename(disk.folder / "last")
+        disk.read(0)
+        disk.files[0].rename(disk.folder / "last")
 
 
 def test_a_process_killed_while_writing_leaves_whole_files_or_ignored_ones(folder):
     kept, context = folder.parent / "kept", multiprocessing.get_context("fork")
-    expected = read_encoded(folder / "0.nii.gz", ANY, 32).voxels
+    expected = read_scan(folder / "0.nii.gz", ANY, np.float16)[0]
     for delay in np.linspace(0, 0.03, 12):
         ready = context.Event()
         writer = context.Process(target=_write_for_ever, args=(ready, folder))
@@ -197,10 +174,10 @@ def test_a_process_killed_while_writing_leaves_whole_files_or_ignored_ones(folde
         time.sleep(delay)
         writer.kill()
         writer.join(20)
-        for file in [*kept.glob("[!.]*.scan"), *kept.glob("last")]:
+        for file in [*kept_files(folder), *kept.glob("last")]:
             assert file.read_bytes().endswith(expected.tobytes())
-    (kept / ".part-0-left.scan").write_bytes(b"half")
-    assert np.array_equal(open_scans(folder)[0]["image"][0].numpy(), expected)
+    (kept / ".part-0-left.npy").write_bytes(b"half")
+    assert np.array_equal(disk_cache(folder, [folder / "0.nii.gz"]).read(0)[0], expected)
 
 
 def _open_at(barrier, folder):
@@ -255,7 +232,7 @@ def test_a_full_disk_and_too_little_memory_are_said_before_anything_is_decoded(
     with pytest.raises(OSError, match=r"kept: 6 decoded scans need .* GiB, .* are free: give anot"):
         open_scans(folder)
     monkeypatch.setattr(machine, "free_memory", lambda device: 2**10)
-    with pytest.raises(ValueError, match=r"6 scans .* on cpu.*--cache disk, or fewer --cache_bits"):
+    with pytest.raises(ValueError, match=r"6 scans .* on cpu.*give --cache disk"):
         open_scans(folder, "device")
     assert not decoded
 
@@ -264,40 +241,47 @@ def test_free_memory_is_some(folder):
     assert machine.free_memory(torch.device("cpu")) > 2**20
 
 
-@pytest.mark.parametrize("values", [{"kind": "memory"}, {"bits": 4}, {"kind": "disk"}])
+@pytest.mark.parametrize("values", [{"kind": "memory"}, {"kind": "disk"}])
 def test_caches_that_do_not_exist_are_refused(values):
     with pytest.raises(ValueError, match="expected, got"):
         Cache(**values)
 
 
+class Reached(Exception):
+    """Raised with the datasets that a training would read."""
+
+
 def test_runs_side_by_side_share_one_cache_and_read_alike_whichever_it_is(
     tmp_path, decoded, monkeypatch
 ):
+    def stop(*given, datasets, **more):
+        raise Reached(datasets)
+
     write_cohort(tmp_path / "cohort", {"train": 3, "val": 2})
-    monkeypatch.setattr(setup, "start", lambda args, model, loss, sets, *rest, **more: sets)
+    monkeypatch.setattr(run, "Trainer", stop)
     images, counts = [], []
     for name, kind in (("a", "disk"), ("b", "disk"), ("c", "device"), ("d", "none")):
         flags = [*training_flags(tmp_path / "cohort", tmp_path / "runs" / name), "--any_grid"]
         if name != "a":  # disk is what is done unasked
             flags += ["--cache", kind]
-        sets = train_first_stage.main(flags)
+        with pytest.raises(Reached) as reached:
+            train_first_stage.main(flags)
+        (sets,) = reached.value.args
         counts.append(len(decoded))
         assert [dataset.cache.kind for dataset in sets] == [kind, kind]
         images.append(torch.cat([sets[0][[0, 1, 2]]["image"], sets[1][[0, 1]]["image"]]))
     assert counts == [5, 5, 10, 15]
-    assert len(list((tmp_path / "runs" / "scan_cache").glob("*.scan"))) == 5
+    assert len(list((tmp_path / "runs" / "scan_cache").glob("*.npy"))) == 5
     assert images[0].dtype == torch.float16
     assert all(torch.equal(image, images[0]) for image in images)
 
 
 def test_open_files_stay_few_however_many_scans_are_read(folder):
-    disk = DiskCache(
-        folder.parent / "kept", [folder / "0.nii.gz"] * 300, shape=TINY, input_rule=ANY, bits=32
-    )
+    disk = disk_cache(folder, [folder / "0.nii.gz"] * 300)
     disk.prepare()
     before = len(list(Path("/dev/fd").iterdir()))
     for index in range(300):
-        disk[index]
+        disk.read(index)
     assert len(list(Path("/dev/fd").iterdir())) <= before + 2
 
 
@@ -316,13 +300,10 @@ def test_a_jobs_own_memory_limit_counts(tmp_path):
 
 def test_a_kept_scan_that_may_not_be_read_is_made_again(folder, monkeypatch):
     dataset = open_scans(folder)
-    expected = dataset[0]["image"]
-    opened = Path.open
+    expected = dataset[[0]]["image"]
 
-    def refuse(self, *given, **named):
-        if self.suffix == ".scan" and given[:1] == ("rb",) and not self.name.startswith("."):
-            raise PermissionError(13, "Permission denied", str(self))
-        return opened(self, *given, **named)
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)
-    assert torch.equal(dataset[0]["image"], expected)
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    assert torch.equal(dataset[[0]]["image"], expected)

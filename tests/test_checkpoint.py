@@ -6,6 +6,7 @@ from golden_networks import STATE_DICT_KEYS, narrow_state_dict
 
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from utils.networks import share
 from utils.networks.checkpoint import (
     AUTHORS_INPUT_RULE,
     AUTHORS_PROVENANCE,
@@ -134,7 +135,7 @@ def test_exported_files_say_how_their_own_scans_were_made(narrow_released, tmp_p
     affine = Provenance("affine", "template", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense("released")
     save_checkpoint(path, model, input_rule=AUTHORS_INPUT_RULE, provenance=affine, summary={})
-    export_to_authors(load_checkpoint(path), tmp_path / "out.pth.tar")
+    share.main(["export", str(path), str(tmp_path / "out.pth.tar")])
     assert load_checkpoint(tmp_path / "out.pth.tar").provenance == affine
 
 

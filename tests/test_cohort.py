@@ -45,9 +45,9 @@ def test_prediction_takes_scans_without_labels_as_unknown(tmp_path, seven_scans)
     scans = open_cohort(seven_scans, labels, ANY)
     assert [scan.age for scan in scans] == [None] * 7
     assert [scan.sex for scan in scans] == [0, None, 1, None, None, None, None]
-    item = ScanDataset(scans, ANY)[1]
-    assert math.isnan(item["age"])
-    assert item["sex"] == -1
+    batch = ScanDataset(scans, ANY)[[1]]
+    assert math.isnan(batch["age"])
+    assert batch["sex"] == -1
     assert len(open_cohort(seven_scans, None, ANY)) == 7
 
 

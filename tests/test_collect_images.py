@@ -8,7 +8,7 @@ from conftest import UNDECODABLE, needs_any_name, write_scan
 
 from data_preprocessing import collect_images
 from data_preprocessing.collect_images import find_anat_folders, name_scans
-from utils.scans.provenance import read_sidecar, recorded
+from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, find_scans, image_stem
 
 FILES = ("T1_to_MNI_lin", "T1_to_MNI_nonlin", "T1_to_MNI_nonlin_brain")
@@ -144,7 +144,7 @@ def test_the_chosen_image_of_each_is_gathered_with_its_record(
         record = json.loads((out / f"{image_stem(scan.name)}.json").read_text())
         assert record["format"] == "tsan-preprocessing-1"
         assert record["source"] == str(source)
-        made = recorded(read_sidecar(scan))
+        made = Provenance.from_sidecar(read_sidecar(scan))
         assert (made.backend, made.registration, made.mask) == ("fsl", registration, mask)
     with (out / "collected.tsv").open(newline="") as table:
         rows = list(csv.DictReader(table, delimiter="\t"))

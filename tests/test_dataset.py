@@ -8,10 +8,10 @@ from utils.scans import cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import (
     ScanDataset,
-    StratifiedBatches,
     batch_sizes,
+    draw_stratified,
     evaluation_loader,
-    open_for_one_reading,
+    open_for_one_pass,
     training_loader,
 )
 from utils.scans.volumes import InputRule
@@ -64,13 +64,12 @@ def test_dropped_scans_differ_between_epochs(seven_scans):
      (32, 16, True, [16, 16]), (3, 2, False, [2]), (1, 2, False, [1]), (5, 8, False, [5])],
 )  # fmt: skip
 def test_stratified_batches_are_alike_in_size_and_age(scans, largest, equal, sizes):
-    ages = 18 + 75 * torch.rand(scans, 1).square()  # skewed, as cohorts are
+    ages = 18 + 75 * torch.rand(scans).square()  # skewed, as cohorts are
     least = min(2, scans)
     assert batch_sizes(scans, largest, least=least, equal=equal, even=True) == sizes
-    batches = StratifiedBatches(ages, sizes)
     random_spread = ages.std() / largest**0.5 if scans > 1 else 0
     for _ in range(3):
-        drawn = list(batches)
+        drawn = draw_stratified(ages, sizes)
         assert [len(batch) for batch in drawn] == sizes
         seen = list(chain.from_iterable(drawn))
         assert len(set(seen)) == len(seen)
@@ -79,8 +78,8 @@ def test_stratified_batches_are_alike_in_size_and_age(scans, largest, equal, siz
 
 
 def test_stratified_batches_are_drawn_anew_and_leave_out_and_shorten_any_age():
-    ages, sizes = torch.arange(11.0)[:, None], [3, 3, 2]
-    epochs = [list(StratifiedBatches(ages, sizes)) for _ in range(300)]
+    ages, sizes = torch.arange(11.0), [3, 3, 2]
+    epochs = [draw_stratified(ages, sizes) for _ in range(300)]
     assert len({tuple(map(tuple, epoch)) for epoch in epochs}) > 290
     # Nobody is left out more often than others, stands at a place, or is in small batches alone.
     left_out = torch.zeros(11)
@@ -95,15 +94,14 @@ def test_stratified_batches_are_drawn_anew_and_leave_out_and_shorten_any_age():
     assert (small / 300 - 2 / 11).abs().max() < 0.11
 
 
-def test_one_scan_is_its_part_of_a_batch_and_there_is_none_past_the_last(seven_scans):
+def test_a_batch_holds_its_scans_in_the_order_asked_for(seven_scans):
     scans = dataset(seven_scans)
     batch = scans[[3, 1, 6]]
     assert batch["image"].shape == (3, 1, *TINY)
     assert batch["age"].shape == (3, 1)
     assert batch["index"].tolist() == [3, 1, 6]
     for place, index in enumerate((3, 1, 6)):
-        assert torch.equal(scans[index]["image"], batch["image"][place])
-    assert len([item["index"] for item in scans]) == 7
+        assert torch.equal(scans[[index]]["image"][0], batch["image"][place])
 
 
 def test_a_cohort_for_one_reading_is_decoded_once_if_small_and_checked_if_large(
@@ -111,13 +109,13 @@ def test_a_cohort_for_one_reading_is_decoded_once_if_small_and_checked_if_large(
 ):
     scans = open_cohort(seven_scans, None, ANY)
     decoded = []
-    read = cache.read_stored
+    decode = cache.decode
     monkeypatch.setattr(
-        cache, "read_stored", lambda path, **grid: decoded.append(1) or read(path, **grid)
+        cache, "decode", lambda path, **grid: decoded.append(1) or decode(path, **grid)
     )
-    small = open_for_one_reading(scans, ANY)[[0, 6]]
+    small = open_for_one_pass(scans, ANY)[[0, 6]]
     assert len(decoded) == 7
-    monkeypatch.setattr("utils.scans.dataset.KEPT_FOR_ONE_READING", 0)
-    large = open_for_one_reading(scans, ANY)[[0, 6]]
+    monkeypatch.setattr("utils.scans.dataset.MEMORY_FOR_ONE_PASS", 0)
+    large = open_for_one_pass(scans, ANY)[[0, 6]]
     assert len(decoded) == 7 + 7 + 2
     assert torch.equal(small["image"], large["image"])

@@ -9,11 +9,10 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import UNDECODABLE, needs_any_name
-from workbooks import write_xls
 
 from data_preprocessing import datasets
-from data_preprocessing.datasets import RELEASES, recognise
 from data_preprocessing.public import tables as public_tables
+from data_preprocessing.public.releases import RELEASES, recognise
 from data_preprocessing.public.unoriented import (
     QUASIRAW_SHAPE,
     T88_SHAPE,
@@ -21,6 +20,7 @@ from data_preprocessing.public.unoriented import (
     read_quasiraw,
     read_t88,
 )
+from utils.files import write_xls
 from utils.scans.labels import read_labels
 from utils.scans.leakage import person_of_scan
 
@@ -508,7 +508,7 @@ def interrupted_python(folder, program):
     path = folder / f"python_{program}"
     path.write_text(
         f"""#!/bin/bash
-if [ "${{1##*/}}" != {program} ]; then exec "{sys.executable}" "$@"; fi
+if [ "$1 $2" != "-m data_preprocessing.{program}" ]; then exec "{sys.executable}" "$@"; fi
 while [ "$1" != --output_dir ]; do shift; done
 mkdir -p "$2/healthy" "$2/train"
 touch "$2/healthy/OAS1_0001_MR1.nii.gz"
@@ -539,7 +539,7 @@ def test_prepare_oasis1_ends_with_the_folders_used_here_and_goes_on_where_it_was
         write_analyze(tmp_path / "discs" / T88.format(row[:13], 4), np.ones(T88_SHAPE, np.int16))
     command = ["bash", "prepare_oasis1.sh", "../../discs", str(table), str(tmp_path / "o")]
     variables = {**os.environ, "CALLS": str(tmp_path / "calls")}
-    pythons = [interrupted_python(tmp_path, at) for at in ("datasets.py", "split_dataset.py")]
+    pythons = [interrupted_python(tmp_path, at) for at in ("datasets", "split_dataset")]
     ends = [
         subprocess.run(command, cwd=project / "script", env=variables | {"PYTHON": python})
         for python in (*pythons, sys.executable, sys.executable)

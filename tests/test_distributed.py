@@ -27,14 +27,15 @@ from utils.networks.execution import Execution, choose_execution, predict
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import (
-    BatchShares,
     ScanDataset,
-    StratifiedBatches,
+    TrainingBatches,
+    draw_stratified,
     evaluation_loader,
     training_loader,
 )
 from utils.scans.labels import read_labels
 from utils.scans.volumes import InputRule
+from utils.training.augment import Augmentation
 from utils.training.engine import (
     average_statistics,
     parallel,
@@ -42,7 +43,9 @@ from utils.training.engine import (
     synchronised,
     train_one_epoch,
 )
+from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
+from utils.training.trainer import RunInfo, Trainer, Training
 
 ANY = InputRule(any_grid=True)
 # Name: (scans, one global batch of them; the loss's options).
@@ -72,13 +75,12 @@ def one_step(scans: ScanDataset, execution: Execution, options: dict) -> dict:
     if "sorter" in options:
         options["sorter"] = load_shipped_sorter(options["sorter"]).double()
     losses = train_one_epoch(
-        parallel(model, execution),
+        parallel(model, execution) if execution.world.size > 1 else model,
         AgeLoss(**options),
         training_loader(scans, batch_size=len(scans), full_batches=True, world=execution.world),
         torch.optim.SGD(model.parameters(), lr=1e-6),
         execution,
-        augment=lambda image, age: (image.double(), age),
-        after_step=lambda step, terms: None,
+        augment=lambda image: image.double(),
     )
     gradients = {name: value.grad for name, value in model.named_parameters()}
     return {"losses": losses, "gradients": gradients, "weights": model.state_dict()}
@@ -140,9 +142,9 @@ def process(rank: int, folder: Path, port: int, train: bool) -> None:
         with world.own_randomness(1, torch.device("cpu")):
             found["own draw"] = torch.rand(3 + rank)[:3]
         found["common draw"] = torch.rand(3)
-        found["first"] = world.first(lambda: rank + 10)
-        found["errors"] = [told_by(lambda: world.everyone(lambda: fail(rank, 1))),
-                           told_by(lambda: world.first(lambda: fail(rank, 0)))]  # fmt: skip
+        found["first"] = world.run_in_first(lambda: rank + 10)
+        found["errors"] = [told_by(lambda: world.run_in_all(lambda: fail(rank, 1))),
+                           told_by(lambda: world.run_in_first(lambda: fail(rank, 0)))]  # fmt: skip
         torch.save(found, folder / f"found-{rank}.pt")
 
 
@@ -268,9 +270,8 @@ def test_the_batches_of_all_processes_are_those_of_one(seven, batch_size, size, 
         loader = training_loader(
             seven, batch_size=batch_size, full_batches=False, world=World(rank, size)
         )
-        assert isinstance(loader.batch_sampler, BatchShares)
-        assert loader.batch_sampler.global_sizes == expected
-        shares.append(list(loader.batch_sampler))
+        assert loader.sampler.global_sizes == expected
+        shares.append(list(loader.sampler))
     together = chain(*chain(*zip(*shares, strict=True)))
     torch.manual_seed(5)
     assert list(together) == torch.randperm(7).tolist()[: sum(expected)]
@@ -278,13 +279,13 @@ def test_the_batches_of_all_processes_are_those_of_one(seven, batch_size, size, 
 
 
 def test_stratified_batches_of_all_processes_are_those_of_one():
-    ages, sizes = torch.linspace(20, 80, 11)[:, None], [4, 4, 3]
+    ages, sizes = torch.linspace(20, 80, 11), [4, 4, 3]
     shares = []
     for rank in range(3):
         torch.manual_seed(5)
-        shares.append(list(BatchShares(StratifiedBatches(ages, sizes), World(rank, 3))))
+        shares.append(list(TrainingBatches(ages, 11, sizes, World(rank, 3))))
     torch.manual_seed(5)
-    alone = list(StratifiedBatches(ages, sizes))
+    alone = draw_stratified(ages, sizes)
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == alone
 
 
@@ -339,8 +340,8 @@ def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
 
 
 def flags_of_two(cohort: Path, folder: Path, *flags: str) -> list[str]:
-    # A random shift and random pairs: both must follow from seed, epoch and rank alone.
-    return [*training_flags(cohort, folder), "--any_grid", "--pairs", "random", *flags]
+    # Random shifts must follow from seed, epoch and rank alone.
+    return [*training_flags(cohort, folder), "--any_grid", *flags]
 
 
 def torchrun(*flags: str) -> subprocess.CompletedProcess:
@@ -451,8 +452,8 @@ def test_a_missing_label_ends_all_processes_with_one_message(forking, tmp_path):
 @pytest.mark.slow
 def test_two_tasks_of_a_slurm_step_train_the_second_stage(cohort, trained, forking, tmp_path):
     flags = [*training_flags(cohort, tmp_path / "run"), "--first_stage_net", str(trained["first"])]
-    # Statistics that are not recomputed are averaged.
-    flags += ["--no-refresh_statistics"]
+    # By this recipe pairs are drawn at random, and statistics are averaged, not recomputed.
+    flags += ["--recipe", "paper", "--width", "compact", "--sorter", "none"]
     codes, told, errors = started_twice(
         forking, "train_second_stage", flags, as_slurm(), tmp_path / "said"
     )
@@ -468,7 +469,15 @@ def test_two_tasks_of_a_slurm_step_train_the_second_stage(cohort, trained, forki
 def test_a_single_process_is_left_as_it_is():
     model = ScaleDense()
     execution = choose_execution("cpu")
-    assert synchronised(model, execution) is parallel(model, execution) is model
+    trainer = Trainer(
+        model,
+        AgeLoss(),
+        datasets=(None, None),
+        training=Training(1, 1, Optimisation("sgd", 1.0, 0.0, "constant"), Augmentation()),
+        execution=execution,
+        info=RunInfo(Path("none")),
+    )
+    assert trainer.network is trainer.model is model
     torch.manual_seed(1)
     with SINGLE.own_randomness(1, torch.device("cpu")):
         drawn = torch.rand(2)
@@ -526,9 +535,14 @@ def test_two_gpus_have_the_batch_statistics_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_process_that_tells_an_error_is_one(monkeypatch):
+def test_the_process_that_reports_an_error_is_one(monkeypatch):
     store = torch.distributed.HashStore()
-    monkeypatch.setattr(distributed, "LAST_WORDS", 0.0)
-    telling = [distributed._tells(ValueError("a"), World(rank, 3), store) for rank in (2, 0, 1)]
-    assert telling == [True, False, False]
-    assert distributed._tells(ValueError("b"), World(1, 3), store)
+    monkeypatch.setattr(distributed, "ERROR_REPORT_SECONDS", 0.0)
+    error = ValueError("a")
+    assert [distributed.reports_error(error, World(rank, 3), store) for rank in (2, 0, 1)] == [
+        True, False, False
+    ]  # fmt: skip
+    assert distributed.reports_error(ValueError("b"), World(1, 3), store)
+    # A collective that broke off is reported only where no process has ended with an error.
+    assert not distributed.reports_error(RuntimeError("c"), World(1, 3), store)
+    assert distributed.reports_error(RuntimeError("c"), World(1, 3), torch.distributed.HashStore())

@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from dataclasses import replace
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from conftest import write_cohort
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model.layers import fuse_for_inference
 from model.losses import AgeLoss
@@ -38,7 +40,9 @@ CPU = Execution(torch.device("cpu"))
 def scans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engine")
     labels = read_labels(write_cohort(folder, {"all": 7}))
-    return ScanDataset(open_cohort(folder / "all", labels, ANY), ANY, Cache("device"))
+    return ScanDataset(
+        open_cohort(folder / "all", labels, ANY), ANY, Cache("device", dtype=torch.float32)
+    )
 
 
 def ages_of(model, dataset, batch_size):
@@ -52,7 +56,7 @@ def test_every_scan_is_predicted_once_in_order_whatever_the_batch_size(scans):
     assert len(set(whole.tolist())) == 7
     for batch_size in (1, 4):
         np.testing.assert_allclose(ages_of(model, scans, batch_size), whole, rtol=1e-4)
-    one_by_one = [model(scans[i]["image"][None], scans[i]["sex"][None]).item() for i in range(7)]
+    one_by_one = [model(scans[[i]]["image"], scans[[i]]["sex"]).item() for i in range(7)]
     np.testing.assert_allclose(whole, one_by_one, rtol=1e-4)
 
 
@@ -60,23 +64,18 @@ def test_unknown_sex_gets_the_mean_of_both(scans):
     model = CPU.place(ScaleDense(mean_age=50))
     unknown = open_cohort(scans.scans[0].path.parent, None, ANY)
     predicted = ages_of(model, ScanDataset(unknown, ANY), 4)
-    image = torch.stack([scans[i]["image"] for i in range(7)])
+    image = scans[list(range(7))]["image"]
     with torch.inference_mode():
         both = [model(image, torch.full((7,), sex)) for sex in (0, 1)]
     assert not torch.allclose(*both)
     np.testing.assert_allclose(predicted, ((both[0] + both[1]) / 2)[:, 0], rtol=1e-4)
 
 
-def one_epoch(model, dataset, loss=None, **options):
-    optimizer = torch.optim.SGD(model.parameters(), lr=options.pop("lr", 1e-4))
+def one_epoch(model, loader, execution=CPU, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=options.pop("lr", 1e-30))
+    loss = AgeLoss(rank_weight=0)
     return train_one_epoch(
-        model,
-        loss or AgeLoss(rank_weight=0),
-        training_loader(dataset, batch_size=4, full_batches=False),
-        optimizer,
-        CPU,
-        augment=Augmentation(),
-        after_step=options.pop("after_step", lambda step, terms: None),
+        model, loss, loader, optimizer, execution, augment=Augmentation(), **options
     )
 
 
@@ -93,19 +92,26 @@ class Constant(nn.Module):
 
 def test_losses_are_averaged_over_scans_not_over_batches(scans):
     ages = np.array([scan.age for scan in scans.scans])
-    losses = one_epoch(Constant(50.0), scans, lr=1e-30)
+    losses = one_epoch(Constant(50.0), training_loader(scans, batch_size=4, full_batches=False))
     assert losses["mse"] == pytest.approx(((50 - ages) ** 2).mean(), rel=1e-5)
 
 
-def test_each_step_is_reported_with_its_terms(scans):
-    seen = []
-    one_epoch(Constant(50.0), scans, after_step=lambda step, terms: seen.append((step, set(terms))))
-    assert seen == [(1, {"total", "mse"}), (2, {"total", "mse"})]
+def test_the_running_average_follows_each_step(scans):
+    model = Constant(50.0)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    passed = []
+    model.register_forward_hook(lambda module, *_: passed.append(module.age.item()))
+    one_epoch(model, batches_of(scans), lr=0.1, average=average)
+    first, second, last = *passed[1:], model.age.item()
+    expected = 0.9 * (0.9 * first + 0.1 * second) + 0.1 * last
+    assert len({first, second, last}) == 3
+    assert average.module.age.item() == pytest.approx(expected)
 
 
 def test_a_loss_that_is_not_finite_stops_naming_step_and_subjects(scans):
+    loader = training_loader(scans, batch_size=4, full_batches=False)
     with pytest.raises(ValueError, match=r"not finite at step 1 .*all-\d, all-\d, all-\d, all-\d"):
-        one_epoch(Constant(float("nan")), scans)
+        one_epoch(Constant(float("nan")), loader)
 
 
 def test_bfloat16_ages_stay_close_and_are_float32(scans):
@@ -140,7 +146,7 @@ def test_refreshed_statistics_are_those_of_the_current_weights_and_spare_a_froze
     first = {name: value.clone() for name, value in model.first_stage.state_dict().items()}
     refresh_statistics(model, training_loader(scans, batch_size=7, full_batches=True), CPU)
 
-    image = torch.stack([scans[i]["image"] for i in range(7)])
+    image = scans[list(range(7))]["image"]
     block = model.second_stage.encoder.backbone.blocks[0]
     expected = block.unit1.convolution.branches[0][0](image)
     norm = block.unit1.convolution.branches[0][1]
@@ -164,16 +170,7 @@ class Patient(Execution):
 def test_the_device_is_made_to_wait_only_every_so_many_steps(scans, monkeypatch):
     looks = []
     monkeypatch.setattr(engine, "_require_finite", lambda steps, *_: looks.append(len(steps)))
-    model = Constant(50.0)
-    train_one_epoch(
-        model,
-        AgeLoss(rank_weight=0),
-        batches_of(scans),
-        torch.optim.SGD(model.parameters(), lr=1e-9),
-        Patient(torch.device("cpu")),
-        augment=Augmentation(),
-        after_step=lambda step, terms: None,
-    )
+    one_epoch(Constant(50.0), batches_of(scans), Patient(torch.device("cpu")))
     assert looks == [2, 1]
 
 
@@ -261,16 +258,17 @@ def test_a_step_does_not_wait_for_the_gpu(scans):
     batches = [{name: value.pin_memory() for name, value in each.items()} for each in batches]
 
     def epoch(mode):
-        def after_step(step, terms):
-            if step == 1:  # from here to the last step, which looks at the losses
-                torch.cuda.set_sync_debug_mode(mode)
-            if step == len(batches) - 1:
-                torch.cuda.set_sync_debug_mode("default")
+        steps = itertools.count(1)
 
-        train_one_epoch(
-            model, AgeLoss(), batches, optimizer, gpu,
-            augment=Augmentation(flip=True, intensity=0.1), after_step=after_step,
-        )  # fmt: skip
+        def augment(image):
+            step = next(steps)
+            if step == 2:  # from here to the last step, which looks at the losses
+                torch.cuda.set_sync_debug_mode(mode)
+            if step == len(batches):
+                torch.cuda.set_sync_debug_mode("default")
+            return Augmentation(flip=True, intensity=0.1)(image)
+
+        train_one_epoch(model, AgeLoss(), batches, optimizer, gpu, augment=augment)
 
     epoch("default")  # what is set up once may wait
     epoch("error")

@@ -1,4 +1,3 @@
-import importlib.util
 import os
 from pathlib import Path
 
@@ -8,11 +7,6 @@ import pytest
 from dicom_series import write_series
 
 from data_preprocessing.pipeline.inputs import convert_dicom, find_sources
-
-converter = pytest.mark.skipif(
-    importlib.util.find_spec("dcm2niix") is None,
-    reason="requirements-preprocessing.txt is not installed",
-)
 
 
 def touch(*paths):
@@ -94,7 +88,7 @@ def test_a_source_is_known_by_its_content(tmp_path):
     assert first.sha256() != second.sha256()
 
 
-@converter
+@pytest.mark.engines
 def test_dicom_series_comes_out_where_it_was(tmp_path):
     image = block()
     write_series(image, tmp_path / "study" / "person")
@@ -108,7 +102,7 @@ def test_dicom_series_comes_out_where_it_was(tmp_path):
     np.testing.assert_allclose(converted.get_fdata(), 4 * np.asarray(image.dataobj), atol=0.6)
 
 
-@converter
+@pytest.mark.engines
 def test_folder_of_two_series_is_refused_with_their_names(tmp_path):
     write_series(block(), tmp_path / "both", series=3)
     write_series(block(seed=1), tmp_path / "both", series=5, name="other")
@@ -125,7 +119,7 @@ def test_dicom_file_alone_points_to_its_folder(tmp_path):
         sources_of(file)
 
 
-@converter
+@pytest.mark.engines
 def test_folder_of_broken_dicom_files_says_so(tmp_path):
     folder = tmp_path / "series"
     folder.mkdir()

@@ -51,7 +51,7 @@ def results_in(output: Path) -> tuple[dict, str, dict]:
     figures = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     del figures["checkpoint"]  # its path
     weights = torch.load(output / LAST_NAME, weights_only=True)["resume"]["model"]
-    return weights, (output / "predictions.csv").read_text(encoding="utf-8"), figures
+    return weights, (output / "predictions.tsv").read_text(encoding="utf-8"), figures
 
 
 def require_same(found: tuple[dict, str, dict], expected: tuple[dict, str, dict]) -> None:
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_weights_in_deterministic_mode_as_without(
 
 def test_the_number_of_reading_processes_changes_nothing(small, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "utils.scans.dataset.KEPT_FOR_ONE_READING", 0
+        "utils.scans.dataset.MEMORY_FOR_ONE_PASS", 0
     )  # test.py reads in them as well
     require_same(train_and_test(small, tmp_path / "run", "--num_workers", "2"), expected)
 

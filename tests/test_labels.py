@@ -1,7 +1,7 @@
 import pandas
 import pytest
-from workbooks import write_xls
 
+from utils.files import write_xls
 from utils.scans.labels import label_of, parse_sex_codes, read_labels
 
 ROWS = [("sub-1.nii.gz", 23.5, 0), ("sub-10.nii.gz", 71, 1), ("sub-2.nii.gz", 18, 0)]

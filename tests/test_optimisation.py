@@ -13,7 +13,6 @@ from utils.training.optimisation import (
     build_schedule,
     follow,
     learning_rate,
-    running_average,
 )
 
 
@@ -53,7 +52,7 @@ def rates(maes=None, epochs=10, **changes) -> list[float]:
 
 
 def test_cosine_warms_up_then_falls_to_its_end():
-    seen = rates(schedule="cosine", warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-6, epochs=12)
+    seen = rates(schedule="cosine", warmup_epochs=2, warmup_share=0.01, min_lr=1e-6, epochs=12)
     assert seen[0] == pytest.approx(1e-5)
     assert seen[1] == pytest.approx((1e-5 + 1e-3) / 2)
     assert seen[2] == pytest.approx(1e-3)
@@ -83,18 +82,6 @@ def test_plateau_halves_after_five_epochs_without_improvement():
     assert seen[:8] == [1e-3] * 8
     assert seen[8] == pytest.approx(5e-4)
     assert seen[14] == pytest.approx(2.5e-4)
-
-
-def test_running_average_follows_weights_and_batch_statistics():
-    model = nn.BatchNorm3d(1)
-    average = running_average(model, 0.9)
-    average.update_parameters(model)
-    model.weight.data.fill_(11.0)
-    model.running_mean.fill_(20.0)
-    average.update_parameters(model)
-    assert average.module.weight.item() == pytest.approx(0.9 * 1 + 0.1 * 11)
-    assert average.module.running_mean.item() == pytest.approx(2.0)
-    assert running_average(model, 0.0) is None
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "lion"}, {"schedule": "step"}])

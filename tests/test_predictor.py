@@ -20,8 +20,8 @@ def test_three_lines_give_the_ages_of_test_py(trained, cohort, tmp_path):
             *("--device", "cpu"),
         ]
     )
-    with (tmp_path / "predictions.csv").open() as file:
-        rows = {row["participant_id"]: row for row in csv.DictReader(file)}
+    with (tmp_path / "predictions.tsv").open() as file:
+        rows = {row["participant_id"]: row for row in csv.DictReader(file, delimiter="\t")}
     predictor = load_pretrained(trained["second"], device="cpu")
     for path in find_scans(cohort / "test"):
         row = rows[path.name.removesuffix(".nii.gz")]

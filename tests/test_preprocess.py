@@ -16,7 +16,7 @@ from model.scaledense import ScaleDense
 from utils.networks.checkpoint import save_checkpoint
 from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, find_scans, read_volume
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, find_scans
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_each_scan_gets_grid_record_and_picture_and_an_error_is_a_row(raw, capsy
     assert run(raw) == preprocess.SOME_FAILED
     grid = raw.parent / "grid"
     assert [path.name for path in find_scans(grid)] == ["anna.nii.gz", "bob.nii.gz"]
-    volume = read_volume(grid / "anna.nii.gz", InputRule())
+    volume = decode(grid / "anna.nii.gz")
     expected = brain(0).get_fdata()[::-1]
     np.testing.assert_allclose(volume, expected, rtol=1e-5)
     assert nibabel.load(grid / "anna.nii.gz").get_data_dtype() == np.float32

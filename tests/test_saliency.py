@@ -11,17 +11,26 @@ import torch
 from torch import nn
 
 from analysis.saliency import __main__ as saliency
-from analysis.saliency.attribution import Occlusion, SmoothGrad, ages_of, cubes, with_random_weights
+from analysis.saliency.attribution import Occlusion, SmoothGrad, ages_of, with_random_weights
 from analysis.saliency.map_picture import PLANES, draw_map, plane
+from analysis.saliency.maps import (
+    MeanMaps,
+    average_maps,
+    input_affine,
+    rank_correlation,
+    save_map,
+    to_grid,
+)
 from analysis.saliency.regions import grid_coordinates
+from analysis.saliency.run import MAX_RANDOM_CORRELATION, build_method
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from tests.conftest import TINY, write_scan
 from utils.networks.checkpoint import save_checkpoint
 from utils.networks.execution import choose_execution
 from utils.scans.cohort import open_cohort
-from utils.scans.dataset import open_for_one_reading
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, read_volume
+from utils.scans.dataset import open_for_one_pass
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, reduce_volume
 
 INPUT_RULES = [InputRule(resolution, crop=crop) for resolution in (2, 4) for crop in (False, True)]
 PLANTED = (30.0, -40.0, 20.0)  # MNI152 mm: right, back, up
@@ -120,15 +129,6 @@ def test_occlusion_leaves_the_background_as_it_is():
     assert not Occlusion(3, 1)(Weighted(weight), image, 0).any()
 
 
-@pytest.mark.parametrize(("shape", "side", "stride"), [((7, 6, 5), 3, 3), ((4, 9, 8), 4, 3)])
-def test_cubes_cover_a_volume_and_end_with_it(shape, side, stride):
-    covered = np.zeros(shape, int)
-    for cube in cubes(shape, side, stride):
-        assert covered[cube].shape == (side,) * 3
-        covered[cube] += 1
-    assert covered.min() == 1
-
-
 def test_the_size_of_batches_changes_nothing(network):
     image = image_of(TINY)
     for alone, together in (
@@ -184,15 +184,15 @@ def test_random_weights_change_the_map_and_leave_the_network_alone(network):
 
 @pytest.mark.parametrize("input_rule", INPUT_RULES, ids=str)
 def test_input_voxels_are_where_their_coordinates_say(input_rule, tmp_path):
-    affine = saliency.input_affine(input_rule)
+    affine = input_affine(input_rule)
     for axis, values in enumerate(grid_coordinates()):
         # A scan whose intensities are coordinates, read as networks read scans.
         scan = write_scan(tmp_path / f"{axis}.nii", (values + 200).astype(np.float32))
-        read = read_volume(scan, input_rule) - 200
+        read = reduce_volume(decode(scan), input_rule) - 200
         places = nibabel.affines.apply_affine(affine, np.indices(read.shape).reshape(3, -1).T)
         np.testing.assert_allclose(read.ravel(), places[:, axis], atol=1e-3)
         # And back on the grid, away from the ends of the input.
-        back = saliency.to_grid(read, input_rule)
+        back = to_grid(read, input_rule)
         inside = tuple(slice(12, 76) for _ in range(3))
         np.testing.assert_allclose(back[inside], values[inside], atol=1e-3)
 
@@ -213,10 +213,10 @@ def test_what_is_planted_at_a_place_is_found_there(method, input_rule, tmp_path)
     flags = saliency.build_parser().parse_args([*flags, "--noise", "0.1", "--copies", "2"])
     path = tmp_path / "map.nii.gz"
 
-    saliency.average_maps(
-        Bright(), open_for_one_reading(scans, input_rule),
-        saliency.build_method(flags, input_rule.resolution), choose_execution("cpu", "float32"),
-        keep=lambda place, effect: saliency.save_map(path, effect),
+    average_maps(
+        Bright(), open_for_one_pass(scans, input_rule),
+        build_method(flags, input_rule.resolution), choose_execution("cpu", "float32"),
+        keep=lambda place, effect: save_map(path, effect),
     )  # fmt: skip
 
     image = nibabel.load(path)
@@ -247,10 +247,10 @@ def test_picture_shows_all_planes_even_of_a_map_without_effect():
 
 def test_rank_correlation_is_that_of_magnitudes_and_unknown_for_a_constant():
     values = np.random.default_rng(0).standard_normal(GRID_SHAPE)
-    one = saliency.MeanMaps(values, np.abs(values))
-    assert saliency.rank_correlation(one, saliency.MeanMaps(-values, values**2)) == pytest.approx(1)
-    nothing = saliency.MeanMaps(np.zeros(GRID_SHAPE), np.zeros(GRID_SHAPE))
-    assert saliency.rank_correlation(one, nothing) is None
+    one = MeanMaps(values, np.abs(values))
+    assert rank_correlation(one, MeanMaps(-values, values**2)) == pytest.approx(1)
+    nothing = MeanMaps(np.zeros(GRID_SHAPE), np.zeros(GRID_SHAPE))
+    assert rank_correlation(one, nothing) is None
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_program_writes_maps_on_the_grid_a_table_a_picture_and_the_check(
 
     printed = capsys.readouterr().out
     assert "rank correlation with the maps of random weights" in printed
-    high = report["rank_correlation_with_random_weights"] > saliency.ALIKE
+    high = report["rank_correlation_with_random_weights"] > MAX_RANDOM_CORRELATION
     assert ("warning: above" in printed) == high
     maps = sorted((tmp_path / "out" / "maps").iterdir())
     assert [path.name for path in maps] == ["test-1.nii.gz", "test-2.nii.gz"]

@@ -53,23 +53,6 @@ def test_released_stem_and_channels_are_as_published():
         assert backbone(torch.empty(2, 1, 91, 109, 91)).shape == (2, 1944)
 
 
-def test_halved_width_is_compact_behind_a_stem_that_halves():
-    backbone = ScaleDense("halved").encoder.backbone.eval()
-    image = torch.randn(2, 1, 65, 68, 64)
-    halves = backbone.stem(image)
-    assert halves.shape == (2, 8, 32, 34, 32)
-    # A voxel of it is the mean of eight ELUs of 3x3x3 convolutions.
-    conv = backbone.stem[0]
-    patch = nn.functional.conv3d(image[:, :, 1:5, 1:5, 1:5], conv.weight, conv.bias)
-    expected = nn.functional.elu(patch).mean(dim=(2, 3, 4))
-    assert torch.allclose(halves[:, :, 1, 1, 1], expected, atol=1e-5)
-    channels = [block.unit1.norm.num_features for block in backbone.blocks]
-    assert channels == [8, 16, 32, 64, 128]
-    assert backbone(image).shape == (2, 128)
-    with pytest.raises(ValueError, match="volumes of 64 voxels a side or more"):
-        backbone(torch.randn(1, 1, 63, 64, 64))
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 def test_activations_between_fully_connected_layers(width):
     with torch.device("meta"):
@@ -155,11 +138,11 @@ def test_fused_network_equals_the_plain_one(width):
 
 
 def test_unknown_width_is_refused():
-    with pytest.raises(ValueError, match=r"released, compact, halved expected, got 'wide'"):
+    with pytest.raises(ValueError, match=r"released, compact expected, got 'wide'"):
         ScaleDense("wide")
 
 
-@pytest.mark.parametrize(("width", "side"), [("compact", 32), ("released", 42), ("halved", 64)])
+@pytest.mark.parametrize(("width", "side"), [("compact", 32), ("released", 42)])
 def test_a_volume_too_small_for_five_halvings_is_refused_and_the_least_is_taken(width, side):
     with torch.device("meta"):
         backbone = ScaleDense(width).encoder.backbone

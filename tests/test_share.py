@@ -10,8 +10,13 @@ from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from predict import CALIBRATION
 from utils.files import sha256_of
-from utils.networks import share as ship
-from utils.networks.checkpoint import load_checkpoint, save_checkpoint, start_from_checkpoint
+from utils.networks import share
+from utils.networks.checkpoint import (
+    load_checkpoint,
+    load_ensemble,
+    save_checkpoint,
+    start_from_checkpoint,
+)
 from utils.networks.predictor import PRETRAINED, SHIPPED, find_checkpoints
 from utils.scans.provenance import Provenance
 from utils.scans.volumes import InputRule
@@ -37,7 +42,9 @@ def checkpoint(tmp_path):
 
 
 def shipped(checkpoint, output, *flags):
-    return ship.main([str(checkpoint), str(output), "--cohort", "C", "--licence", "L", *flags])
+    return share.main(
+        ["ship", str(checkpoint), str(output), "--cohort", "C", "--licence", "L", *flags]
+    )
 
 
 def test_a_shipped_network_is_small_and_gives_the_same_ages_to_some_hundredths(
@@ -79,9 +86,14 @@ def test_the_card_is_in_the_file_and_paths_and_resume_state_are_not(checkpoint, 
     assert len((tmp_path / "give" / "SHA256SUMS").read_text().splitlines()) == 2
 
 
+def test_a_network_that_the_authors_format_cannot_hold_is_not_exported(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="--width released --intensity authors"):
+        share.main(["export", str(checkpoint), str(tmp_path / "out.pth.tar")])
+
+
 def test_checksums_of_the_networks_kept_here_are_right():
     sums = dict(
-        line.split()[::-1] for line in (PRETRAINED / ship.CHECKSUMS).read_text().splitlines()
+        line.split()[::-1] for line in (PRETRAINED / share.CHECKSUMS).read_text().splitlines()
     )
     networks = sorted(PRETRAINED.glob(SHIPPED))
     assert networks
@@ -112,25 +124,13 @@ def test_an_ensemble_of_checkpoints_is_tested_as_the_mean_of_them(cohort, traine
     loaded.model.second_stage.head[-1].bias.data += 4.0
     save_checkpoint(other, loaded.model, input_rule=loaded.input_rule, summary=loaded.summary)
     ages = []
-    for index, names in enumerate(([trained["second"]], [other], [trained["second"], other])):
-        output = tmp_path / str(index)
-        test.main(
-            [
-                *("--test_folder", str(cohort / "test"), "--output_dir", str(output)),
-                *("--labels", str(cohort / "labels.csv"), "--device", "cpu"),
-                *("--model_name", *map(str, names)),
-            ]
-        )
-        ages.append(np.load(output / "predictions.npz")["prediction"])
-    np.testing.assert_allclose(ages[1], ages[0] + 4, atol=1e-3)
-    np.testing.assert_allclose(ages[2], ages[0] + 2, atol=1e-3)
+    for index, names in enumerate(([trained["second"]], [trained["second"], other])):
+        flags = ["--test_folder", str(cohort / "test"), "--output_dir", str(tmp_path / str(index))]
+        test.main([*flags, "--device", "cpu", "--model_name", *map(str, names)])
+        ages.append(np.load(tmp_path / str(index) / "predictions.npz")["prediction"])
+    np.testing.assert_allclose(ages[1], ages[0] + 2, atol=1e-3)
     with pytest.raises(ValueError, match="stage 1"):
-        test.main(
-            [
-                *("--test_folder", str(cohort / "test"), "--output_dir", str(tmp_path / "out")),
-                *("--model_name", str(trained["second"]), str(trained["first"])),
-            ]
-        )
+        load_ensemble([trained["second"], trained["first"]])
 
 
 def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):

@@ -7,10 +7,8 @@ import pytest
 from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import split_dataset
-from data_preprocessing.split_dataset import FOLDS, split_by_person
 from utils.scans.leakage import person_of_scan
-
-FRACTIONS = (0.7, 0.15, 0.15)
+from utils.scans.split import FRACTIONS, PARTS, split_by_person
 
 
 def cohort(people, *, seed=0, most_scans=3):
@@ -49,7 +47,7 @@ def write_cohort(tmp_path, people=20):
 @pytest.mark.parametrize("seed", range(5))
 def test_every_scan_is_in_exactly_one_fold(seed):
     folds, ages, _ = split_cohort(seed=seed, split_seed=seed)
-    assert list(folds) == list(FOLDS)
+    assert list(folds) == list(PARTS)
     assert sorted(scan for scans in folds.values() for scan in scans) == sorted(ages)
 
 
@@ -81,9 +79,9 @@ def test_each_fold_has_its_fraction_within_one_person_in_every_stratum(people, f
     by_age = [fold_of[scan] for scan in sorted(ages, key=ages.get)]
     length = round(1 / min(f for f in fractions if f))
     for stratum in map(list, np.array_split(by_age, max(1, people // length))):
-        for fold, fraction in zip(FOLDS, fractions, strict=True):
+        for fold, fraction in zip(PARTS, fractions, strict=True):
             assert abs(stratum.count(fold) - fraction * len(stratum)) < 1
-    for fold, fraction in zip(FOLDS, fractions, strict=True):
+    for fold, fraction in zip(PARTS, fractions, strict=True):
         assert abs(len(folds[fold]) - fraction * people) <= 1
 
 
@@ -91,8 +89,8 @@ def test_each_fold_has_its_fraction_within_one_person_in_every_stratum(people, f
 def test_folds_are_of_about_the_same_age(seed):
     folds, ages, _ = split_cohort(200, seed=seed, split_seed=seed)
     years = {fold: [ages[scan] for scan in scans] for fold, scans in folds.items()}
-    means = [np.mean(years[fold]) for fold in FOLDS]
-    spreads = [np.std(years[fold]) for fold in FOLDS]
+    means = [np.mean(years[fold]) for fold in PARTS]
+    spreads = [np.std(years[fold]) for fold in PARTS]
     # Dealt out blindly, means of 30 people aged 18 to 90 would differ by 5 years and more.
     assert np.ptp(means) < 4
     assert np.ptp(spreads) < 3
@@ -158,7 +156,7 @@ def test_links_point_at_the_originals_which_stay_as_they_are(tmp_path):
     split_dataset.main([*flags, "--output_dir", str(tmp_path / "folds"), "--write", "links"])
     assert [(path, path.read_bytes(), path.stat().st_mtime_ns) for path in originals] == before
     assert sorted((tmp_path / "scans").iterdir()) == originals
-    links = [link for fold in FOLDS for link in (tmp_path / "folds" / fold).iterdir()]
+    links = [link for fold in PARTS for link in (tmp_path / "folds" / fold).iterdir()]
     assert all(link.is_symlink() for link in links)
     assert sorted(link.resolve() for link in links) == [path.resolve() for path in originals]
     assert all(link.name == link.resolve().name for link in links)
@@ -177,7 +175,7 @@ def test_names_that_are_not_utf8_stay_usable_in_lists_and_legible_in_the_table(t
     split_dataset.main([*flags, "--output_dir", str(folds), "--write", write])
     assert r"sub-99_acq-caf\udce9_T1w" in (folds / "split.tsv").read_text(encoding="utf-8")
     if write == "lists":
-        listed = b"".join((folds / f"{fold}.txt").read_bytes() for fold in FOLDS).splitlines()
+        listed = b"".join((folds / f"{fold}.txt").read_bytes() for fold in PARTS).splitlines()
         assert len(listed) == 41
         assert all(os.path.isfile(path) for path in listed)  # noqa: PTH113  bytes have no Path
 
@@ -187,7 +185,7 @@ def test_lists_name_the_originals_and_make_no_folders(tmp_path):
     split_dataset.main([*flags, "--output_dir", str(tmp_path / "folds"), "--write", "lists"])
     written = sorted(path.name for path in (tmp_path / "folds").iterdir())
     assert written == ["split.tsv", "test.txt", "train.txt", "val.txt"]
-    lists = [(tmp_path / "folds" / f"{fold}.txt").read_text() for fold in FOLDS]
+    lists = [(tmp_path / "folds" / f"{fold}.txt").read_text() for fold in PARTS]
     listed = "".join(lists).splitlines()
     assert sorted(listed) == sorted(map(str, (tmp_path / "scans").iterdir()))
 

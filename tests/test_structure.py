@@ -19,7 +19,6 @@ from analysis.brain_pad import out_of_fold
 from analysis.saliency import __main__ as saliency
 from benchmark import __main__ as benchmark
 from data_preprocessing import (
-    apply_mask,
     check_dataset,
     collect_images,
     datasets,
@@ -30,10 +29,9 @@ from data_preprocessing import (
     split_dataset,
 )
 from tests.audit import heads, interruptions, load, quality
-from utils.networks import export
-from utils.networks import share as ship
+from utils.networks import share
 from utils.results import baseline
-from utils.training import options
+from utils.training import options, recipes
 
 ROOT = Path(__file__).parent.parent
 ENTRY_SCRIPTS = {"train_first_stage", "train_second_stage", "train_sorter", "test", "predict"}
@@ -47,9 +45,9 @@ ALLOWED = {
     "benchmark": {"benchmark", "analysis", "data_preprocessing", "utils", "model"},
 }
 WITH_BUILD_PARSER = (
-    train_sorter, predict, export, baseline, benchmark, heads, quality, interruptions, load,
+    train_sorter, predict, share, baseline, benchmark, heads, quality, interruptions, load,
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
-    split_dataset, make_folds, ship, out_of_fold, brain_pad, apply_mask, saliency,
+    split_dataset, make_folds, out_of_fold, brain_pad, saliency,
 )  # fmt: skip
 
 
@@ -64,7 +62,7 @@ def module_name(module) -> str:
 PARSERS = {
     "train_first_stage.py": options.parse_first_stage,
     "train_second_stage.py": options.parse_second_stage,
-    "test.py": options.parse_test,
+    "test.py": test.parse,
 } | {
     module_name(module): (lambda argv, module=module: module.build_parser().parse_args(argv))
     for module in WITH_BUILD_PARSER
@@ -192,35 +190,37 @@ def test_every_flag_of_every_script_is_known_to_its_parser(script, tmp_path):
         parse_call(call)
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
-def test_paper_recipe_reaches_training_through_the_scripts(stage, tmp_path):
+RECIPES = {"first": recipes.FIRST_STAGE, "second": recipes.SECOND_STAGE}
+
+
+@pytest.mark.parametrize("recipe", ["ours", "paper"])
+@pytest.mark.parametrize("stage", RECIPES)
+def test_a_recipe_reaches_training_through_the_scripts(stage, recipe, tmp_path):
     script = ROOT / "script" / f"train_{stage}_stage.sh"
-    ours = parse_call(recorded_calls(script, tmp_path)[0])
-    paper = parse_call(recorded_calls(script, tmp_path, "--recipe", "paper", "--epochs", "7")[0])
-    assert ours.width == {"first": "compact", "second": None}[stage]
-    assert (ours.batch_size, ours.pair_weight) == (8, 0)
-    assert (paper.width, paper.batch_size, paper.pair_weight) == ("released", 32, 1)
-    assert paper.lr == {"first": 1e-3, "second": 1e-5}[stage]
-    assert paper.epochs == 7
+    found = parse_call(recorded_calls(script, tmp_path, "--recipe", recipe, "--epochs", "7")[0])
+    expected = RECIPES[stage][recipe] | {"epochs": 7}  # single flags win
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("stage", ["first", "second"])
+@pytest.mark.parametrize("stage", RECIPES)
 def test_scripts_say_the_parsers_own_defaults(stage, tmp_path):
-    scripted = vars(
-        parse_call(recorded_calls(ROOT / "script" / f"train_{stage}_stage.sh", tmp_path)[0])
-    )
+    script = ROOT / "script" / f"train_{stage}_stage.sh"
+    scripted = vars(parse_call(recorded_calls(script, tmp_path)[0]))
     needed = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
     if stage == "second":
         needed += ["--first_stage_net", "e"]
     defaults = vars(PARSERS[f"train_{stage}_stage.py"](needed))
     differ = {"train_folder", "val_folder", "labels", "output_dir", "first_stage_net"}
-    if stage == "first":
-        # The parser's own fit a volume of any size, the script's the grid of MNI152.
-        differ |= {"resolution", "crop"}
-        assert (scripted["resolution"], scripted["crop"]) == (4, True)
     assert {k: v for k, v in scripted.items() if k not in differ} == {
         k: v for k, v in defaults.items() if k not in differ
     }
+    # What the script says of a value that it leaves to the recipe: ours, then paper.
+    said = re.findall(r"^([A-Z_]+)= +# (\S+), ([\w.-]+)(?:;|$)", script.read_text(), re.MULTILINE)
+    assert len(said) >= 7
+    for name, *values in said:
+        for recipe, value in zip(("ours", "paper"), values, strict=True):
+            held = RECIPES[stage][recipe][name.lower()]
+            assert value == held if isinstance(held, str) else float(value) == held
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])
@@ -280,10 +280,31 @@ def test_published_script_names_are_links_to_ours():
 
 DOCUMENTS = [
     ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "pretrained/README.md",
     ROOT / "data_preprocessing/README.md",
-    *(ROOT / "docs").glob("*.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
 ]
+LINES_AT_MOST = {
+    "README.md": 220,
+    "docs/RESULTS.md": 160,
+    "docs/RELIABILITY.md": 200,
+    "docs/PERFORMANCE.md": 200,
+}
+HOW_TO_PAGES = ("data", "preprocess", "quality", "train", "predict", "analyse", "paper")
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a document; repeated ones get -1, -2 ..."""
+    found: list[str] = []
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        slug = re.sub(r"[^\w\- ]", "", shown).replace(" ", "-")
+        repeated = sum(name == slug or name.startswith(f"{slug}/") for name in found)
+        found.append(f"{slug}/{repeated}" if repeated else slug)
+    return {name.replace("/", "-") for name in found}
 
 
 def commands(document: Path) -> list[str]:
@@ -299,11 +320,38 @@ def test_every_command_in_the_documents_is_understood(document, tmp_path):
         for at, word in enumerate(words):
             if word in PARSERS:
                 PARSERS[word](words[at + 1 :])
+            elif words[at - 1] == "-m" and word.split(".")[0] in PACKAGES | {"tests"}:
+                assert word == "tests.audit.fuzz_readers", f"no program: {line}"
             elif word.startswith("script/"):
                 assert (ROOT / word).is_file(), line
                 if ROOT / word in set(SCRIPTS) - {QUICK_START}:
                     for call in recorded_calls(ROOT / word, tmp_path, *words[at + 1 :]):
                         parse_call(call)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading_that_exist(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if re.match(r"[a-z]+://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), target
+        assert path.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(path), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = set(re.findall(r"\]\((?:docs/)?([A-Za-z_]+\.md)", (ROOT / "README.md").read_text()))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= linked
+
+
+def test_documents_stay_short():
+    most = LINES_AT_MOST | {f"docs/{name}.md": 150 for name in HOW_TO_PAGES}
+    for name, lines in most.items():
+        assert len((ROOT / name).read_text().splitlines()) <= lines, name
+    assert len((ROOT / "README.md").read_text().split()) <= 1900
 
 
 def test_the_entry_points_are_thin():

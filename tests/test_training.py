@@ -21,9 +21,11 @@ from utils.scans.dataset import ScanDataset
 from utils.scans.labels import read_labels
 from utils.scans.provenance import UNKNOWN, Provenance
 from utils.scans.volumes import InputRule
+from utils.training import trainer
 from utils.training.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
-from utils.training.run import training
-from utils.training.trainer import BEST_NAME, LAST_NAME, Trainer
+from utils.training.recipes import FIRST_STAGE, SECOND_STAGE
+from utils.training.run import build_training
+from utils.training.trainer import BEST_NAME, LAST_NAME, RunInfo, Trainer
 
 NEEDED = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
 
@@ -116,7 +118,7 @@ def test_two_epochs_and_two_resumed_ones_equal_four(
 ):
     def flags(name):
         flags = [*training_flags(small_cohort, tmp_path / name), "--epochs", "4"]
-        flags += ["--batch_size", "2", "--schedule", schedule, "--shift", "2"]
+        flags += ["--batch_size", "2", "--schedule", schedule]
         if stage == "first":
             return [*flags, "--any_grid"]
         # The first stage has learnt from scans that validate here, which is of no matter to this.
@@ -154,7 +156,8 @@ def test_early_stopping_ends_after_so_many_epochs_without_improvement(
         lambda self, ages: validate(self, ages) | {"validation/mae": next(errors)},
     )
     monkeypatch.setattr(Trainer, "_train_epoch", lambda self: {"total": 0.0})
-    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--no-refresh_statistics"]
+    flags = [*training_flags(cohort, tmp_path), "--any_grid"]
+    monkeypatch.setattr(trainer, "refresh_statistics", lambda *given: None)
     flags += ["--epochs", "9", "--early_stop", "2"]
     train_first_stage.main(flags)
     assert len(epochs_of(tmp_path)) == 4
@@ -162,13 +165,14 @@ def test_early_stopping_ends_after_so_many_epochs_without_improvement(
 
 def train_on(scans, model, folder, *flags) -> Trainer:
     args = parse_first_stage([*NEEDED, "--batch_size", "4", *flags])
+    args.ema = 0.0
     trainer = Trainer(
         model,
         AgeLoss(rank_weight=0),
         datasets=(scans, scans),
-        training=training(args, 2),
+        training=build_training(args, 2),
         execution=choose_execution("cpu"),
-        output_dir=folder,
+        info=RunInfo(folder),
     )
     trainer.run()
     return trainer
@@ -190,7 +194,7 @@ def test_second_stage_that_repeats_one_age_a_bin_is_warned_of(
     # One rounded age for all four; without its last weights the residual is one number.
     torch.nn.init.constant_(model.first_stage.head[-1].weight, 0)
     torch.nn.init.constant_(model.second_stage.head[-1].weight, 0 if collapsed else 30)
-    train_on(four_scans, model, tmp_path / "run", "--epochs", "1", "--warmup_lr", "1e-12")
+    train_on(four_scans, model, tmp_path / "run", "--epochs", "1", "--lr", "1e-12")
     warned = "warning: the second stage gives nearly one age" in capsys.readouterr().out
     assert warned == collapsed
 
@@ -199,8 +203,7 @@ def test_second_stage_that_repeats_one_age_a_bin_is_warned_of(
 def test_four_volumes_can_be_overfitted_by_both_stages(four_scans, tmp_path):
     ages = np.array([scan.age for scan in four_scans.scans])
     assert np.abs(ages - ages.mean()).mean() > 10
-    flags = ["--epochs", "20", "--no-flip", "--shift", "0", "--ema", "0", "--weight_decay", "0"]
-    flags += ["--validate_every", "20"]
+    flags = ["--epochs", "20", "--augment", "none", "--weight_decay", "0"]
     first = ScaleDense(mean_age=float(ages.mean()), age_spread=float(ages.std()))
     assert train_on(four_scans, first, tmp_path / "first", *flags).best_mae < 3
     cascade = TSAN(first, SecondStage())
@@ -233,10 +236,10 @@ def test_a_run_interrupted_in_its_first_epoch_starts_anew_with_resume(
 
 def test_resuming_with_other_flags_is_refused(cohort, trained, tmp_path):
     folder = trained["first"].parent
-    flags = [*training_flags(cohort, folder), "--any_grid", "--no-scaled_head", "--resume"]
+    flags = [*training_flags(cohort, folder), "--any_grid", "--lr", "1e-4", "--resume"]
     for other, message in (
         (["--no-use_sex"], "--use_sex was True, is False"),
-        (["--lr", "0.5"], r"--lr was 0\.002, is 0\.5"),
+        (["--lr", "0.5"], r"--lr was 0\.0001, is 0\.5"),
         (["--rank_weight", "1"], r"--rank_weight was 10\.0, is 1\.0"),
     ):
         with pytest.raises(ValueError, match=f"use the same flags to resume .{message}"):
@@ -340,13 +343,13 @@ def test_a_scan_in_both_folders_is_refused(cohort, tmp_path):
 
 
 def test_sorter_of_another_length_names_the_command_that_makes_one(cohort, tmp_path):
-    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--ranks", "sodeep"]
+    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--sorter", "shipped"]
     with pytest.raises(FileNotFoundError, match=r"script/train_sorter\.sh --kind lstm --length 4"):
         train_first_stage.main(flags)
 
 
 def test_shipped_sorter_trains_and_drops_the_short_last_batch(cohort, tmp_path):
-    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--ranks", "sodeep"]
+    flags = [*training_flags(cohort, tmp_path), "--any_grid", "--sorter", "shipped"]
     train_first_stage.main([*flags, "--batch_size", "8", "--epochs", "1"])
     assert epochs_of(tmp_path)[0]["train/rank"] > 0
 
@@ -356,12 +359,6 @@ def test_second_stage_may_be_fresh_and_without_sex(cohort, trained, tmp_path):
     with pytest.raises(ValueError, match="trained with use_sex True"):
         train_second_stage.main([*flags, "--no-use_sex"])
     train_second_stage.main([*flags, "--no-warm_start", "--rough_age_noise", "0", "--epochs", "1"])
-
-
-def test_second_stage_of_another_width_cannot_start_warm(cohort, trained, tmp_path):
-    flags = [*training_flags(cohort, tmp_path), "--first_stage_net", str(trained["first"])]
-    with pytest.raises(ValueError, match="give --no-warm_start"):
-        train_second_stage.main([*flags, "--width", "released"])
 
 
 PUBLISHED = [
@@ -378,27 +375,29 @@ PUBLISHED = [
 def test_published_flags_are_accepted_and_mean_what_they_say():
     assert set(PUBLISHED_FLAGS) <= set(PUBLISHED)
     first = parse_first_stage(PUBLISHED)
-    assert first.unused == ["--first_stage_net", "--test_folder", "--model_name", "--npz_name",
-                            "--plot_name", "--dis_range"]  # fmt: skip
+    assert first.unused == [
+        "--model", "--first_stage_net", "--test_folder", "--model_name", "--npz_name",
+        "--plot_name", "--dis_range", "--print_freq", "--min_lr", "--warmup_lr_init",
+    ]  # fmt: skip
     assert (first.rank_weight, first.pair_weight, first.val_folder) == (10, 1, "b")
     assert (first.use_sex, first.schedule, first.warmup_epochs) == (False, "cosine", 0)
-    assert (first.labels, first.sorter, first.warmup_lr) == ("d.xls", "s", 1e-6)
+    assert (first.labels, first.sorter) == ("d.xls", "s")
     second = parse_second_stage(PUBLISHED)
-    assert second.unused == ["--test_folder", "--model_name", "--npz_name", "--plot_name"]
+    assert set(first.unused) - set(second.unused) == {"--first_stage_net", "--dis_range"}
     assert (second.age_step, second.first_stage_net) == (5, "i")
-    tested = test.parse_test(PUBLISHED)
+    tested = test.parse(PUBLISHED)
     assert {"--sorter", "--lr", "--train_folder", "--lbd"} <= set(tested.unused)
     assert (tested.test_folder, tested.use_sex, tested.model_name) == ("c", False, ["f"])
 
 
-def test_paper_recipe_sets_the_published_values_and_single_flags_win():
+def test_recipes_set_their_values_and_single_flags_win():
     first = parse_first_stage([*NEEDED, "--recipe", "paper", "--epochs", "3"])
     assert (first.width, first.optimizer, first.lr, first.weight_decay) == (
         "released", "adam", 1e-3, 5e-4)  # fmt: skip
     assert (first.batch_size, first.epochs, first.early_stop, first.schedule) == (
         32, 3, 20, "plateau")  # fmt: skip
-    assert (first.ranks, first.pairs, first.ema, first.flip, first.shift) == (
-        "sodeep", "random", 0, False, 0)  # fmt: skip
+    assert (first.sorter, first.pairs, first.ema, first.augment, first.resolution) == (
+        "shipped", "random", 0, "none", 2)  # fmt: skip
     second = parse_second_stage([*NEEDED, "--first_stage_net", "f", "--recipe", "paper"])
     assert (second.optimizer, second.lr, second.warm_start, second.rough_age_noise) == (
         "sgd", 1e-5, False, 0)  # fmt: skip
@@ -406,10 +405,23 @@ def test_paper_recipe_sets_the_published_values_and_single_flags_win():
     assert (ours.optimizer, ours.warm_start, ours.rough_age_noise) == ("adamw", True, "auto")
 
 
+def test_any_grid_implies_what_volumes_of_any_size_can_have_and_single_flags_win():
+    usual, any_grid = (parse_first_stage([*NEEDED, *flags]) for flags in ([], ["--any_grid"]))
+    assert (usual.resolution, usual.crop) == (4, True)
+    assert (any_grid.resolution, any_grid.crop) == (2, False)
+    assert parse_first_stage([*NEEDED, "--any_grid", "--resolution", "4"]).resolution == 4
+
+
+def test_recipes_of_a_stage_have_the_same_settings():
+    for recipes in (FIRST_STAGE, SECOND_STAGE):
+        assert {frozenset(values) for values in recipes.values()} == {frozenset(recipes["ours"])}
+
+
 @pytest.mark.parametrize(
     "flags",
-    [["--epochs", "0"], ["--lr", "-1"], ["--ema", "1"], ["--width", "wide"], ["--batch_size", "x"],
-     ["--recipe", "mine"], ["--use_sex", "perhaps"], ["--epoch", "3"], ["--resolution", "3"]],
+    [["--epochs", "0"], ["--lr", "-1"], ["--augment", "all"], ["--width", "wide"],
+     ["--batch_size", "x"], ["--recipe", "mine"], ["--use_sex", "perhaps"], ["--epoch", "3"],
+     ["--resolution", "3"]],
 )  # fmt: skip
 def test_flags_out_of_range_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as exited:
@@ -420,7 +432,6 @@ def test_flags_out_of_range_are_refused(flags, capsys):
 
 def test_volumes_too_small_for_the_width_are_refused_before_the_first_batch(cohort, tmp_path):
     flags = [*training_flags(cohort, tmp_path / "run"), "--any_grid"]
-    for width, side in (("halved", 64), ("released", 42)):
-        with pytest.raises(ValueError, match=rf"train-1\.nii\.gz: .* at least {side} a side"):
-            train_first_stage.main([*flags, "--width", width])
+    with pytest.raises(ValueError, match=r"train-1\.nii\.gz: .* at least 42 a side"):
+        train_first_stage.main([*flags, "--width", "released"])
     assert not (tmp_path / "run").exists()

@@ -103,8 +103,12 @@ def test_second_stage_starts_at_the_first_stages_age_whatever_the_rounded_age(wi
 
 def test_second_stage_starts_only_from_a_network_of_its_kind():
     first = ScaleDense()
-    with pytest.raises(ValueError, match="use_sex False cannot start from"):
+    with pytest.raises(ValueError, match=r"use_sex False cannot start from.*give --no-warm_start"):
         SecondStage(use_sex=False).start_from(first)
+    with torch.device("meta"):
+        wide = SecondStage("released")
+    with pytest.raises(ValueError, match="width released, use_sex True cannot start from"):
+        wide.start_from(first)
 
 
 def test_second_stage_starts_at_a_weighted_mean_of_another_network_and_the_rounded_age():
@@ -119,13 +123,3 @@ def test_second_stage_starts_at_a_weighted_mean_of_another_network_and_the_round
     torch.testing.assert_close(age, expected, rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="at least 0 and below 1 expected, got 1"):
         second.start_from(other, rough_share=1)
-
-
-def test_rough_ages_that_are_given_take_the_place_of_the_first_stages():
-    model = cascade().eval()
-    image, sex = batch()
-    given = torch.tensor([[20.0], [51.0], [84.0]])
-    stages = model.predict(image, sex, given)
-    assert stages["rounded_age"][:, 0].tolist() == [20, 50, 85]
-    residual = model.second_stage(image, sex, stages["rounded_age"])
-    assert torch.equal(model(image, sex, given), stages["rounded_age"] + residual)

@@ -12,12 +12,13 @@ from utils.scans.volumes import (
     GRID_SHAPE,
     InputRule,
     average_2x2x2,
+    decode,
     find_scans,
     image_stem,
     normalise,
-    read_header,
-    read_volume,
+    open_scan,
     read_voxels,
+    reduce_volume,
 )
 
 RAS_TWIN = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
@@ -34,24 +35,24 @@ def volume():
 
 def test_scan_on_the_grid_is_read_as_it_is(tmp_path, volume):
     path = write_scan(tmp_path / "a.nii.gz", volume)
-    read = read_volume(path, InputRule())
+    read = decode(path)
     assert read.dtype == np.float32
     assert np.array_equal(read, volume)
-    assert read_header(path).orientation == "LAS"
+    assert open_scan(path).orientation == "LAS"
 
 
 def test_ras_twin_of_the_same_shape_is_flipped_from_its_affine(tmp_path, volume):
     path = write_scan(tmp_path / "twin.nii.gz", volume[::-1], RAS_TWIN)
-    assert read_header(path).orientation == "RAS"
-    assert np.array_equal(read_volume(path, InputRule()), volume)
+    assert open_scan(path).orientation == "RAS"
+    assert np.array_equal(decode(path), volume)
 
 
 def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
     permuted = GRID_AFFINE[:, [2, 0, 1, 3]]
     path = write_scan(tmp_path / "p.nii.gz", volume.transpose(2, 0, 1), permuted)
-    assert read_header(path).orientation == "SLA"
-    assert read_header(path).shape == volume.shape
-    assert np.array_equal(read_volume(path, InputRule()), volume)
+    assert open_scan(path).orientation == "SLA"
+    assert open_scan(path).shape == volume.shape
+    assert np.array_equal(decode(path), volume)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +63,14 @@ def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
 def test_same_shape_on_another_grid_is_refused(tmp_path, volume, affine):
     path = write_scan(tmp_path / "other.nii.gz", volume, affine)
     with pytest.raises(ValueError, match=r"other.nii.gz: not on the FSL MNI152 2 mm grid"):
-        read_volume(path, InputRule())
-    assert read_volume(path, ANY).shape == GRID_SHAPE
+        decode(path)
+    assert decode(path, any_grid=True).shape == GRID_SHAPE
 
 
 def test_other_shapes_are_refused_with_what_was_found_and_expected(tmp_path):
     path = write_scan(tmp_path / "small.nii.gz", brain((32, 36, 32), 40))
     with pytest.raises(ValueError, match=r"found shape \(32, 36, 32\).*expected \(91, 109, 91\)"):
-        read_header(path)
+        open_scan(path)
 
 
 def test_scaled_integers_are_read_in_their_own_unit(tmp_path):
@@ -78,30 +79,30 @@ def test_scaled_integers_are_read_in_their_own_unit(tmp_path):
     stored = (brain(GRID_SHAPE, 40) / 0.5).clip(0, 255).astype(np.uint8)
     image = nibabel.Nifti1Image(stored * 0.5, GRID_AFFINE, image.header)
     nibabel.save(image, tmp_path / "scaled.nii.gz")
-    read = read_volume(tmp_path / "scaled.nii.gz", InputRule())
+    read = decode(tmp_path / "scaled.nii.gz")
     np.testing.assert_allclose(read, stored * 0.5, atol=0.3)
     assert (read[stored == 0] == 0).all()
 
 
 def test_one_volume_in_four_dimensions_is_one_volume(tmp_path, volume):
     path = write_scan(tmp_path / "four.nii", volume[..., None])
-    assert np.array_equal(read_volume(path, InputRule()), volume)
+    assert np.array_equal(decode(path), volume)
 
 
 def test_several_volumes_are_refused(tmp_path):
     path = write_scan(tmp_path / "series.nii", np.ones((4, 4, 4, 2), np.float32))
     with pytest.raises(ValueError, match=r"one 3-D volume expected, found shape \(4, 4, 4, 2\)"):
-        read_header(path)
+        open_scan(path)
 
 
 def test_complex_numbers_and_colours_are_refused_by_name_and_type(tmp_path, volume):
     path = write_scan(tmp_path / "complex.nii.gz", volume.astype(np.complex64))
-    for read in (read_header, lambda path: read_volume(path, InputRule())):
+    for read in (open_scan, lambda path: decode(path)):
         with pytest.raises(ValueError, match=r"complex\.nii\.gz: .*\(complex64\) where"):
             read(path)
     colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     with pytest.raises(ValueError, match=r"colours\.nii: .* where intensities are expected"):
-        read_header(write_scan(tmp_path / "colours.nii", colours), any_grid=True)
+        open_scan(write_scan(tmp_path / "colours.nii", colours), any_grid=True)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_complex_numbers_and_colours_are_refused_by_name_and_type(tmp_path, volu
 def test_volumes_without_a_brain_are_refused_by_name(tmp_path, change, message):
     path = write_scan(tmp_path / "bad.nii.gz", change(brain((32, 32, 32), 50)))
     with pytest.raises(ValueError, match=rf"bad\.nii\.gz: .*{message}"):
-        read_volume(path, ANY)
+        decode(path, any_grid=True)
 
 
 def test_unreadable_files_are_refused_by_name(tmp_path):
@@ -129,7 +130,7 @@ def test_unreadable_files_are_refused_by_name(tmp_path):
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=name):
-            read_volume(tmp_path / name, ANY)
+            decode(tmp_path / name, any_grid=True)
 
 
 def flipped(content: bytes) -> bytes:
@@ -140,10 +141,10 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize("damage", [flipped, lambda content: content[:-3]], ids=["bit", "cut"])
 def test_compressed_files_are_read_to_their_checksum(tmp_path, damage):
     path = write_scan(tmp_path / "a.nii.gz", brain((32, 32, 32), 50))
-    read_volume(path, ANY)
+    decode(path, any_grid=True)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"a\.nii\.gz: .*damaged or cut: .*copy or download"):
-        read_volume(path, ANY)
+        decode(path, any_grid=True)
 
 
 def as_scaled_integers(voxels):
@@ -178,8 +179,8 @@ def test_voxels_of_compressed_files_are_those_that_nibabel_reads(tmp_path, make,
     np.testing.assert_array_equal(read, np.asarray(image.dataobj, np.float32))
 
 
-def test_four_millimetres_crops_and_averages_before_normalising(tmp_path, volume):
-    coarse = read_volume(write_scan(tmp_path / "a.nii.gz", volume), InputRule(resolution=4))
+def test_four_millimetres_crops_and_averages(volume):
+    coarse = reduce_volume(volume, InputRule(resolution=4))
     assert coarse.shape == (45, 54, 45)
     assert coarse[3, 4, 5] == pytest.approx(volume[6:8, 8:10, 10:12].mean())
     assert coarse[44, 53, 44] == pytest.approx(volume[88:90, 106:108, 88:90].mean())
@@ -246,10 +247,9 @@ def test_unknown_preparations_are_refused(options):
 
 
 @pytest.mark.parametrize("resolution", [2, 4])
-def test_cropping_keeps_the_box_around_the_templates_brain(tmp_path, volume, resolution):
-    path = write_scan(tmp_path / "a.nii.gz", volume)
+def test_cropping_keeps_the_box_around_the_templates_brain(volume, resolution):
     input_rule = InputRule(resolution, crop=True)
-    cropped = read_volume(path, input_rule)
+    cropped = reduce_volume(volume, input_rule)
     expected = volume[7:83, 9:101, 0:78]
     if resolution == 4:
         expected = expected.reshape(38, 2, 46, 2, 39, 2).mean((1, 3, 5))

@@ -19,6 +19,8 @@ DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
 
 def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
     """A parser that shows defaults, refuses shortened flags and has `--debug`."""
+    if module := getattr(sys.modules["__main__"], "__spec__", None):  # run by `python -m`
+        kwargs.setdefault("prog", f"python -m {module.name.removesuffix('.__main__')}")
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -160,8 +162,8 @@ def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
     )
 
 
-def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Where and how it runs; returns the group for more of the kind."""
+def add_device_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Where and how exactly it computes; returns the group for more of the kind."""
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--device",
@@ -176,25 +178,28 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "float32 to 0.1 years), float32 on a CPU",
     )
     group.add_argument(
+        "--threads",
+        type=number(int, low=0),
+        default=0,
+        help="CPU threads; 0: as many as the process may use",
+    )
+    return group
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """`add_device_flags`, compilation and the processes that read scans; returns the group."""
+    group = add_device_flags(parser)
+    group.add_argument(
         "--compile",
         action=Switch,
         default=False,
         help="torch.compile; takes minutes to start, worth trying on a GPU",
     )
     group.add_argument(
-        "--threads",
-        type=number(int, low=0),
-        default=0,
-        help="CPU threads; 0: as many as the process may use",
-    )
-    group.add_argument(
         "--num_workers",
         type=number(int, low=0),
         default=2,
         help="processes that read scans: of --cache none, and on a GPU of --cache disk",
-    )
-    group.add_argument(
-        "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"
     )
     return group
 

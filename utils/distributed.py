@@ -1,17 +1,18 @@
-"""Several processes, one a GPU, that train as one: who they are and what they tell each other.
+"""The processes of one training, one per GPU: who they are, and what they exchange.
 
-Every process draws the same order of scans and computes the loss of the same global batch; it holds
-a share of the batch's images. Started by torchrun, or by srun with one task a GPU. With a single
-process, everything here hands back what it is given.
+Every process draws the same order of scans and computes the loss of the same global batch, and
+reads only its share of the batch's images. torchrun starts them, or srun with one task per GPU.
+A process that trains alone gets back what it gives.
 """
 
 import hashlib
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +21,9 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
-# How long a process waits for the others: one of them may be reading a large cohort.
-PATIENCE = timedelta(hours=1)
-LAST_WORDS = 5.0  # seconds in which processes that end with an error agree on who tells it
+TIMEOUT = timedelta(hours=1)  # for a process that waits for another, which reads a large cohort
+ERROR_REPORT_SECONDS = 5.0  # in which processes that end with an error agree on who prints it
+SENT_ERRORS = (FileNotFoundError, FileExistsError, OSError, ValueError, RuntimeError)
 T = TypeVar("T")
 
 
@@ -33,78 +34,57 @@ class World:
     Attributes:
         rank: its number among all, from 0.
         size: how many there are on all machines; 1 where there is no process group.
-        local_rank: its number among those of its machine, and that of its GPU.
+        local_rank: its number among those of its machine, and the number of its GPU.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
 
-    def share(self, count: int, rank: int | None = None) -> slice:
-        """Which of `count` things are this process's, or those of `rank`: contiguous, within 1."""
-        rank = self.rank if rank is None else rank
-        return slice(count * rank // self.size, count * (rank + 1) // self.size)
+    def share(self, count: int) -> slice:
+        """Which of `count` things are this process's: contiguous, sizes equal to within one."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
-    def first(self, function: Callable[[], T]) -> T:
-        """Runs `function` in process 0 alone; all get its value, or raise its error."""
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their ranks; anything that pickles."""
+        values = [value] * self.size
+        if self.size > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+    def run_in_all(self, function: Callable[[], T]) -> T:
+        """Runs `function` in every process; an error of one is raised in all of them."""
         if self.size == 1:
             return function()
-        outcome = _outcome(function) if self.rank == 0 else (None, None)
-        shared = [(outcome[0], _portable(outcome[1]))]
-        distributed.broadcast_object_list(shared, src=0)
-        value, error = shared[0]
-        if error is not None:
-            raise outcome[1] or error
-        return value
-
-    def everyone(self, function: Callable[[], T]) -> T:
-        """Runs `function` in every process; where it fails in one of them, all raise.
-
-        Raises:
-            Exception: this process's own error, or else that of the first process that has one.
-        """
-        if self.size == 1:
-            return function()
-        value, error = _outcome(function)
-        errors = [other for other in self.gather(_portable(error)) if other is not None]
+        value = error = sent = None
+        try:
+            value = function()
+        except Exception as failure:
+            error = failure
+            kind = next((kind for kind in SENT_ERRORS if isinstance(error, kind)), RuntimeError)
+            sent = kind(str(error))  # other kinds may not pickle
+        errors = [one for one in self.gather(sent) if one is not None]
         if errors:
             raise error or errors[0]
         return value
 
-    def gather(self, value: T) -> list[T]:
-        """What every process holds, in the order of their ranks; anything that can be pickled."""
-        values = [value]
-        if self.size > 1:
-            values = [None] * self.size
-            distributed.all_gather_object(values, value)
-        return values
+    def run_in_first(self, function: Callable[[], T]) -> T:
+        """Runs `function` in process 0 alone; all return its value, or raise its error."""
+        value = self.run_in_all(function if self.rank == 0 else lambda: None)
+        return self.gather(value)[0]
 
     def gather_shares(self, own: Tensor, total: int) -> Tensor:
-        """The whole of which every process holds its `share`; gradients reach the own part only.
+        """The (total, ...) tensor of which every process holds its own rows `self.share(total)`.
 
-        Args:
-            own: (n, ...), rows `self.share(total)` of the whole.
-            total: rows of the whole, known to all.
-
-        Returns:
-            (total, ...), alike in all processes.
+        Gradients reach the own rows only. torch's all_gather would need shares of equal size.
         """
         if self.size == 1:
             return own
-        counts = [part.stop - part.start for part in (self.share(total, r) for r in self.ranks)]
-        # Collectives need equal shapes, shares may differ by one row.
-        padded = own.new_zeros((max(counts), *own.shape[1:]))
-        padded[: len(own)] = own.detach()
-        received = [torch.empty_like(padded) for _ in self.ranks]
-        distributed.all_gather(received, padded)
-        parts = [part[:count] for part, count in zip(received, counts, strict=True)]
-        parts[self.rank] = own
-        return torch.cat(parts)
-
-    @property
-    def ranks(self) -> range:
-        """The numbers of all processes."""
-        return range(self.size)
+        whole = own.new_zeros((total, *own.shape[1:]))
+        whole[self.share(total)] = own.detach()
+        distributed.all_reduce(whole)  # the others have zeros in these rows
+        whole[self.share(total)] = own
+        return whole
 
     def average(self, tensor: Tensor) -> None:
         """Puts the mean over all processes into `tensor`, in each of them."""
@@ -114,11 +94,10 @@ class World:
 
     @contextmanager
     def own_randomness(self, step: int, device: torch.device) -> Iterator[None]:
-        """What is drawn inside is this process's own; afterwards the generators are as before.
+        """Draws within are this process's own; afterwards the generators are as they were.
 
-        Shares differ in size, so draws for their scans would part the generators from which all
-        processes must draw the same order and pairs. Own draws follow from the generator's seed
-        (the trainer sets it each epoch), the step and the rank. A single process draws as ever.
+        All processes draw the same order and pairs, but shares differ in size, and so do the draws
+        for their scans: these follow from the generator's seed of the epoch, the step and the rank.
         """
         if self.size == 1:
             yield
@@ -132,75 +111,42 @@ class World:
 SINGLE = World()
 
 
-def _outcome(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    try:
-        return function(), None
-    except Exception as error:
-        return None, error
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """The error as it can be sent to other processes: its nearest plain kind and its words."""
-    if error is None:
-        return None
-    plain = (FileNotFoundError, FileExistsError, OSError, ValueError, RuntimeError)
-    kind = next((kind for kind in plain if isinstance(error, kind)), RuntimeError)
-    return kind(str(error))
-
-
 def read_launch(variables: Mapping[str, str]) -> tuple[World, str]:
     """Who this process is, from the environment variables of torchrun or of srun.
 
-    A job's own variables (SLURM_NTASKS, and in its batch script even SLURM_PROCID) are set where
-    nothing has been started in parallel; those of a step with several tasks are not.
+    SLURM_STEP_NUM_TASKS tells whether srun started several tasks; other variables of a job
+    (SLURM_NTASKS, in a batch script even SLURM_PROCID) are set without that.
 
-    Returns:
-        The process and the address at which all meet; an empty one for a single process.
-
-    Raises:
-        ValueError: variables that are missing or are no numbers.
+    Returns the process and the address at which all meet, "" for a single process; raises
+    ValueError where variables are missing or not numbers.
     """
+    by_torchrun = "RANK" in variables and "WORLD_SIZE" in variables
+    if not by_torchrun and int(variables.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return SINGLE, ""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not by_torchrun:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     try:
-        if "RANK" in variables and "WORLD_SIZE" in variables:
-            names, address = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "env://"
-        elif "SLURM_PROCID" in variables and int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-            address = _slurm_address(variables)
-        else:
-            return SINGLE, ""
-        rank, size, local_rank = (int(variables[name]) for name in names)
+        world = World(*(int(variables[name]) for name in names))
+        if by_torchrun:
+            return (world, "env://") if world.size > 1 else (SINGLE, "")
+        nodes = variables.get("SLURM_STEP_NODELIST") or variables["SLURM_JOB_NODELIST"]
+        port = variables.get("MASTER_PORT") or 20_000 + int(variables["SLURM_JOB_ID"]) % 10_000
     except KeyError as error:
         raise ValueError(
             f"{error.args[0]} is not set among the variables of a parallel launch: start with "
-            "torchrun, or with srun and one task a GPU"
+            "torchrun, or with srun and one task per GPU"
         ) from None
-    if size == 1:
-        return SINGLE, ""
-    if names[2] == "SLURM_LOCALID" and "," not in variables.get("CUDA_VISIBLE_DEVICES", ","):
-        local_rank = 0  # --gpus-per-task: the task sees its own GPU alone
-    return World(rank, size, local_rank), address
-
-
-def _slurm_address(variables: Mapping[str, str]) -> str:
-    """Where process 0 listens: on the step's first machine, at a port from the job's number."""
-    nodes = variables.get("SLURM_STEP_NODELIST") or variables["SLURM_JOB_NODELIST"]
-    # gpu[07,09-12]-ib,other -> gpu07-ib
+    # The first of the machines: gpu[07,09-12]-ib,other -> gpu07-ib
     name, number, suffix = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes).groups()
     host = variables.get("MASTER_ADDR") or f"{name}{number or ''}{suffix}"
-    port = variables.get("MASTER_PORT") or 20_000 + int(variables["SLURM_JOB_ID"]) % 10_000
-    return f"tcp://{host}:{port}"
+    if "," not in variables.get("CUDA_VISIBLE_DEVICES", ","):
+        world = replace(world, local_rank=0)  # --gpus-per-task: the task sees only its own GPU
+    return world, f"tcp://{host}:{port}"
 
 
 def own_device(device: str, local_rank: int) -> torch.device:
-    """The GPU of a process among several, or the CPU.
-
-    Args:
-        device: auto, cuda or cpu, as --device has it.
-        local_rank: the process's number on its machine.
-
-    Raises:
-        ValueError: another device, or no GPU of that number.
-    """
+    """The CPU, or the GPU of this number; ValueError for other devices, or without that GPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -213,7 +159,7 @@ def own_device(device: str, local_rank: int) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"process {local_rank} of this machine has no GPU, torch sees "
-            f"{torch.cuda.device_count()}: start one process a GPU, or give --device cpu"
+            f"{torch.cuda.device_count()}: start one process per GPU, or give --device cpu"
         )
     return torch.device("cuda", local_rank)
 
@@ -222,76 +168,57 @@ def own_device(device: str, local_rank: int) -> torch.device:
 def joined(device: str = "auto") -> Iterator[World]:
     """Joins the processes of a run, and leaves them at the end, after errors too.
 
-    Within, process 0 alone prints. Of an error that all raise, one process tells.
-
-    Args:
-        device: as --device has it; decides between nccl (GPU) and gloo (CPU).
+    Within, only process 0 prints. An error that several processes raise is printed by one of them;
+    the others raise SystemExit. `device` is auto, cuda or cpu, as for `own_device`.
 
     Raises:
-        ValueError: a launch or a device that cannot be.
-        SystemExit: in place of an error that another process tells.
+        ValueError: as `read_launch` and `own_device`.
     """
     world, address = read_launch(os.environ)
     if world.size == 1:
         yield world
         return
-    own = own_device(device, world.local_rank)
-    if own.type == "cuda":
+    backend = "gloo"
+    if (own := own_device(device, world.local_rank)).type == "cuda":
+        backend = "nccl"
         torch.cuda.set_device(own)
-    store = next(iter(rendezvous(address, world.rank, world.size, timeout=PATIENCE)))[0]
-    distributed.init_process_group(
-        "nccl" if own.type == "cuda" else "gloo",
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
-        timeout=PATIENCE,
-    )
+    members = {"rank": world.rank, "world_size": world.size, "timeout": TIMEOUT}
+    store = next(iter(rendezvous(address, **members)))[0]
+    distributed.init_process_group(backend, store=store, **members)
     errors = distributed.PrefixStore("errors", store)
     try:
-        with _quiet(world):
-            yield world
-    except (ValueError, OSError) as error:
-        if not _tells(error, world, errors):
-            # When one has ended the launcher ends all: not before the other has said its words.
-            time.sleep(LAST_WORDS / 2)
-            raise SystemExit(1) from error
-        raise
-    except RuntimeError as error:
-        if _others_ended(errors):  # a collective broke off because another process has told why
-            raise SystemExit(1) from error
-        raise
-    # After an error the group is left to the process's end: nccl would wait for the others' answer.
+        with Path(os.devnull).open("w") as nowhere:
+            out, err = (nowhere, nowhere) if world.rank else (sys.stdout, sys.stderr)
+            with redirect_stdout(out), redirect_stderr(err):
+                yield world
+    except (ValueError, OSError, RuntimeError) as error:
+        if reports_error(error, world, errors):
+            raise
+        raise SystemExit(1) from error
+    # After an error the group ends with the process: nccl would wait for the others' answer.
     distributed.destroy_process_group()
 
 
-@contextmanager
-def _quiet(world: World) -> Iterator[None]:
-    """Silences what every process but the first prints: lines, warnings, progress bars."""
-    with ExitStack() as stack:
-        if world.rank > 0:
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        yield
+def reports_error(error: Exception, world: World, store: distributed.Store) -> bool:
+    """Whether this process is to print `error`: the first that ends with this message.
 
-
-def _others_ended(store: distributed.Store) -> bool:
-    """Whether another process has ended with an error, or the store went with it."""
+    A RuntimeError is printed where no process has ended yet: otherwise it says that a collective
+    broke off because another process ended, which printed why. The launcher ends all processes when
+    one has ended, so those that print nothing wait until the others have printed.
+    """
+    broken = isinstance(error, RuntimeError)
     try:
-        return store.add("ended", 0) > 0
-    except RuntimeError:
-        return True
-
-
-def _tells(error: Exception, world: World, store: distributed.Store) -> bool:
-    """Whether this process is the first to end with these words; waits for no one for long."""
-    try:
-        first = store.add(hashlib.sha256(str(error).encode()).hexdigest(), 1) == 1
-        ended, deadline = store.add("ended", 1), time.monotonic() + LAST_WORDS
-        # The store may live in process 0: it stays until the others have asked.
+        if broken:
+            return store.add("ended", 0) == 0
+        key = hashlib.sha256(str(error).encode(errors="backslashreplace")).hexdigest()
+        first = store.add(key, 1) == 1
+        ended, deadline = store.add("ended", 1), time.monotonic() + ERROR_REPORT_SECONDS
+        # The store may live in process 0, which waits until the others have asked it.
         while world.rank == 0 and ended < world.size and time.monotonic() < deadline:
             time.sleep(0.05)
             ended = store.add("ended", 0)
-    except RuntimeError:  # the store is gone: rather twice than never
-        return True
+    except RuntimeError:  # the store ended with its process; better two reports than none
+        return not broken
+    if not first:
+        time.sleep(ERROR_REPORT_SECONDS / 2)
     return first

@@ -91,9 +91,13 @@ def _is_number(text: str) -> bool:
 
 
 def write_tsv(
-    path: str | Path, rows: Iterable[Iterable[object]], *, overwrite: bool = False
+    path: str | Path,
+    rows: Iterable[Iterable[object]],
+    *,
+    delimiter: str = "\t",
+    overwrite: bool = False,
 ) -> None:
-    """Writes rows, the header first, as tab-separated text; each row stays one line.
+    """Writes rows, the header first, as separated text; each row stays one line.
 
     Tabs and line ends within a cell become blanks, what is not UTF-8 in a file's name an escape;
     text that a spreadsheet would calculate is marked as text, numbers are left as they are.
@@ -102,12 +106,26 @@ def write_tsv(
         replacing(path, overwrite=overwrite) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table = csv.writer(file, delimiter=delimiter, lineterminator="\n")
         lines = ([" ".join(str(cell).split()) for cell in row] for row in rows)
         table.writerows(
             [cell if _is_number(cell) else as_spreadsheet_text(cell) for cell in row]
             for row in lines
         )
+
+
+def write_xls(path: Path, rows: Iterable[Iterable[object]], *, title: str = "labels") -> Path:
+    """Writes rows as an .xls workbook, the published form of a label sheet; returns its path."""
+    import xlwt  # slow to load: only when a workbook is written
+
+    book = xlwt.Workbook()
+    sheet = book.add_sheet(title)
+    for at, row in enumerate(rows):
+        for column, cell in enumerate(row):
+            sheet.write(at, column, cell)
+    with replacing(path) as temporary:
+        book.save(str(temporary))
+    return path
 
 
 def write_json(path: str | Path, content: dict, *, overwrite: bool = False) -> None:

@@ -68,7 +68,7 @@ def require_memory(needed: int, scans: int, device: torch.device) -> None:
     if needed > 2 / 3 * free:
         raise ValueError(
             f"{scans} scans need {needed / 2**30:.1f} GiB of memory on {device}, of which "
-            f"{free / 2**30:.1f} are free: give --cache disk, or fewer --cache_bits"
+            f"{free / 2**30:.1f} are free: give --cache disk"
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from utils.results.metrics import resample, with_interval
+from utils.results.metrics import with_intervals
 from utils.scans.leakage import people_of
 
 
@@ -37,26 +37,23 @@ def pair_scans(
     Raises:
         ValueError: fewer than two pairs.
     """
-    found: dict[str, tuple[str, str]] = {}
-    for source, scans in first.items():
-        for scan, person in people_of(sorted(scans.index), pattern=pattern).items():
-            found.setdefault(person, (source, scan))
-    pairs: dict[str, dict] = {}
-    for scan, person in people_of(sorted(second.index), pattern=pattern).items():
-        source, other = found.get(person, ("", scan))
-        if other == scan or person in pairs:
-            continue
-        pairs[person] = {"person": person, "first_scan": other, "second_scan": scan}
-        pairs[person]["first_from"] = source
-        for name in ("predicted_age", "brain_pad"):
-            pairs[person][f"first_{name}"] = first[source].at[other, name]
-            pairs[person][f"second_{name}"] = second.at[scan, name]
+
+    def by_person(scans: pd.DataFrame) -> pd.DataFrame:
+        person_of = people_of(sorted(scans.index), pattern=pattern)
+        chosen = scans.loc[list(person_of), ["predicted_age", "brain_pad"]]
+        return chosen.assign(person=list(person_of.values()), scan=list(person_of))
+
+    found = pd.concat([by_person(scans).assign(**{"from": name}) for name, scans in first.items()])
+    found = found.drop_duplicates("person").set_index("person").add_prefix("first_")
+    others = by_person(second).set_index("person").add_prefix("second_")
+    pairs = others.join(found, how="inner").query("first_scan != second_scan").reset_index()
+    pairs = pairs.drop_duplicates("person", ignore_index=True)
     if len(pairs) < 2:
         raise ValueError(
             f"{len(pairs)} of {len(second)} second scans have a first one of the same person, at "
             "least 2 expected; --subject_pattern says where the person stands in a name"
         )
-    return pd.DataFrame(list(pairs.values()))
+    return pairs
 
 
 def intraclass_correlations(ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -94,17 +91,14 @@ def agreement(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> dict[s
         {"value", "low", "high"} with 95 % bootstrap intervals over persons, by figure; the limits
         of agreement are mean_difference -+ 1.96 sd_of_difference.
     """
-    both = np.stack([first, second], axis=-1)
-    values = _figures(both)
-    samples = _figures(both[resample(len(both), seed)])
-    return {name: with_interval(values[name], samples[name]) for name in values}
+    return with_intervals(_figures, first, second, seed=seed)
 
 
-def _figures(both: np.ndarray) -> dict[str, np.ndarray]:
-    """The figures of (..., n, 2) years, each (...,)."""
-    difference = both[..., 1] - both[..., 0]
+def _figures(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures over the last axis, in years where they are differences."""
+    difference = second - first
     mean, sd = difference.mean(-1), difference.std(-1, ddof=1)
-    icc_2_1, icc_3_1 = intraclass_correlations(both)
+    icc_2_1, icc_3_1 = intraclass_correlations(np.stack([first, second], axis=-1))
     return {
         "mean_absolute_difference": np.abs(difference).mean(-1),
         "mean_difference": mean,

@@ -1,4 +1,4 @@
-"""The age bias of predicted ages, and its correction in both standard forms.
+"""The age bias of predicted ages, and both standard corrections.
 
 Networks predict the young too old and the old too young, so brain-PAD depends on age. One straight
 line through the ages of unseen healthy scans describes it: predicted = slope * age + intercept.
@@ -7,11 +7,11 @@ line through the ages of unseen healthy scans describes it: predicted = slope * 
   1 / slope (Cole et al. 2018, doi 10.1038/mp.2017.62; de Lange and Cole 2020,
   doi 10.1016/j.nicl.2020.102229).
 - Beheshti: what the line gives for brain-PAD at the chronological age is subtracted (Beheshti et
-  al. 2019, doi 10.1016/j.nicl.2019.102063). Its line, brain-PAD on age, is the same one: the slope
-  is less by 1.
+  al. 2019, doi 10.1016/j.nicl.2019.102063). That line, brain-PAD on age, is the same one with a
+  slope that is smaller by 1.
 
-It follows that Beheshti's corrected brain-PAD is `slope` times Cole's: they rank scans alike, and
-whatever depends on ranks alone, such as an AUC, is the same for both.
+So Beheshti's corrected brain-PAD is `slope` times Cole's: both rank scans in the same order, and
+figures that depend on ranks alone, such as an AUC, are the same for both.
 """
 
 import math
@@ -26,7 +26,7 @@ MINIMUM_SLOPE = 0.1
 
 @dataclass(frozen=True)
 class BiasCorrection:
-    """The line: `slope` (years a year), `intercept` (years) and the (low, high) ages it rests on.
+    """The line: `slope` (years per year), `intercept` and the fitted (low, high) ages in years.
 
     Raises:
         ValueError: not finite, a range upside down, or a slope below MINIMUM_SLOPE, where Cole's
@@ -43,7 +43,7 @@ class BiasCorrection:
             raise ValueError(f"{self}: finite numbers and an age range from low to high expected")
         if self.slope < MINIMUM_SLOPE:
             raise ValueError(
-                f"predicted ages rise by {self.slope:.3f} years a year of age: at least "
+                f"predicted ages rise by {self.slope:.3f} years per year of age: at least "
                 f"{MINIMUM_SLOPE} expected; such a network knows too little of age to be corrected"
             )
 
@@ -54,16 +54,14 @@ class BiasCorrection:
     def beheshti(self, predicted_age: np.ndarray, age: np.ndarray) -> np.ndarray:
         """Corrected ages in years; uses the chronological age.
 
-        As that age enters the corrected one, its MAE and correlation with age flatter: at slope 0
-        even a constant would become perfect. For brain-PAD only, never for a network's accuracy.
+        Because the true age enters the corrected one, MAE and correlation with age look better than
+        they are: at slope 0 even a constant would become perfect. For brain-PAD only, never to
+        judge a network's accuracy.
         """
         return predicted_age - ((self.slope - 1) * age + self.intercept)
 
     def outside(self, age: np.ndarray) -> np.ndarray:
-        """Booleans: ages (for Cole's form without an age, corrected ones) beyond the fitted range.
-
-        The correction extrapolates there.
-        """
+        """Which ages lie beyond the fitted range, where the correction extrapolates."""
         low, high = self.age_range
         return (age < low) | (age > high)
 

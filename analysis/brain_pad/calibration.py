@@ -1,18 +1,19 @@
-"""What is fitted on out-of-fold ages and applied to all others: bias correction and limits.
+"""The calibration: bias correction and limits, fitted on out-of-fold ages, applied to all others.
 
-Kept as a small JSON file, which says what table it was made of.
+It is kept in a small JSON file, which names the table that it was fitted on.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correction
-from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, fit_limits
-from analysis.brain_pad.tables import Predictions, as_arrays
-from utils.files import sha256_of, write_json
+from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, coverage, fit_limits
+from utils.files import write_json
+from utils.results.tables import COLUMNS, Predictions
 
 FORMAT = "TSAN brain-PAD calibration 1"
 TERCILES = 3
@@ -22,9 +23,13 @@ PADS = ("brain_pad", "brain_pad_cole", "brain_pad_beheshti")
 
 @dataclass(frozen=True)
 class Calibration:
-    """`source`: name of the table, sha256 of its bytes and how many scans of it were used.
+    """Bias correction and limits of intervals.
 
-    `limits_by_predicted_age`, in terciles, is None where there are too few scans for three groups.
+    Attributes:
+        source: the table that they were fitted on, its sha256 and how many scans were used.
+        bias: the correction.
+        limits: one limit for all predicted ages.
+        limits_by_predicted_age: in terciles; None where there are too few scans for three groups.
     """
 
     source: dict[str, str | int]
@@ -39,7 +44,8 @@ def fit_calibration(out_of_fold: Predictions) -> Calibration:
     Raises:
         ValueError: too few scans, or ages that the predictions do not follow; with the table.
     """
-    age, predicted_age = as_arrays(out_of_fold.scans)
+    scans = out_of_fold.scans
+    age, predicted_age = scans["age"].to_numpy(), scans["predicted_age"].to_numpy()
     try:
         bias = fit_bias_correction(age, predicted_age)
         limits = fit_limits(age, predicted_age)
@@ -48,12 +54,7 @@ def fit_calibration(out_of_fold: Predictions) -> Calibration:
             grouped = fit_limits(age, predicted_age, groups=TERCILES)
     except ValueError as error:
         raise ValueError(f"{out_of_fold.path}: {error}") from error
-    source = {
-        "file": out_of_fold.path.name,
-        "sha256": sha256_of(out_of_fold.path),
-        "scans": len(age),
-        "without_age": out_of_fold.without_age,
-    }
+    source = out_of_fold.describe() | {"file": out_of_fold.path.name}
     return Calibration(source, bias, limits, grouped)
 
 
@@ -62,21 +63,55 @@ def apply_calibration(calibration: Calibration, scans: pd.DataFrame) -> pd.DataF
 
     Args:
         calibration: from `fit_calibration` or `read_calibration`.
-        scans: columns age, predicted_age and brain_pad, in years.
+        scans: columns age and predicted_age, in years.
     """
-    age, predicted_age = as_arrays(scans)
+    return scans.assign(**_corrected(calibration, scans["age"], scans["predicted_age"]))
+
+
+def report_coverage(calibration: Calibration, scans: pd.DataFrame) -> dict:
+    """Coverage of the calibration's limits on scans that they were not made from."""
+    age, predicted_age = scans["age"].to_numpy(), scans["predicted_age"].to_numpy()
+    kinds = ("limits", "limits_by_predicted_age")
+    limits = {name: getattr(calibration, name) for name in kinds}
+    return {name: coverage(each, age, predicted_age) for name, each in limits.items() if each}
+
+
+def complete_row(row: dict, calibration: Calibration | None) -> dict:
+    """All COLUMNS of a scan in the table of ages, from what was measured.
+
+    Args:
+        row: some of COLUMNS; age and predicted_age in years.
+        calibration: gives intervals and corrections; without it these columns stay unknown (None).
+    """
+    row = dict.fromkeys(COLUMNS) | row
+    age, predicted_age = row["age"], row["predicted_age"]
+    if predicted_age is None:
+        return row
+    if age is not None:
+        row["brain_pad"] = predicted_age - age
+    if calibration is not None:
+        found = _corrected(calibration, math.nan if age is None else age, predicted_age)
+        known = {name: float(years) for name, years in found.items() if name in COLUMNS}
+        row |= {name: years for name, years in known.items() if not math.isnan(years)}
+    return row
+
+
+def _corrected(
+    calibration: Calibration, age: float | pd.Series, predicted_age: float | pd.Series
+) -> dict:
+    """Columns of one scan or of several, in years; NaN where they need an unknown age."""
     width = calibration.limits.half_width(predicted_age, 90)
     cole = calibration.bias.cole(predicted_age)
     beheshti = calibration.bias.beheshti(predicted_age, age)
-    return scans.assign(
-        predicted_age_cole=cole,
-        predicted_age_beheshti=beheshti,
-        brain_pad_cole=cole - age,
-        brain_pad_beheshti=beheshti - age,
-        age_low_90=predicted_age - width,
-        age_high_90=predicted_age + width,
-        outside_fitted_ages=calibration.bias.outside(age),
-    )
+    return {
+        "predicted_age_low": predicted_age - width,
+        "predicted_age_high": predicted_age + width,
+        "predicted_age_cole": cole,
+        "predicted_age_beheshti": beheshti,
+        "brain_pad_cole": cole - age,
+        "brain_pad_beheshti": beheshti - age,
+        "outside_fitted_ages": calibration.bias.outside(age),
+    }
 
 
 def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
@@ -106,7 +141,7 @@ def read_calibration(path: str | Path) -> Calibration:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a calibration that brain_pad.py wrote ({type(error).__name__}: {error})"
+            f"{path}: not a calibration of script/brain_pad.sh ({type(error).__name__}: {error})"
         ) from error
 
 

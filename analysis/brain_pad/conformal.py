@@ -5,8 +5,8 @@ scans, k = ceil((n + 1) * coverage). A new scan of the same population falls ins
 that probability, whatever the distribution of errors (split conformal: Lei et al. 2018,
 doi 10.1080/01621459.2017.1307116). With out-of-fold errors (cross-conformal: Vovk 2015,
 doi 10.1007/s10472-013-9368-4) this holds approximately: the networks of the folds have seen fewer
-scans than the one that is applied, which makes limits wide rather than narrow. It is a statement
-about the average over scans, not about each age; nor about other scanners or preprocessing.
+scans than the one that is applied, so limits are rather too wide than too narrow. The promise holds
+on average over scans, not at each age, and not for other scanners or preprocessing.
 """
 
 from dataclasses import dataclass

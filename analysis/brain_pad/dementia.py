@@ -1,24 +1,47 @@
-"""Whether brain-PAD tells people with dementia from healthy ones of the same age and sex.
+"""How well brain-PAD separates people with dementia from healthy ones of the same age and sex.
 
 Every AUC is computed from scores, never from hard labels. As in the paper, brain-PAD, age and sex
 also go into a support vector machine.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from analysis.brain_pad.calibration import PADS
-from utils.results.metrics import resample, with_interval
+from utils.results.metrics import mean_with_interval, with_intervals
+from utils.scans.labels import UNKNOWN_WORDS
+from utils.scans.sheets import parse_number, read_columns
 
 FOLDS = 5
+
+
+def read_ratings(path: str | Path) -> dict[str, float | None]:
+    """The Clinical Dementia Rating (CDR) of each scan, None where it was not assessed.
+
+    Args:
+        path: a participants table with the columns scan_id (or participant_id) and CDR.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: all problems of the rows, each with what was expected.
+    """
+    rows = read_columns(path, ("scan_id", "participant_id"), {"CDR": _rating})
+    return {scan: cells["CDR"] for scan, cells in rows.items()}
+
+
+def _rating(text: str) -> float | None:
+    if text.lower() in UNKNOWN_WORDS:
+        return None
+    return parse_number(0, 3, "a rating from 0 to 3 or n/a")(text)
 
 
 def match_healthy(patients: pd.DataFrame, healthy: pd.DataFrame, *, caliper: float) -> pd.Series:
@@ -28,7 +51,7 @@ def match_healthy(patients: pd.DataFrame, healthy: pd.DataFrame, *, caliper: flo
 
     Args:
         patients: indexed by scan, with age in years and sex; unknown sexes are not matched.
-        healthy: likewise.
+        healthy: with the same columns.
         caliper: the largest difference of ages in a pair, years.
 
     Returns:
@@ -57,20 +80,14 @@ def auc_with_interval(patients: np.ndarray, healthy: np.ndarray, *, seed: int = 
         healthy: (m,) scores.
         seed: of the resampling.
     """
-    scores = np.concatenate([patients, healthy])
-    is_patient = np.arange(len(scores)) < len(patients)
-    # A resample's AUC is the mean of these over its pairs of a patient and a healthy one.
-    wins = np.sign(patients[:, None] - healthy[None]) / 2 + 0.5
-    won = (_times_drawn(len(patients), seed) @ wins) * _times_drawn(len(healthy), seed + 1)
-    return with_interval(roc_auc_score(is_patient, scores), won.sum(-1) / wins.size)
+    return with_intervals(_auc, patients, healthy, paired=False, seed=seed)["auc"]
 
 
-def _times_drawn(count: int, seed: int) -> np.ndarray:
-    """(RESAMPLES, count): how often each scan is in each resample."""
-    chosen = resample(count, seed)
-    times = np.zeros(chosen.shape)
-    np.add.at(times, (np.arange(len(chosen))[:, None], chosen), 1)
-    return times
+def _auc(patients: np.ndarray, healthy: np.ndarray) -> dict[str, np.ndarray]:
+    """The Mann-Whitney statistic over the last axis as a share of all pairs; ties count half."""
+    count, others = patients.shape[-1], healthy.shape[-1]
+    ranks = rankdata(np.concatenate([patients, healthy], axis=-1), axis=-1)[..., :count]
+    return {"auc": (ranks.sum(-1) - count * (count + 1) / 2) / (count * others)}
 
 
 def svm_scores(
@@ -78,8 +95,8 @@ def svm_scores(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cross-validated decision values of an RBF SVM on standardised brain-PAD, age and sex.
 
-    Both scans of a matched pair are always in the same fold. Raw brain-PAD is used, as with age
-    beside it the machine can correct for age itself.
+    Both scans of a matched pair are always in the same fold. Brain-PAD is raw: the machine has the
+    age as well and can correct for it.
 
     Args:
         patients: (n rows) brain_pad, age and sex.
@@ -137,15 +154,16 @@ def report_dementia(
     Args:
         patients: calibrated scans (see `apply_calibration`) with a column CDR, NaN where unknown.
         healthy: calibrated unseen healthy scans with a column `group`, the table they are from.
-            For those out-of-fold the correction's line was fitted on them, among others.
+            The correction was fitted on those out-of-fold.
         matched: from `match_healthy`.
-        caliper: with which, years.
+        caliper: of the matching, years.
 
     Raises:
         ValueError: fewer pairs than folds of the SVM.
     """
     cases, controls = patients.loc[matched.index], healthy.loc[matched]
     svm = svm_scores(cases, controls)
+    cases, controls = cases.assign(svm=svm[0]), controls.assign(svm=svm[1])
     apart = np.abs(cases["age"].to_numpy() - controls["age"].to_numpy())
     levels = {"all": np.ones(len(cases), bool)} | levels_of(cases["CDR"])
     return {
@@ -166,20 +184,15 @@ def report_dementia(
         "mean_of_all_healthy_by_table": {
             name: _means(rows) for name, rows in healthy.groupby("group", sort=False)
         },
-        "auc": {
-            name: _aucs(cases[inside], controls[inside], tuple(side[inside] for side in svm))
-            for name, inside in levels.items()
-        },
+        "auc": {name: _aucs(cases[at], controls[at]) for name, at in levels.items()},
     }
 
 
-def _aucs(cases: pd.DataFrame, controls: pd.DataFrame, svm: tuple) -> dict[str, dict]:
-    """AUC of each score of pairs; the SVM is the one of all levels."""
-    scores = {name: (cases[name].to_numpy(), controls[name].to_numpy()) for name in PADS}
-    scores["svm"] = svm
-    return {"pairs": len(cases)} | {
-        name: auc_with_interval(patient, healthy) for name, (patient, healthy) in scores.items()
-    }
+def _aucs(cases: pd.DataFrame, controls: pd.DataFrame) -> dict:
+    """AUC of each score of pairs; the SVM was trained on pairs of all levels."""
+    names = (*PADS, "svm")
+    aucs = {n: auc_with_interval(cases[n].to_numpy(), controls[n].to_numpy()) for n in names}
+    return {"pairs": len(cases)} | aucs
 
 
 def _describe(scans: pd.DataFrame) -> dict[str, float]:
@@ -192,8 +205,5 @@ def _describe(scans: pd.DataFrame) -> dict[str, float]:
 
 def _means(scans: pd.DataFrame) -> dict:
     """Mean brain-PADs in years with bootstrap intervals over scans."""
-    chosen = resample(len(scans), 0)
-    pads = {name: scans[name].to_numpy() for name in PADS}
-    return {"n": len(scans)} | {
-        name: with_interval(pad.mean(), pad[chosen].mean(-1)) for name, pad in pads.items()
-    }
+    means = {name: mean_with_interval(scans[name].to_numpy()) for name in PADS}
+    return {"n": len(scans)} | means

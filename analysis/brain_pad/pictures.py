@@ -18,7 +18,7 @@ def pad_against_age(out_of_fold: pd.DataFrame, test: pd.DataFrame) -> Figure:
 
     Args:
         out_of_fold: calibrated scans, see `apply_calibration`.
-        test: likewise.
+        test: scans that neither network nor correction has seen, calibrated.
     """
     figure, panels = _panels()
     for axes, (name, title) in zip(panels, TITLES.items(), strict=True):

@@ -1,10 +1,8 @@
-"""The figures of the report, each small enough for a telephone, as pictures inside the page.
+"""The figures of the report as SVG, each small enough for a telephone.
 
 Flagged scans have another mark, not only another colour. The same numbers make the same bytes.
 """
 
-import base64
-import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.report.numbers import MINIMUM, Line
+from utils.results.pages import PagePicture, data_address
 from utils.results.plots import BLUE, GREY, ORANGE
 
+FEWEST_DRAWN = 3  # scans; the table shows as much of fewer
 SIZE = (4.2, 4.1)  # inches
 PIXELS_PER_INCH = 96  # of CSS
 STYLE = {
@@ -35,38 +35,48 @@ LIMITS_OF_AGREEMENT = 1.96  # SD (Bland and Altman 1986, doi 10.1016/S0140-6736(
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the page: `title` and `note` stand under it, `alt` in its place."""
+class Drawing:
+    """A figure of the page.
+
+    Attributes:
+        title: stands under it.
+        note: stands behind the title.
+        alt: what it shows, for readers who do not see it.
+        figure: from matplotlib.
+    """
 
     title: str
     note: str
     alt: str
     figure: Figure
 
-    def element(self) -> str:
-        """The `figure` element, with the drawing as SVG in it."""
+    def picture(self) -> PagePicture:
+        """The drawing as SVG."""
         buffer = io.BytesIO()
         with rc_context(STYLE):
             self.figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None})
-        width, height = (
-            round(PIXELS_PER_INCH * inches) for inches in self.figure.get_size_inches()
-        )
-        note = html.escape(self.note).replace(" %", "&nbsp;%")
-        source = base64.b64encode(buffer.getvalue()).decode()
-        return (
-            f'<figure><img width="{width}" height="{height}" alt="{html.escape(self.alt)}" '
-            f'src="data:image/svg+xml;base64,{source}">\n<figcaption><b>{html.escape(self.title)}'
-            f"</b> {note}</figcaption></figure>\n"
-        )
+        size = (round(PIXELS_PER_INCH * inches) for inches in self.figure.get_size_inches())
+        return PagePicture(data_address(buffer.getvalue(), "svg+xml"), *size)
 
 
-def error_pictures(known: pd.DataFrame, groups: Sequence[Line]) -> list[Picture]:
-    """All figures of errors.
+def draw_figures(table: pd.DataFrame, known: pd.DataFrame, groups: Sequence[Line]) -> list[Drawing]:
+    """Draws the errors of at least `FEWEST_DRAWN` scans, and all ages where most lack errors.
 
     Args:
-        known: from `with_errors`, at least one scan.
+        table: from `build_table`.
+        known: from `select_known`.
         groups: from `group_errors`.
     """
+    predicted = table[table["predicted_age"].notna()]
+    with rc_context(STYLE):
+        found = draw_errors(known, groups) if len(known) >= FEWEST_DRAWN else []
+        if len(predicted) >= FEWEST_DRAWN and len(predicted) > 2 * len(known):
+            found.append(histogram_of_ages(predicted))
+    return found
+
+
+def draw_errors(known: pd.DataFrame, groups: Sequence[Line]) -> list[Drawing]:
+    """All figures of errors, see `draw_figures`."""
     pads = {
         "brain_pad": ("Brain-PAD against age, as predicted.", "A slope is the age bias."),
         "brain_pad_cole": ("Corrected after Cole.", "Uses no chronological age."),
@@ -75,16 +85,15 @@ def error_pictures(known: pd.DataFrame, groups: Sequence[Line]) -> list[Picture]
         ),
     }  # fmt: skip
     pads = {name: words for name, words in pads.items() if known[name].notna().any()}
-    with rc_context(STYLE):
-        found = [scatter_of_ages(known), bland_altman(known)]
-        limit = np.nanmax(np.abs(known[[*pads]].to_numpy())) * 1.05 if pads else 0.0
-        found += [pad_against_age(known, name, *words, limit) for name, words in pads.items()]
-        if sum(line.scans >= MINIMUM for line in groups) > 1:
-            found.append(error_by_group(groups))
+    found = [scatter_of_ages(known), bland_altman(known)]
+    limit = np.nanmax(np.abs(known[[*pads]].to_numpy())) * 1.05 if pads else 0.0
+    found += [pad_against_age(known, name, *words, limit) for name, words in pads.items()]
+    if sum(line.scans >= MINIMUM for line in groups) > 1:
+        found.append(error_by_group(groups))
     return found
 
 
-def scatter_of_ages(known: pd.DataFrame) -> Picture:
+def scatter_of_ages(known: pd.DataFrame) -> Drawing:
     """Predicted against chronological age, with the line where both are equal."""
     figure, axes = _new_figure("chronological age (years)", "predicted age (years)")
     columns = ["age", "predicted_age"]
@@ -93,7 +102,7 @@ def scatter_of_ages(known: pd.DataFrame) -> Picture:
         columns += ["predicted_age_low", "predicted_age_high"]
         axes.vlines(known["age"], *(known[name] for name in columns[2:]), color=GREY, alpha=0.4,
                     linewidth=1, label="90 % interval")  # fmt: skip
-        note += " Grey: the 90 % interval of each scan."
+        note += " Grey: the 90\u00a0% interval of each scan."
     values = known[columns].to_numpy()
     low, high = np.nanmin(values) - 3, np.nanmax(values) + 3
     axes.plot([low, high], [low, high], color="black", linewidth=1, zorder=4, label="identity")
@@ -103,10 +112,10 @@ def scatter_of_ages(known: pd.DataFrame) -> Picture:
     mae = np.abs(known["predicted_age"] - known["age"]).mean()
     alt = f"Scatter of predicted against chronological age with the identity line: {_who(known)}, "
     alt += f"mean absolute error {mae:.2f} years."
-    return Picture("Predicted against chronological age.", note, alt, figure)
+    return Drawing("Predicted against chronological age.", note, alt, figure)
 
 
-def bland_altman(known: pd.DataFrame) -> Picture:
+def bland_altman(known: pd.DataFrame) -> Drawing:
     """Brain-PAD against the mean of both ages, with its mean and limits of agreement."""
     figure, axes = _new_figure(
         "mean of predicted and chronological age (years)", "predicted − chronological (years)"
@@ -126,16 +135,16 @@ def bland_altman(known: pd.DataFrame) -> Picture:
     _points(axes, shown, "mean", "difference")
     _legend(figure)
     alt = f"Bland-Altman plot of predicted and chronological age: {_who(known)}, {words} years."
-    return Picture("Bland-Altman.", f"Years: {words}.", alt, figure)
+    return Drawing("Bland-Altman.", f"Years: {words}.", alt, figure)
 
 
 def pad_against_age(
     known: pd.DataFrame, column: str, title: str, note: str, limit: float
-) -> Picture:
+) -> Drawing:
     """One of the brain-PADs against chronological age.
 
     Args:
-        known: from `with_errors`.
+        known: from `select_known`.
         column: which PAD.
         title: of the figure.
         note: what to keep in mind.
@@ -151,15 +160,15 @@ def pad_against_age(
         axes.plot(
             ends, line(ends), "--", color="black", linewidth=1.2, zorder=4, label="least squares"
         )
-        slope = f" Slope {line.convert().coef[1]:+.2f} years a year."
+        slope = f" Slope {line.convert().coef[1]:+.2f} years per year."
     _points(axes, scans, "age", column)
     axes.set_ylim(-limit, limit)
     _legend(figure)
     alt = f"Scatter of brain-PAD against chronological age. {title} {_who(scans)}.{slope}"
-    return Picture(title, note + slope, alt, figure)
+    return Drawing(title, note + slope, alt, figure)
 
 
-def error_by_group(groups: Sequence[Line]) -> Picture:
+def error_by_group(groups: Sequence[Line]) -> Drawing:
     """MAE of each group that is large enough for an interval, in the order given."""
     shown = [line for line in groups if line.scans >= MINIMUM]
     left_out = len(groups) - len(shown[:GROUPS])
@@ -179,33 +188,32 @@ def error_by_group(groups: Sequence[Line]) -> Picture:
     axes.set_ylim(-len(shown) + 0.4, 0.6)
     axes.set_xlim(left=0)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
-    note = "Dots: mean absolute error; lines: 95 % intervals."
+    note = "Dots: mean absolute error; lines: 95\u00a0% intervals."
     if left_out:
         note += f" {left_out} more groups, most of fewer than {MINIMUM} scans, only in the table."
     words = "; ".join(f"{name}: {at:.1f}" for name, at in zip(names, value, strict=True))
-    return Picture("Error by group.", note, f"Mean absolute error in years. {words}.", figure)
+    return Drawing("Error by group.", note, f"Mean absolute error in years. {words}.", figure)
 
 
-def histogram_of_ages(predicted: pd.DataFrame) -> Picture:
+def histogram_of_ages(predicted: pd.DataFrame) -> Drawing:
     """How many scans have which predicted age; it needs no chronological ages.
 
     Args:
-        predicted: scans of `table_of` with a predicted age, at least one.
+        predicted: scans of `build_table` with a predicted age, at least one.
     """
     ages, flagged = predicted["predicted_age"], (predicted["state"] == "flagged").to_numpy()
     edges = np.arange(ages.min() // 5 * 5, ages.max() // 5 * 5 + 6, 5)
-    with rc_context(STYLE):
-        figure, axes = _new_figure("predicted age (years)", "scans")
-        _, _, bars = axes.hist(
-            [ages[~flagged], ages[flagged]], edges, stacked=True, color=[BLUE, ORANGE],
-            edgecolor="white", label=[f"{(~flagged).sum()} ok", f"{flagged.sum()} flagged"],
-        )  # fmt: skip
-        for bar in bars[1]:
-            bar.set_hatch("////")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-        _legend(figure)
+    figure, axes = _new_figure("predicted age (years)", "scans")
+    _, _, bars = axes.hist(
+        [ages[~flagged], ages[flagged]], edges, stacked=True, color=[BLUE, ORANGE],
+        edgecolor="white", label=[f"{(~flagged).sum()} ok", f"{flagged.sum()} flagged"],
+    )  # fmt: skip
+    for bar in bars[1]:
+        bar.set_hatch("////")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    _legend(figure)
     alt = f"Histogram of predicted ages: {_who(predicted)}, {ages.min():.0f} to {ages.max():.0f}."
-    return Picture("Predicted ages.", "In steps of five years.", alt, figure)
+    return Drawing("Predicted ages.", "In steps of five years.", alt, figure)
 
 
 def _new_figure(across: str, up: str) -> tuple[Figure, Axes]:

@@ -1,6 +1,7 @@
-"""The figures of the report: errors of all scans and of groups, with 95 % intervals.
+"""The numbers of the report: rows checked, and the errors of all scans and of groups.
 
-All come from utils.results.metrics; here is decided of which scans, and when there are too few.
+The figures and their 95 % intervals come from utils.results.metrics; this module chooses the scans
+of each line, and leaves out what too few scans cannot show.
 """
 
 import math
@@ -13,29 +14,31 @@ from scipy.stats import binomtest
 
 from utils.results.metrics import mae_difference, score_with_intervals
 
+# The keys of a row: words, of which `scan` (a path) is unique, sex is `F`, `M` or `n/a`, status is
+# `ok` or `failed`, qc_flag is `ok` or codes joined by commas, and site may lack ...
 WORDS = (
     "participant_id", "session_id", "scan", "sex", "site", "qc_flag", "status", "message", "model",
 )  # fmt: skip
+# ... and years, None where unknown; low and high are the ends of the 90 % interval.
 YEARS = (
     "age", "stage_one_age", "predicted_age", "predicted_age_low", "predicted_age_high", "brain_pad",
     "predicted_age_cole", "brain_pad_cole", "brain_pad_beheshti",
 )  # fmt: skip
-OPTIONAL = ("site",)
 STATES = ("failed", "flagged", "ok")  # in the order of the page
-MINIMUM = 5  # scans; of fewer neither an interval nor a correlation is worth printing
-OF_ONE_AGE = ("pearson", "spearman", "r2", "brain_pad_age_correlation")
+MINIMUM = 5  # scans; fewer get neither intervals nor correlations
+CORRELATIONS = ("pearson", "spearman", "r2", "brain_pad_age_correlation")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table of figures.
+    """One line of a table of errors.
 
     Attributes:
-        title: of whom, or of which predicted age.
-        kind: of group: `age`, `sex` or `site`; empty for all scans.
+        title: the group, or which predicted age.
+        kind: of the group: `age`, `sex` or `site`; empty for all scans.
         scans: how many.
-        figures: by name {"value", "low", "high"}, see `score_with_intervals`; None
-            where undefined or of too few scans.
+        figures: {"value", "low", "high"} by name, see `score_with_intervals`; None where undefined
+            or where there are fewer than `MINIMUM` scans.
     """
 
     title: str
@@ -44,21 +47,21 @@ class Line:
     figures: Mapping[str, dict]
 
 
-def table_of(rows: Sequence[Mapping]) -> pd.DataFrame:
+def build_table(rows: Sequence[Mapping]) -> pd.DataFrame:
     """The rows as a table with the columns WORDS, YEARS and `state`, one of STATES.
 
     Unknown words become empty, unknown years NaN; the index counts the rows from 0.
 
     Args:
-        rows: see `analysis.report.page.write_report`.
+        rows: one mapping per scan with the keys WORDS and YEARS.
 
     Raises:
-        ValueError: no rows, a missing key, two rows of one scan, an unknown status, a year that is
-            no number, or a scan that did not fail and has no qc_flag.
+        ValueError: there are no rows, a key is missing, two rows have the same scan, a status is
+            unknown, a year is not a number, or a scan that did not fail has no qc_flag.
     """
     if not rows:
         raise ValueError("no scans: at least one row expected")
-    needed = {*WORDS, *YEARS} - {*OPTIONAL}
+    needed = {*WORDS, *YEARS} - {"site"}
     for number, row in enumerate(rows):
         if missing := sorted(needed - row.keys()):
             raise ValueError(f"row {number}: without {', '.join(missing)}")
@@ -66,17 +69,13 @@ def table_of(rows: Sequence[Mapping]) -> pd.DataFrame:
             raise ValueError(f"{row['scan']}: status {row['status']!r}, ok or failed expected")
         if row["status"] == "ok" and not row["qc_flag"]:
             raise ValueError(f"{row['scan']}: qc_flag {row['qc_flag']!r}, ok or codes expected")
-    words = {name: [_word(row.get(name)) for row in rows] for name in WORDS}
-    years = {name: [_years(row, name) for row in rows] for name in YEARS}
-    table = pd.DataFrame(words | years)
+    words = {name: ["" if row.get(name) is None else str(row[name]) for row in rows]
+             for name in WORDS}  # fmt: skip
+    table = pd.DataFrame(words | {name: [_years(row, name) for row in rows] for name in YEARS})
     if twice := sorted(table["scan"][table["scan"].duplicated()]):
-        raise ValueError(f"{', '.join(twice[:5])}: in several rows, one a scan expected")
+        raise ValueError(f"{', '.join(twice[:5])}: in several rows, one row per scan expected")
     flagged = np.where(table["qc_flag"] == "ok", "ok", "flagged")
     return table.assign(state=np.where(table["status"] == "failed", "failed", flagged))
-
-
-def _word(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def _years(row: Mapping, name: str) -> float:
@@ -87,8 +86,14 @@ def _years(row: Mapping, name: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def with_errors(table: pd.DataFrame) -> pd.DataFrame:
-    """The scans of `table_of` whose predicted and chronological ages are both known."""
+def sort_worst_first(table: pd.DataFrame) -> pd.DataFrame:
+    """Failed, flagged, ok; within each the largest brain-PAD first, unknown ones at the end."""
+    keys = table.assign(_state=table["state"].map(STATES.index), _size=-table["brain_pad"].abs())
+    return table.loc[keys.sort_values(["_state", "_size"], kind="stable").index]
+
+
+def select_known(table: pd.DataFrame) -> pd.DataFrame:
+    """The scans of `build_table` whose predicted and chronological ages are both known."""
     known = table[["age", "predicted_age"]].notna().all(axis=1)
     return table[known & (table["status"] == "ok")]
 
@@ -96,23 +101,21 @@ def with_errors(table: pd.DataFrame) -> pd.DataFrame:
 def summarise(known: pd.DataFrame) -> list[Line]:
     """Stage one, stage two, stage two of unflagged scans, and corrected (Cole).
 
-    A line stands where there is something to say: without stage one, `Predicted` takes the place
-    of stage two.
+    A line without scans is left out. Where stage one is unknown, `Predicted` stands for stage two.
 
     Args:
-        known: from `with_errors`.
+        known: from `select_known`.
     """
-    staged = known["stage_one_age"].notna().any()
-    two = "Stage two" if staged else "Predicted"
+    two = "Stage two" if known["stage_one_age"].notna().any() else "Predicted"
     unflagged = known[known["state"] == "ok"]
-    lines = [_line("Stage one", known, "stage_one_age"), _line(two, known, "predicted_age")]
+    lines = [_line("Stage one", known, "stage_one_age"), _line(two, known)]
     if 0 < len(unflagged) < len(known):
-        lines.append(_line(f"{two}, unflagged scans", unflagged, "predicted_age"))
+        lines.append(_line(f"{two}, unflagged scans", unflagged))
     lines.append(_line(f"{two}, corrected (Cole)", known, "predicted_age_cole"))
     return [line for line in lines if line.scans]
 
 
-def stage_difference(known: pd.DataFrame) -> dict[str, float] | None:
+def compare_stages(known: pd.DataFrame) -> dict[str, float] | None:
     """MAE of stage two minus that of stage one on the same scans, paired; None if too few."""
     both = known.dropna(subset="stage_one_age")
     if len(both) < MINIMUM:
@@ -122,57 +125,49 @@ def stage_difference(known: pd.DataFrame) -> dict[str, float] | None:
 
 
 def group_errors(known: pd.DataFrame) -> list[Line]:
-    """Errors by decade of age, sex and site, where there are two sites; the largest site first.
+    """Errors by decade of age, by sex and, where there are several sites, by site, largest first.
 
     Args:
-        known: from `with_errors`.
+        known: from `select_known`.
     """
-    decades = (known["age"] // 10 * 10).astype(int)
-    kinds = {
-        "age": decades.map(lambda decade: f"{decade}–{decade + 9}"),
-        "sex": known["sex"].replace("", "n/a"),
-        "site": known["site"].replace("", "n/a"),
-    }
-    orders = {"age": list(dict.fromkeys(kinds["age"][known["age"].sort_values().index]))}
-    orders["sex"] = sorted(set(kinds["sex"]))
-    orders["site"] = list(kinds["site"].value_counts(sort=True).index)
-    if len(orders["site"]) < 2:
-        orders["site"] = []
-    return [
-        _line(str(name), known[kinds[kind] == name], "predicted_age", kind=kind)
-        for kind, names in orders.items()
-        for name in names
-    ]
+    decades = known.groupby((known["age"] // 10 * 10).astype(int))
+    lines = [_line(f"{low}–{low + 9}", scans, kind="age") for low, scans in decades]
+    sexes = known.groupby(known["sex"].replace("", "n/a"))
+    lines += [_line(sex, scans, kind="sex") for sex, scans in sexes]
+    sites = sorted(known.groupby(known["site"].replace("", "n/a")), key=lambda site: -len(site[1]))
+    if len(sites) > 1:
+        lines += [_line(site, scans, kind="site") for site, scans in sites]
+    return lines
 
 
-def _line(title: str, scans: pd.DataFrame, predicted: str, *, kind: str = "") -> Line:
+def _line(
+    title: str, scans: pd.DataFrame, predicted: str = "predicted_age", *, kind: str = ""
+) -> Line:
     scans = scans.dropna(subset=predicted)
     if scans.empty:
         return Line(title, kind, 0, {})
-    age, ages = scans["age"].to_numpy(), scans[predicted].to_numpy()
-    figures = score_with_intervals(age, ages)
+    figures = score_with_intervals(scans["age"].to_numpy(), scans[predicted].to_numpy())
     if len(scans) < MINIMUM:
         figures = {
-            name: {"value": None if name in OF_ONE_AGE else figure["value"]}
+            name: {"value": None if name in CORRELATIONS else figure["value"]}
             | {"low": None, "high": None}
             for name, figure in figures.items()
         }
     return Line(title, kind, len(scans), figures)
 
 
-def covered(known: pd.DataFrame) -> dict[str, float] | None:
-    """How many chronological ages lie in their interval; None where no scan has one.
+def measure_coverage(known: pd.DataFrame) -> dict[str, float] | None:
+    """How many chronological ages lie in their 90 % interval; None where no scan has one.
 
     Returns:
-        `inside` and `scans`, the share as `value`, and its exact 95 % interval `low`, `high`
-        (Clopper and Pearson 1934).
+        `inside` and `scans` (counts), `value` (the share), and `low` and `high`, the exact 95 %
+        interval of the share (Clopper and Pearson 1934).
     """
     scans = known.dropna(subset=["predicted_age_low", "predicted_age_high"])
     if scans.empty:
         return None
-    inside = int(
-        scans["age"].between(scans["predicted_age_low"], scans["predicted_age_high"]).sum()
-    )
+    found = scans["age"].between(scans["predicted_age_low"], scans["predicted_age_high"])
+    inside = int(found.sum())
     exact = binomtest(inside, len(scans)).proportion_ci(0.95, method="exact")
     share = {"value": inside / len(scans), "low": float(exact.low), "high": float(exact.high)}
     return {"inside": inside, "scans": len(scans)} | share

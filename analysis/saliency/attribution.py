@@ -66,12 +66,12 @@ class SmoothGrad:
 
     @property
     def signed(self) -> bool:
-        """Whether the sign of its maps means anything."""
+        """Whether the sign of the maps means anything."""
         return self.times_input
 
     @property
     def unit(self) -> str:
-        """Of its maps."""
+        """The unit of the maps."""
         return "years" if self.times_input else "years per SD"
 
     def __call__(self, model: nn.Module, image: Tensor, sex: int | None) -> Tensor:

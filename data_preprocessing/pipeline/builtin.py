@@ -3,8 +3,8 @@
     read -> brain mask (deepbet) -> crop to the brain -> bias field (N4, SimpleITK)
          -> affine, then deformable registration to the template (greedy) -> one interpolation
 
-All steps use one thread: scans are done side by side in processes instead. Which engines were
-compared, and how far the output is from FSL's, stands in README.md beside this file.
+All steps use one thread: scans are done side by side in processes instead. docs/preprocess.md says
+how the output differs from FSL's, docs/LOG.md which settings were compared.
 """
 
 import importlib.util

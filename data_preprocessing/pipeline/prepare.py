@@ -14,11 +14,9 @@ from data_preprocessing.pipeline.mosaic import draw_mosaic
 from data_preprocessing.pipeline.one_scan import Job, message_of, preprocess
 from data_preprocessing.pipeline.quality import inspect, sentences
 from data_preprocessing.pipeline.workers import KILLED, in_processes
-from utils.scans.provenance import read_sidecar, recorded
+from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import IMAGE_SUFFIXES, InputRule, read_header, read_volume
-
-AS_STORED = InputRule()
+from utils.scans.volumes import IMAGE_SUFFIXES, decode, open_scan
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def lies_on_grid(source: Source) -> bool:
     if source.is_dicom or not source.path.name.lower().endswith(IMAGE_SUFFIXES):
         return False
     try:
-        read_header(source.path)
+        open_scan(source.path)
     except ValueError:
         return False
     return True
@@ -97,9 +95,9 @@ def _prepare(task: tuple[Source, bool], wanted: Wanted) -> Ready:
 
 def _as_it_is(source: Source, wanted: Wanted) -> Ready:
     """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
-    volume = read_volume(source.path, AS_STORED)
+    volume = decode(source.path)
     record = read_sidecar(source.path)
-    registration = recorded(record).registration if record else wanted.registration
+    registration = Provenance.from_sidecar(record).registration if record else wanted.registration
     quality = inspect(volume, registration=registration)
     picture = wanted.output_dir / f"{source.name}.png"
     draw_mosaic(

@@ -1,7 +1,7 @@
 """Whether a scan on the grid may be trusted: measures, and the limits beyond which it is flagged.
 
-Whoever preprocessed it, nothing but numpy and scipy is needed. From which scans the limits were
-learnt, what they catch and what they miss: docs/RESULTS.md, "Limits of quality".
+Whoever preprocessed the scan, nothing but numpy and scipy is needed. docs/quality.md says what the
+limits catch and what they miss, docs/LOG.md from which scans they were learnt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,7 +145,7 @@ def inspect(
     by its correlation alone.
 
     Args:
-        volume: (91, 109, 91) in LAS order, as `read_volume` reads a scan at 2 mm; any scale of
+        volume: (91, 109, 91) in LAS order, from `decode`; any scale of
             intensities whose background is 0.
         registration: `affine` or `deformable`, whose limits are used; None, not known: of each
             limit the laxer.

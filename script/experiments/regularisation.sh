@@ -1,19 +1,11 @@
 #!/usr/bin/env bash
-# What keeps a small cohort from being learnt by heart.
+# What keeps a small cohort from being learnt by heart. Other rows were measured before their flags
+# went: without the flip 5.50, without the shift 6.39, without the average of the weights 5.58.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-row default
-row blind_batches --stratify false
-row batches_of_16 --batch_size 16 --ema 0.98
-row no_flip --flip false
-row no_shift --shift 0
-row jitter --intensity_jitter 0.1
-row affine --rotation 5 --scale 0.05
-row noise --noise 0.3
-row cutout --cutout 0.4
-row mixup --mixup 0.2
-row dropout --dropout 0.3
-row weight_decay --weight_decay 0.1
-row no_average --ema 0
-row plain_head --scaled_head false
+row default                           # 5.56 years
+row unchanged --augment none
+row strong --augment strong
+row batches_of_16 --batch_size 16     # 5.66, with an average over half as many steps
+row weight_decay --weight_decay 0.1   # 5.42

@@ -30,7 +30,8 @@ def seeds(suffix: str) -> list[bytes]:
     import nibabel
     import numpy as np
     import openpyxl
-    from workbooks import write_xls
+
+    from utils.files import write_xls
 
     rows = [["scan", "age", "sex"], ["a.nii.gz", 34.5, "F"], ["sub-2", "89+", 1], ["c", "=1+1", 0]]
     with tempfile.TemporaryDirectory() as folder:
@@ -62,9 +63,9 @@ def reader_of(suffix: str):
         from utils.scans.labels import read_labels
 
         return read_labels
-    from utils.scans.volumes import InputRule, read_volume
+    from utils.scans.volumes import decode
 
-    return lambda path: read_volume(path, InputRule(any_grid=True))
+    return lambda path: decode(path, any_grid=True)
 
 
 def fuzz(suffix: str, seconds: int, output_dir: Path) -> None:

@@ -68,7 +68,7 @@ class Run:
             *("--train_folder", str(self.cohort / "train"), "--val_folder"),
             *(str(self.cohort / "val"), "--labels", str(self.cohort / "labels.csv")),
             *("--output_dir", str(self.folder), "--epochs", str(self.epochs), "--batch_size", "4"),
-            *("--device", "cpu", "--threads", "1", "--shift", "2", "--lr", "1e-3", "--resume"),
+            *("--device", "cpu", "--threads", "1", "--lr", "1e-3", "--resume"),
             *own,
         ]
 

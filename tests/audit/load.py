@@ -44,7 +44,7 @@ def write_scans(folder: Path, shape: tuple[int, int, int], count: int) -> None:
 
 def measure(folder: Path, counts: Sequence[int]) -> Iterator[tuple[int, str, dict[str, float]]]:
     """Every step for every count, each in a process of its own."""
-    from benchmark.measure import in_own_process
+    from benchmark.compare import in_own_process
     from tests.audit.load_steps import STEPS
 
     for count in counts:

@@ -36,7 +36,7 @@ def start_up(folder: Path) -> None:
     scans = open_cohort(
         folder / "scans", labels, input_rule, need_age=True, need_sex=True, smallest_side=32
     )
-    ScanDataset(scans, input_rule, Cache("disk", 16, folder / "cache"))
+    ScanDataset(scans, input_rule, Cache("disk", folder / "cache"))
 
 
 def predict(folder: Path) -> None:
@@ -62,14 +62,15 @@ def report(folder: Path) -> None:
     """Table and page of predict.py, with a picture of every scan."""
     import pandas as pd
 
+    from analysis.brain_pad.calibration import complete_row
     from analysis.report.page import write_report
-    from analysis.report.predictions import complete_row, write_table
     from data_preprocessing.pipeline.mosaic import draw_mosaic
+    from utils.results.tables import TABLE, write_table
     from utils.scans.template import load_template
 
     mask = load_template().mask
     draw_mosaic(mask.astype(np.float32), mask, folder / "picture.png", title="a scan")
-    found = pd.read_csv(folder / "predictions.csv")
+    found = pd.read_csv(folder / TABLE, sep="\t")
     rows = [
         complete_row(
             {
@@ -83,9 +84,9 @@ def report(folder: Path) -> None:
             zip(found.iloc[:, 0], found["predicted_age"], strict=True)
         )
     ]  # fmt: skip
-    write_table(rows, folder / "table", as_csv=True, overwrite=True)
+    write_table(folder / "table" / TABLE, rows, overwrite=True)
     pictures = {row["scan"]: folder / "picture.png" for row in rows}
-    write_report(rows, folder / "report.html", title="Load", pictures=pictures, overwrite=True)
+    write_report(rows, folder / "report.html", title="Load", pictures=pictures)
 
 
 STEPS = {"check": check, "start-up": start_up, "prediction": predict, "report": report}

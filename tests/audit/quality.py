@@ -28,7 +28,7 @@ from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
 from utils.cli import Switch, new_parser, number, run_entry
 from utils.files import replacing, require_absent, write_tsv
 from utils.scans.template import load_template
-from utils.scans.volumes import InputRule, find_scans, image_stem, read_volume
+from utils.scans.volumes import decode, find_scans, image_stem
 
 FOLDERS = ("train", "val", "test", "retest", "dementia")
 AXES = dict(zip("xyz", range(3), strict=True))  # right-left, back-front, bottom-top
@@ -157,7 +157,7 @@ def measure_cohort(args: argparse.Namespace) -> Iterator[tuple[Row, np.ndarray]]
     generator = np.random.default_rng(args.seed)
     for folder in args.folders:
         for index, path in enumerate(find_scans(args.data / folder)):
-            volume = read_volume(path, InputRule())
+            volume = decode(path)
             scan = f"{folder}/{image_stem(path.name)}"
             yield measure(folder, scan, volume, args.registration), volume
             for case, spoil in CASES.items() if index % args.every == 0 else ():

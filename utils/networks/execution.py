@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from model.scaledense import Encoder
 from utils.distributed import SINGLE, World, own_device
-from utils.scans.cache import decode
 from utils.scans.dataset import UNKNOWN_SEX, ScanDataset
 
 STEPS_UNSEEN = 100  # on a GPU
@@ -53,9 +52,10 @@ class Execution:
         return tensor.to(self.device, non_blocking=True)
 
     def images(self, batch: dict[str, Tensor]) -> Tensor:
-        """The batch's (N, 1, D, H, W) images on the device, decoded there: few bytes travel."""
+        """The batch's (N, 1, D, H, W) images on the device, float32; as float16 they travel."""
         image = self.take(batch["image"])
-        return decode(image, batch.get("levels")).contiguous(memory_format=torch.channels_last_3d)
+        image = image.float() if image.dtype == torch.float16 else image
+        return image.contiguous(memory_format=torch.channels_last_3d)
 
 
 def choose_execution(

@@ -23,11 +23,11 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
-from utils.scans.cohort import Scan
-from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_reading
+from utils.scans.cohort import Scan, describe
+from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
 from utils.scans.labels import SEX_WORDS
-from utils.scans.leakage import content_hash
-from utils.scans.volumes import image_stem, read_header, read_stored
+from utils.scans.provenance import compare_provenance, format_comparison
+from utils.scans.volumes import content_hash, decode, image_stem, open_scan
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
 SHIPPED = "tsan_oasis1_*.pt"
@@ -97,7 +97,7 @@ class Predictor:
         """
         dataset = scans
         if not isinstance(scans, ScanDataset):
-            dataset = open_for_one_reading(scans, self.checkpoint.input_rule)
+            dataset = open_for_one_pass(scans, self.checkpoint.input_rule)
         execution = settle_precision(
             self.network,
             dataset,
@@ -140,8 +140,8 @@ class Predictor:
         trained_on = self.checkpoint.trained_on
         if not trained_on:
             return False
-        stored = read_stored(Path(path), any_grid=self.checkpoint.input_rule.any_grid)
-        return content_hash(stored) in trained_on
+        voxels = decode(Path(path), any_grid=self.checkpoint.input_rule.any_grid)
+        return content_hash(voxels) in trained_on
 
     def scan(self, path: str | Path, sex: int | None) -> Scan:
         """A scan of unknown age, its header checked; sex 0 female, 1 male, None unknown.
@@ -150,8 +150,8 @@ class Predictor:
             ValueError: not a scan on the grid that the network reads.
         """
         path = Path(path)
-        header = read_header(path, any_grid=self.checkpoint.input_rule.any_grid)
-        return Scan(image_stem(path.name), path, None, sex, header.orientation, header.shape)
+        opened = open_scan(path, any_grid=self.checkpoint.input_rule.any_grid)
+        return Scan(image_stem(path.name), path, None, sex, opened.orientation, opened.shape)
 
 
 def load_pretrained(
@@ -186,6 +186,19 @@ def note_unknown_sexes(checkpoint: Checkpoint, scans: list[Scan]) -> None:
     unknown = sum(scan.sex is None for scan in scans)
     if unknown and checkpoint.uses_sex:
         print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
+
+
+def introduce(checkpoint: Checkpoint, scans: list[Scan], *, role: str) -> dict:
+    """Prints which networks predict which scans, `role` in front, and how these were made.
+
+    Returns:
+        How the scans were made against how the training scans were, see `compare_provenance`.
+    """
+    comparison = compare_provenance([scan.path for scan in scans], checkpoint.provenance)
+    print(f"stage {checkpoint.stage}, {checkpoint.source}\n{role}: {describe(scans)}")
+    print(format_comparison(comparison))
+    note_unknown_sexes(checkpoint, scans)
+    return comparison
 
 
 def find_checkpoints(output_dir: Path, names: list[str] | None) -> list[Path]:

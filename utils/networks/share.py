@@ -1,18 +1,22 @@
-r"""Makes a trained network small and self-describing, to be given to others.
+r"""Makes a trained network small and self-describing, or writes it in the authors' format.
 
-    python -m utils.networks.share runs/second/ScaleDense_best_model.pth.tar mine.pt \
+    python -m utils.networks.share ship runs/second/ScaleDense_best_model.pth.tar mine.pt \
         --cohort "Whose scans" --licence "CC BY 4.0" --metrics runs/second_stage/metrics.json
+    python -m utils.networks.share export runs/first/ScaleDense_best_model.pth.tar first.pth.tar
 
-The state to resume from and the paths of the training are left out, weights become float16, and a
-model card goes into the file: `torch.load(FILE, weights_only=True)["summary"]["card"]`. The hashes
-of the training scans stay, so that test.py can say that it is given one of them.
+`ship` leaves out the state to resume from and the paths of the training, makes weights float16 and
+adds a model card: `torch.load(FILE, weights_only=True)["summary"]["card"]`. The hashes of the
+training scans stay, so that test.py can tell when it is given one of them.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from utils.cli import new_parser, run_entry
+from utils.cli import Switch, new_parser, run_entry
+from utils.files import replacing, require_absent, sha256_of
 
 CHECKSUMS = "SHA256SUMS"
 KEPT = (
@@ -23,66 +27,85 @@ KEPT = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
-    parser = new_parser("Make a trained network small and self-describing.")
-    parser.add_argument("checkpoint", type=Path, help="of either stage, ours")
-    parser.add_argument("output", type=Path, help="new file; its folder gets SHA256SUMS")
-    parser.add_argument("--cohort", required=True, metavar="TEXT", help="whose scans trained it")
-    parser.add_argument("--licence", required=True, metavar="TEXT", help="and acknowledgement")
-    parser.add_argument(
+    parser = new_parser("Prepare a trained network to be given to others.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=new_parser)
+    texts = {
+        "ship": "make the file small and put a model card into it",
+        "export": "write a network of the released width in the authors' format",
+    }
+    ship, export = (
+        commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        for name, text in texts.items()
+    )
+    ship.add_argument("checkpoint", type=Path, help="of either stage, ours")
+    ship.add_argument("output", type=Path, help="new file; its folder gets SHA256SUMS")
+    ship.add_argument("--cohort", required=True, metavar="TEXT", help="whose scans trained it")
+    ship.add_argument("--licence", required=True, metavar="TEXT", help="and acknowledgement")
+    ship.add_argument(
         "--metrics", nargs="*", default=[], type=Path, metavar="JSON", help="metrics.json files"
     )
-    parser.add_argument("--commit", default="unknown", metavar="HASH", help="of the training code")
+    ship.add_argument("--commit", default="unknown", metavar="HASH", help="of the training code")
+    export.add_argument("checkpoint", type=Path, help="of either stage, trained here")
+    export.add_argument("output", type=Path, help="file to write")
+    export.add_argument("--overwrite", action=Switch, default=False, help="replace that file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Writes the file and its checksum."""
+    """Writes the file and returns its path; of a cascade, `export` writes the second stage."""
     args = build_parser().parse_args(argv)
-    import json
+    # After parsing, so that --help does not wait for torch.
+    from utils.networks.checkpoint import export_to_authors, load_checkpoint, save_checkpoint
 
-    import torch
-
-    from utils.files import replacing, require_absent, sha256_of
-    from utils.networks.checkpoint import load_checkpoint, save_checkpoint
-
-    require_absent(args.output)
+    if args.command == "ship":
+        require_absent(args.output)
     checkpoint = load_checkpoint(args.checkpoint)
+    if args.command == "export":
+        export_to_authors(checkpoint, args.output, overwrite=args.overwrite)
+        print(f"stage {checkpoint.stage} written to {args.output} in the authors' format")
+        return args.output
     summary = {name: checkpoint.summary[name] for name in KEPT if name in checkpoint.summary}
-    figures = {path.stem: figures_of(json.loads(path.read_text())) for path in args.metrics}
-    summary["card"] = {
-        "cohort": args.cohort,
-        "licence": args.licence,
-        "intended_use": "research; not for diagnosis",
-        "preprocessing": str(checkpoint.provenance),
-        "metrics": figures,
-        "commit": args.commit,
-        "torch": str(torch.__version__),
-    }
     save_checkpoint(
         args.output,
         checkpoint.model.half(),
         input_rule=checkpoint.input_rule,
         provenance=checkpoint.provenance,
-        summary=summary,
+        summary=summary | {"card": model_card(args, preprocessing=str(checkpoint.provenance))},
     )
-    sums = args.output.parent / CHECKSUMS
-    lines = sums.read_text().splitlines() if sums.exists() else []
-    lines = [line for line in lines if line.split()[-1] != args.output.name]
-    lines.append(f"{sha256_of(args.output)}  {args.output.name}")
-    with replacing(sums, overwrite=True) as temporary:
-        temporary.write_text("\n".join(sorted(lines, key=lambda line: line.split()[-1])) + "\n")
-    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {lines[-1].split()[0]}")
+    checksum = write_checksum(args.output)
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {checksum}")
     return args.output
 
 
-def figures_of(report: dict) -> dict:
-    """The overall figures of a metrics.json, by predictor."""
+def model_card(args: argparse.Namespace, *, preprocessing: str) -> dict:
+    """What users of the network should know, with the overall figures of each metrics.json."""
+    metrics = {}
+    for path in args.metrics:
+        report = json.loads(path.read_text())
+        metrics[path.stem] = {
+            predictor: groups["overall"]
+            for predictor, groups in report.items()
+            if isinstance(groups, dict) and "overall" in groups
+        }
     return {
-        predictor: {name: value for name, value in groups["overall"].items() if name != "n"}
-        | {"n": groups["overall"]["n"]}
-        for predictor, groups in report.items()
-        if isinstance(groups, dict) and "overall" in groups
+        "cohort": args.cohort,
+        "licence": args.licence,
+        "intended_use": "research; not for diagnosis",
+        "preprocessing": preprocessing,
+        "metrics": metrics,
+        "commit": args.commit,
+        "torch": version("torch"),
     }
+
+
+def write_checksum(path: Path) -> str:
+    """Puts the SHA-256 of a file into SHA256SUMS beside it, sorted by name, and returns it."""
+    sums, checksum = path.parent / CHECKSUMS, sha256_of(path)
+    lines = sums.read_text().splitlines() if sums.exists() else []
+    known = {line.split()[-1]: line for line in lines} | {path.name: f"{checksum}  {path.name}"}
+    with replacing(sums, overwrite=True) as temporary:
+        temporary.write_text("".join(f"{known[name]}\n" for name in sorted(known)))
+    return checksum
 
 
 if __name__ == "__main__":

@@ -1,177 +1,206 @@
-"""What test.py writes: table, figures of merit, scatter plot and the authors' .npz."""
+"""The table of predicted ages: its columns, its one writer and its one reader; figures as text.
 
-import csv
+A table has one row per scan and the columns that its program knows: predict.py writes COLUMNS;
+test.py and analysis.brain_pad.out_of_fold leave out file names, sites, intervals, corrections and
+flags, and the latter adds `fold`. The description beside the table is a JSON file, as BIDS has it.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from utils.files import as_spreadsheet_text, replacing, require_absent, write_json
-from utils.results.metrics import mae_difference, score_with_intervals
-from utils.results.plots import age_scatter
+from utils.files import as_spreadsheet_text, sha256_of, write_json, write_tsv
 from utils.scans.cohort import Scan
-from utils.scans.labels import SEX_NAMES
+from utils.scans.labels import (
+    OLDEST_AGE,
+    SEX_NAMES,
+    SEX_WORDS,
+    UNKNOWN_WORDS,
+    Label,
+)
+from utils.scans.sheets import parse_number, read_columns
 
+TABLE = "predictions.tsv"
+YEARS = {"Units": "years"}
+COLUMNS = {
+    "participant_id": {"Description": "participant, or the scan's name where it is not of BIDS"},
+    "session_id": {"Description": "session of BIDS"},
+    "scan": {"Description": "file or folder as it was given"},
+    "sex": {
+        "Description": "from the label sheet; where n/a, ages are means of both predictions",
+        "Levels": {"F": "female", "M": "male"},
+    },
+    "age": {"Description": "chronological age from the label sheet"} | YEARS,
+    "site": {"Description": "site or scanner from the label sheet"},
+    "stage_one_age": {"Description": "age by the first network"} | YEARS,
+    "predicted_age": {"Description": "brain age: of both networks where there are two"} | YEARS,
+    "predicted_age_low": {
+        "Description": "lower end of the 90 % conformal interval: nine in ten people like those of "
+        "the calibration have their chronological age in it"
+    } | YEARS,
+    "predicted_age_high": {"Description": "upper end of the 90 % conformal interval"} | YEARS,
+    "brain_pad": {"Description": "predicted_age minus age"} | YEARS,
+    "predicted_age_cole": {
+        "Description": "predicted_age corrected for its age bias (Cole et al. 2018)"
+    } | YEARS,
+    "brain_pad_cole": {"Description": "predicted_age_cole minus age"} | YEARS,
+    "brain_pad_beheshti": {
+        "Description": "brain_pad corrected with the age (Beheshti et al. 2019): no measure of "
+        "accuracy"
+    } | YEARS,
+    "qc_flag": {"Description": "ok, or codes of what is doubtful about the scan, see message"},
+    "status": {
+        "Description": "whether there is an age",
+        "Levels": {"ok": "predicted", "failed": "not predicted, see message"},
+    },
+    "message": {"Description": "what people should know of this scan"},
+    "model": {"Description": "checkpoints, and the first digits of the SHA-256 of their content"},
+}  # fmt: skip
+FOLD = {"fold": {"Description": "fold whose networks gave the age; n/a: the mean of all networks"}}
 PRINTED = ("mae", "rmse", "pearson", "r2", "mean_brain_pad")
 
 
-@dataclass(frozen=True)
-class ResultFiles:
-    """Where the results go."""
-
-    table: Path
-    metrics: Path
-    arrays: Path
-    plot: Path
-
-    def require_sound_names(self) -> None:
-        """Raises ValueError, before any work, for two results of one name or an unknown picture."""
-        names = (self.table, self.metrics, self.arrays, self.plot)
-        if len(set(names)) < len(names):
-            raise ValueError(f"{', '.join(map(str, names))}: four different result files expected")
-        if self.plot.suffix.lower() not in (".png", ".pdf", ".svg", ".jpg"):
-            raise ValueError(f"--plot_name {self.plot.name}: .png, .pdf, .svg or .jpg expected")
-
-    def require_absent(self) -> None:
-        """Raises FileExistsError, before any work, if a result would be overwritten."""
-        require_absent(self.table, self.metrics, self.arrays, self.plot)
+def table_files(path: Path) -> tuple[Path, Path]:
+    """A table and its description; ValueError unless the table's name ends with .tsv or .csv."""
+    if path.suffix.lower() not in (".tsv", ".csv"):
+        raise ValueError(f"{path}: a table of ages, .tsv or .csv expected")
+    return path, path.with_suffix(".json")
 
 
-def write_predictions(
-    scans: list[Scan], ages: dict[str, np.ndarray], files: ResultFiles, *, overwrite: bool
-) -> None:
-    """Writes the CSV and the .npz (target, prediction, ID), where unknown ages are NaN."""
-    write_ages(files.table, scans, ages, overwrite=overwrite)
-    with replacing(files.arrays, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            target=np.array([np.nan if scan.age is None else scan.age for scan in scans]),
-            prediction=ages["predicted_age"],
-            ID=np.array([scan.path.name for scan in scans]),
-        )
-
-
-def write_ages(
-    path: Path,
-    scans: list[Scan],
-    ages: dict[str, np.ndarray],
-    *,
-    more: dict[str, Sequence] | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Writes a CSV of one row a scan in the order given; unknown ages and sexes are n/a.
+def write_table(path: Path, rows: Sequence[dict], *, overwrite: bool = False) -> Path:
+    """Writes the rows and the description of their columns; returns the table's path.
 
     Args:
-        path: the file.
+        path: .tsv or .csv; the description goes beside it, named .json.
+        rows: at least one, all with the same of COLUMNS and FOLD. Numbers get at most two decimals;
+            None is written as n/a.
+        overwrite: whether the files may exist.
+    """
+    table, description = table_files(path)
+    columns = {name: text for name, text in (COLUMNS | FOLD).items() if name in rows[0]}
+    cells = [list(columns), *([format_cell(row[name]) for name in columns] for row in rows)]
+    write_json(description, columns, overwrite=overwrite)
+    write_tsv(
+        table, cells, delimiter="," if table.suffix.lower() == ".csv" else "\t", overwrite=overwrite
+    )
+    return table
+
+
+def format_cell(value: object) -> str:
+    """A cell as text: n/a for what is unknown, at most two decimals, no formulas, one line."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return "n/a"
+    if isinstance(value, float):
+        return f"{value:.2f}".removesuffix(".00")
+    return as_spreadsheet_text(" ".join(str(value).split()))
+
+
+def scan_rows(scans: Sequence[Scan], ages: dict[str, np.ndarray]) -> list[dict]:
+    """Rows for `write_table`, in the order of the scans.
+
+    Args:
         scans: who was scanned.
-        ages: (scans,) years by name, `stage_one_age` and `predicted_age` among them; two decimals.
-        more: further columns.
-        overwrite: whether `path` may exist.
+        ages: (scans,) years by name, `stage_one_age` and `predicted_age` among them.
     """
-    more = more or {}
-    with (
-        replacing(path, overwrite=overwrite) as temporary,
-        temporary.open("w", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        names = ["participant_id", "age", "sex", "stage_one_age", "predicted_age", "brain_pad"]
-        writer.writerow([*names, *more])
-        for index, scan in enumerate(scans):
-            stage_one, predicted = (
-                float(ages[name][index]) for name in ("stage_one_age", "predicted_age")
-            )
-            known = scan.age is not None
-            writer.writerow(
-                [
-                    as_spreadsheet_text(scan.subject_id),
-                    f"{scan.age:g}" if known else "n/a",
-                    SEX_NAMES[scan.sex],
-                    f"{stage_one:.2f}",
-                    f"{predicted:.2f}",
-                    f"{predicted - scan.age:.2f}" if known else "n/a",
-                    *(values[index] for values in more.values()),
-                ]
-            )
+    return [
+        {
+            "participant_id": scan.subject_id,
+            "sex": SEX_NAMES[scan.sex],
+            "age": scan.age,
+            "stage_one_age": float(stage_one),
+            "predicted_age": float(predicted),
+            "brain_pad": None if scan.age is None else float(predicted) - scan.age,
+        }
+        for scan, stage_one, predicted in zip(
+            scans, ages["stage_one_age"], ages["predicted_age"], strict=True
+        )
+    ]
 
 
-def evaluate(
-    scans: list[Scan], ages: dict[str, np.ndarray], *, stage: int, training_mean: float | None
-) -> dict:
-    """All figures with 95 % bootstrap intervals, overall, by decade and by sex.
+@dataclass(frozen=True)
+class Predictions:
+    """The scans of one table whose age is known.
+
+    Attributes:
+        path: the table.
+        scans: one row per scan in the table's order, indexed by participant_id: sex (F, M or n/a),
+            age, predicted_age and brain_pad, all three in years.
+        without_age: how many scans were left out.
+    """
+
+    path: Path
+    scans: pd.DataFrame
+    without_age: int
+
+    def describe(self) -> dict:
+        """Which file the table was, and how much of it could be used."""
+        counts = {"scans": len(self.scans), "without_age": self.without_age}
+        return {"file": str(self.path), "sha256": sha256_of(self.path)} | counts
+
+
+def read_predictions(path: str | Path, labels: dict[str, Label] | None = None) -> Predictions:
+    """Reads a table of ages; columns beyond the four that are needed are ignored.
 
     Args:
-        scans: in file order; those without an age are left out and counted.
-        ages: from `predict`.
-        stage: 1 or 2; for 2, stage one's figures and the paired difference stand beside.
-        training_mean: mean age of the training scans: the constant predictor to beat.
+        path: .tsv, .csv or .xlsx with the columns participant_id, age, sex and predicted_age.
+        labels: from `read_labels`, in place of the columns age and sex: ages that a network gave
+            may be passed on where those of the people may not.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no scan of known age, or all problems of the rows, each with the expectation.
     """
-    known = np.array([scan.age is not None for scan in scans])
-    age = np.array([scan.age for scan in scans if scan.age is not None])
-    if not known.any():
-        return {"scans": len(scans), "scans_with_age": 0}
-    groups = {"overall": np.ones(len(age), bool)}
-    for decade in sorted(set((age // 10).astype(int))):
-        groups[f"age {decade * 10}-{decade * 10 + 9}"] = age // 10 == decade
-    sexes = np.array([SEX_NAMES[scan.sex] for scan in scans if scan.age is not None])
-    groups |= {f"sex {name}": sexes == name for name in sorted(set(sexes))}
-    predictors = {"predicted_age": ages["predicted_age"][known]}
-    if stage == 2:
-        predictors["stage_one_age"] = ages["stage_one_age"][known]
-    if training_mean is not None:
-        predictors["mean_training_age"] = np.full(len(age), training_mean)
-    report: dict = {"scans": len(scans), "scans_with_age": len(age), "stage": stage}
-    for predictor, values in predictors.items():
-        report[predictor] = {
-            group: {"n": int(inside.sum())} | score_with_intervals(age[inside], values[inside])
-            for group, inside in groups.items()
-        }
-    if stage == 2:
-        report["mae_stage_two_minus_stage_one"] = mae_difference(
-            age, predictors["predicted_age"], predictors["stage_one_age"]
-        )
-    return report
+    parsers = {"age": _age, "sex": _sex} if labels is None else {}
+    parsers |= {"predicted_age": _PREDICTED_AGE}
+    rows = read_columns(path, ("participant_id",), parsers)
+    if labels is not None:
+        missing = [name for name in rows if name not in labels]
+        if missing:
+            raise ValueError(f"{path}: {', '.join(missing[:5])} have no row in the label sheet")
+        for name, row in rows.items():
+            row |= {"age": labels[name].age, "sex": SEX_NAMES[labels[name].sex]}
+    scans = pd.DataFrame.from_dict(rows, orient="index", columns=["age", "sex", "predicted_age"])
+    scans.index.name = "participant_id"
+    known = scans[scans["age"].notna()].astype({"age": float, "predicted_age": float})
+    if known.empty:
+        raise ValueError(f"{path}: no scan of known age; brain-PAD needs chronological ages")
+    known["brain_pad"] = known["predicted_age"] - known["age"]
+    return Predictions(Path(path), known, len(scans) - len(known))
 
 
-def write_report(
-    report: dict, scans: list[Scan], ages: dict[str, np.ndarray], files: ResultFiles, *, name: str
-) -> None:
-    """Writes metrics.json and, where ages are known, the scatter plot; files are replaced."""
-    write_json(files.metrics, report, overwrite=True)
-    known = np.array([scan.age is not None for scan in scans])
-    if not known.any():
-        return
-    panels = {"predicted": ages["predicted_age"][known]}
-    if report["stage"] == 2:
-        panels = {"stage one": ages["stage_one_age"][known], "stage two": panels["predicted"]}
-    age = np.array([scan.age for scan in scans if scan.age is not None])
-    with replacing(files.plot, overwrite=True) as temporary:
-        age_scatter(age, panels, title=name).savefig(temporary, dpi=150)
+def read_predicted_ages(path: str | Path, scans: Sequence[Scan]) -> np.ndarray:
+    """The predicted ages of `scans` in a table of ages, (scans,) years.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_columns`; or scans without a row.
+    """
+    rows = read_columns(path, ("participant_id",), {"predicted_age": _PREDICTED_AGE})
+    missing = [scan.subject_id for scan in scans if scan.subject_id not in rows]
+    if missing:
+        raise ValueError(f"{path}: no row for {len(missing)} scans: {', '.join(missing[:5])}")
+    return np.array([rows[scan.subject_id]["predicted_age"] for scan in scans])
 
 
-def format_report(report: dict) -> str:
-    """The table that test.py prints: one line a predictor, intervals in brackets."""
-    if not report["scans_with_age"]:
-        return f"{report['scans']} scans predicted; no ages known, so no errors to report"
-    titles = {
-        "mean_training_age": "mean age",
-        "stage_one_age": "stage one",
-        "predicted_age": f"stage {'two' if report['stage'] == 2 else 'one'}",
-    }
-    lines = [f"{report['scans_with_age']} scans with an age; 95 % bootstrap intervals"]
-    rows = {
-        title: report[predictor]["overall"]
-        for predictor, title in titles.items()
-        if predictor in report
-    }
-    lines.append(format_figures(rows))
-    if "mae_stage_two_minus_stage_one" in report:
-        lines.append(
-            format_difference(
-                "MAE of stage two minus MAE of stage one", report["mae_stage_two_minus_stage_one"]
-            )
-        )
-    return "\n".join(lines)
+_PREDICTED_AGE = parse_number(-1000, 1000, "years as a number")
+
+
+def _age(text: str) -> float:
+    """Years, NaN where unknown."""
+    if text.lower() in UNKNOWN_WORDS:
+        return math.nan
+    return parse_number(0, OLDEST_AGE, f"years from 0 to {OLDEST_AGE} or n/a")(text)
+
+
+def _sex(text: str) -> str:
+    if text.lower() in UNKNOWN_WORDS:
+        return SEX_NAMES[None]
+    if text.lower() not in SEX_WORDS:
+        raise ValueError("F, M or n/a")
+    return SEX_NAMES[SEX_WORDS[text.lower()]]
 
 
 def format_difference(title: str, difference: dict[str, float]) -> str:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.scaledense import SMALLEST_SIDE
 from utils.cli import raise_all
 from utils.scans.labels import Label, label_of
 from utils.scans.volumes import (
@@ -11,7 +10,7 @@ from utils.scans.volumes import (
     InputRule,
     find_scans,
     image_stem,
-    read_header,
+    open_scan,
 )
 
 
@@ -39,7 +38,7 @@ def open_cohort(
     *,
     need_age: bool = False,
     need_sex: bool = False,
-    smallest_side: int = SMALLEST_SIDE,
+    smallest_side: int = 32,
 ) -> list[Scan]:
     """Pairs every scan of `folder` with its label and checks all of them before any work.
 
@@ -51,7 +50,7 @@ def open_cohort(
         input_rule: decides whether other grids are let through.
         need_age: whether a scan without an age is a problem (training) or merely unknown.
         need_sex: the same for the sex.
-        smallest_side: voxels along each axis of the network's input that it needs at least.
+        smallest_side: voxels that the network needs along each axis; 32 for the compact width.
 
     Raises:
         FileNotFoundError: no folder or no scan in it.
@@ -73,11 +72,11 @@ def open_cohort(
                 "(or --use_sex false)"
             )
         try:
-            header = read_header(path, any_grid=input_rule.any_grid)
+            opened = open_scan(path, any_grid=input_rule.any_grid)
         except ValueError as error:
             problems.append(str(error))
         else:
-            scans.append(Scan(stem, path, age, sex, header.orientation, header.shape))
+            scans.append(Scan(stem, path, age, sex, opened.orientation, opened.shape))
     raise_all(problems + _unfit_shapes(scans, input_rule, smallest_side))
     return scans
 

@@ -1,27 +1,21 @@
 """The label sheet: which scan has which age and sex.
 
-Read: .xls without a header row (as published), .xls, .xlsx, .csv, .tsv with one or without, and
-BIDS participants.tsv. Everything is read as text and checked row by row; all problems are reported
+The published sheet is an .xls without a header row; .xls, .xlsx, .csv and .tsv with and without
+one, and participants.tsv of BIDS, are read too. Every row is checked, and all problems are reported
 at once, each with sheet, row and expectation, before any work.
 """
 
-import csv
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import (
-    from_spreadsheet_text,
-)
+from utils.scans.sheets import read_rows
 from utils.scans.volumes import image_stem
 
-SEX_NAMES = {0: "F", 1: "M", None: "n/a"}
-
-
 FEMALE, MALE = 0, 1
+SEX_NAMES = {FEMALE: "F", MALE: "M", None: "n/a"}
 SEX_WORDS = {
     **dict.fromkeys(("0", "0.0", "f", "female", "woman", "girl"), FEMALE),
     **dict.fromkeys(("1", "1.0", "m", "male", "man", "boy"), MALE),
@@ -33,8 +27,8 @@ COLUMN_NAMES = {
         "scan", "image", "file", "filename", "file_name", "name", "ixi_id", "session_id",
     ),
     "age": ("age", "age_years", "age_at_scan", "age_in_years", "chronological_age"),
-    # M/F is OASIS's, SEX_ID (1=m, 2=f) IXI's.
     "site": ("site", "scanner", "center", "centre", "site_id"),
+    # OASIS has M/F, IXI has SEX_ID (1=m, 2=f).
     "sex": ("sex", "gender", "sex_id", "m_f", "f_m", "sex_m_f", "sex_f_m", "sex_id_1_m_2_f"),
 }  # fmt: skip
 OLDEST_AGE = 120
@@ -92,14 +86,17 @@ def examine_labels(
         if not any(row):
             continue
         cells = {name: row[at] if at < len(row) else "" for name, at in columns.items()}
-        label, found = _read_row(cells, number, sex_codes)
+        subject_id = image_stem(cells["subject_id"])
+        age, age_problem = _parse_age(cells.get("age", ""))
+        sex, sex_problem = _parse_sex(cells.get("sex", ""), sex_codes)
+        found = [f"{subject_id}: {problem}" for problem in (age_problem, sex_problem) if problem]
+        if not subject_id:
+            found.append("the file name or id is empty")
+        label = Label(subject_id, age, sex, number, cells.get("site") or None)
+        known = labels.setdefault(subject_id, label)
+        if (known.age, known.sex) != (age, sex):
+            found.append(f"{subject_id} stands in row {known.row} already, with another age or sex")
         problems += [f"{path}, row {number}: {problem}" for problem in found]
-        known = labels.setdefault(label.subject_id, label)
-        if known is not label and (known.age, known.sex) != (label.age, label.sex):
-            problems.append(
-                f"{path}, row {number}: {label.subject_id} stands in row {known.row} already, "
-                "with another age or sex"
-            )
     if not labels:
         problems.append(f"{path}: no subject in it")
     return labels, problems
@@ -118,122 +115,6 @@ def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
     participant = re.match(r"sub-[A-Za-z0-9]+(?=_)", stem)
     names = (found[0] for found in (session, participant) if found)
     return next((labels[name] for name in names if name in labels), None)
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """All cells of a .xls, .xlsx, .csv or .tsv as stripped text, row 1 first.
-
-    The apostrophe that marks text in our own tables, see `as_spreadsheet_text`, is taken off.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: another format, not UTF-8 text, or not a readable workbook.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such label sheet")
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv", ".txt"):
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-        rows = _read_text(path, text)
-    elif suffix in (".xls", ".xlsx"):
-        rows = _read_workbook(path)
-    else:
-        raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
-    return [[from_spreadsheet_text(str(cell).strip()) for cell in row] for row in rows]
-
-
-def _read_text(path: Path, text: str) -> list[list[str]]:
-    if "\0" in text:
-        raise ValueError(f"{path}: NUL bytes in it, no text or UTF-16; save it as UTF-8 text")
-    lines = text.splitlines()
-    separator = "\t" if path.suffix.lower() == ".tsv" else _separator(lines)
-    try:
-        try:
-            return list(csv.reader(lines, delimiter=separator, strict=True))
-        except csv.Error as error:
-            # Rows would vanish in a quote without an end; other quotes may stand anywhere.
-            if "unexpected end of data" in str(error):
-                raise
-            return list(csv.reader(lines, delimiter=separator))
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}: not readable as a table ({error}); a quote without an end?"
-        ) from error
-
-
-def _separator(lines: list[str]) -> str:
-    """The one of tab, semicolon and comma that the first line holds most of."""
-    first = lines[0] if lines else ""
-    return max(("\t", ";", ","), key=first.count)
-
-
-def _read_workbook(path: Path) -> list[list[str]]:
-    try:
-        if path.suffix.lower() == ".xls":
-            return _read_xls(path)
-        return _read_xlsx(path)
-    except Exception as error:  # the engines raise dozens of types for one cause: not a workbook
-        raise ValueError(
-            f"{path}: not a readable {path.suffix} workbook ({type(error).__name__}: {error}); "
-            "save it again from a spreadsheet, or as .csv"
-        ) from error
-
-
-def _read_xls(path: Path) -> list[list[str]]:
-    import xlrd
-
-    def text(cell: xlrd.sheet.Cell) -> str:
-        # xlrd gives the codes of errors and truth values as numbers: #REF! would be an age of 23.
-        if cell.ctype == xlrd.XL_CELL_ERROR:
-            return xlrd.error_text_from_code.get(cell.value, "#ERROR!")
-        return (
-            str(bool(cell.value)) if cell.ctype == xlrd.XL_CELL_BOOLEAN else _cell_text(cell.value)
-        )
-
-    with Path(os.devnull).open("w") as silent:  # it prints what it thinks of damaged files
-        book = xlrd.open_workbook(path, logfile=silent)
-    return [[text(cell) for cell in row] for row in book.sheet_by_index(0).get_rows()]
-
-
-def _read_xlsx(path: Path) -> list[list[str]]:
-    """Also tells formulas that no program has calculated, which hold no value, from empty cells."""
-    values = _xlsx_cells(path, data_only=True)
-    if any(cell is None for row in values for cell in row):
-        for number, row in enumerate(_xlsx_cells(path, data_only=False)):
-            for column, cell in enumerate(row):
-                if (
-                    isinstance(cell, str)
-                    and cell.startswith("=")
-                    and values[number][column] is None
-                ):
-                    raise ValueError(
-                        f"row {number + 1}: {cell[:40]!r} is a formula that was never calculated"
-                    )
-    return [[_cell_text(cell) for cell in row] for row in values]
-
-
-def _xlsx_cells(path: Path, *, data_only: bool) -> list[tuple]:
-    import openpyxl  # slow to load: only when a workbook is read
-
-    book = openpyxl.load_workbook(path, read_only=True, data_only=data_only)
-    try:
-        page = book.worksheets[0]
-        page.reset_dimensions()  # what a file says of its size may be wrong
-        return list(page.iter_rows(values_only=True))
-    finally:
-        book.close()
-
-
-def _cell_text(cell: object) -> str:
-    """Workbooks store whole numbers as floats: id 1001 must not become 1001.0."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell)
 
 
 def _find_columns(
@@ -267,19 +148,6 @@ def _find_columns(
         expected = "; ".join(f"{name}: {', '.join(COLUMN_NAMES[name])}" for name in missing)
         raise ValueError(f"{path}, row 1: no column named {expected}; found {rows[0]}")
     return columns, 1
-
-
-def _read_row(
-    cells: dict[str, str], number: int, sex_codes: dict[str, int] | None
-) -> tuple[Label, list[str]]:
-    """One row's label, and what is wrong with it."""
-    subject_id = image_stem(cells["subject_id"])
-    age, age_problem = _parse_age(cells.get("age", ""))
-    sex, sex_problem = _parse_sex(cells.get("sex", ""), sex_codes)
-    problems = [f"{subject_id}: {text}" for text in (age_problem, sex_problem) if text]
-    if not subject_id:
-        problems.append("the file name or id is empty")
-    return Label(subject_id, age, sex, number, cells.get("site") or None), problems
 
 
 def _parse_age(text: str) -> tuple[float | None, str | None]:

@@ -1,17 +1,17 @@
-"""The JSON record beside a preprocessed scan, and what the records of a cohort say together.
+"""How scans were made: the JSON sidecar beside a preprocessed scan, and those of a whole cohort.
 
-`OUT/name.nii.gz` has `OUT/name.json` beside it, written by data_preprocessing/preprocess.py. BIDS
-has .json files beside scans too: one without our format is not ours, and what it is beside was made
-in an unknown way. How a file is read is another matter, see `utils.scans.volumes.InputRule`.
+data_preprocessing/preprocess.py writes `OUT/name.json` beside `OUT/name.nii.gz`. BIDS has .json
+files beside scans too: where one lacks our format, nobody knows how its scan was made.
+`utils.scans.volumes.InputRule` says how a network reads a scan.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import replacing
+from utils.files import write_json
 from utils.scans.volumes import image_stem
 
 FORMAT = "tsan-preprocessing-1"
@@ -25,7 +25,7 @@ class Provenance:
 
     Attributes:
         registration: `deformable` or `affine`.
-        mask: whose brain was left of the head, the `template`'s or the `subject`'s.
+        mask: which mask took the brain out of the head, the `template`'s or the `subject`'s.
         backend: `builtin`, `fsl` or `resample`; they differ in bias field, mask edge and warp.
     """
 
@@ -33,21 +33,25 @@ class Provenance:
     mask: str | None = None
     backend: str | None = None
 
+    @classmethod
+    def from_sidecar(cls, sidecar: dict) -> "Provenance":
+        """How the scan of a sidecar was made."""
+        return cls(**{field.name: sidecar["recipe"][field.name] for field in fields(cls)})
+
     def __str__(self) -> str:
         return ", ".join(f"{name} {value or 'unknown'}" for name, value in asdict(self).items())
 
     def differences(self, other: "Provenance") -> list[str]:
-        """What is known of both and differs, such as `registration affine, not deformable`."""
+        """What both know and differs, such as `registration affine, not deformable`."""
+        theirs = asdict(other)
         return [
-            f"{name} {mine}, not {theirs}"
-            for (name, mine), theirs in zip(
-                asdict(self).items(), asdict(other).values(), strict=True
-            )
-            if mine and theirs and mine != theirs
+            f"{name} {value}, not {theirs[name]}"
+            for name, value in asdict(self).items()
+            if value and theirs[name] and value != theirs[name]
         ]
 
     def filled_from(self, other: "Provenance") -> "Provenance":
-        """What is unknown here is taken from `other`."""
+        """This provenance, with the values of `other` where it is unknown."""
         return replace(other, **{name: value for name, value in asdict(self).items() if value})
 
 
@@ -55,21 +59,23 @@ UNKNOWN = Provenance()
 
 
 def sidecar_path(scan: Path) -> Path:
-    """Where the record of `scan` stands: beside it, .json instead of .nii.gz or .nii."""
+    """The sidecar of `scan`: beside it, .json instead of .nii.gz or .nii."""
     return scan.with_name(f"{image_stem(scan.name)}.json")
 
 
 def read_sidecar(scan: Path) -> dict | None:
-    """The record of a scan; None where there is none of ours.
+    """The sidecar of a scan; None where there is none, or one of another format.
 
-    A linked scan (as data_preprocessing/split_dataset.py makes them) has it beside the link, or
-    beside what the link points at.
+    The sidecar of a linked scan (as data_preprocessing/split_dataset.py makes them) may lie beside
+    the link, or beside the file that the link points at.
 
     Raises:
-        ValueError: a damaged file.
+        ValueError: a damaged file, or one without a recipe.
     """
-    for place in _linked(scan):
-        path = sidecar_path(place)
+    places = [scan]
+    while scan.exists() and places[-1].is_symlink():  # links that lead in a circle do not exist
+        places.append(places[-1].parent / places[-1].readlink())
+    for path in map(sidecar_path, places):
         if not path.is_file():
             continue
         try:
@@ -78,46 +84,26 @@ def read_sidecar(scan: Path) -> dict | None:
             raise ValueError(
                 f"{path}: not readable as JSON ({error}); preprocess its scan again"
             ) from error
-        if isinstance(content, dict) and content.get("format") == FORMAT:
-            _require_recipe(path, content)
-            return content
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            continue
+        recipe, names = content.get("recipe"), asdict(UNKNOWN)
+        if not isinstance(recipe, dict) or not all(isinstance(recipe.get(n), str) for n in names):
+            raise ValueError(
+                f"{path}: a recipe with {', '.join(names)} expected, found {recipe!r}; preprocess "
+                "its scan again"
+            )
+        return content
     return None
 
 
-def _linked(scan: Path) -> Iterator[Path]:
-    """The scan, and each file that it is a link to, up to the real one."""
-    yield scan
-    if scan.exists():  # links that lead in a circle do not
-        while scan.is_symlink():
-            scan = scan.parent / scan.readlink()
-            yield scan
-
-
-def _require_recipe(path: Path, content: dict) -> None:
-    recipe = content.get("recipe")
-    names = asdict(UNKNOWN)
-    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(name), str) for name in names):
-        raise ValueError(
-            f"{path}: a recipe with {', '.join(names)} expected, found {recipe!r}; preprocess its "
-            "scan again"
-        )
-
-
 def write_sidecar(scan: Path, content: dict, *, overwrite: bool = False) -> None:
-    """Writes the record of `scan`; our format is added.
+    """Writes the sidecar of `scan`, with our format.
 
     Raises:
         FileExistsError: there is one and `overwrite` is false.
         ValueError: a number that is not finite, which JSON does not have: give None.
     """
-    text = json.dumps({"format": FORMAT} | content, indent=2, allow_nan=False)
-    with replacing(sidecar_path(scan), overwrite=overwrite) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def recorded(sidecar: dict) -> Provenance:
-    """How a scan was made, from its record."""
-    return Provenance(**{name: sidecar["recipe"][name] for name in asdict(UNKNOWN)})
+    write_json(sidecar_path(scan), {"format": FORMAT} | content, overwrite=overwrite)
 
 
 def read_provenance(scans: Sequence[Path]) -> list[Provenance | None]:
@@ -133,7 +119,7 @@ def read_provenance(scans: Sequence[Path]) -> list[Provenance | None]:
         except ValueError as error:
             problems.append(str(error))
         else:
-            made.append(recorded(sidecar) if sidecar else None)
+            made.append(Provenance.from_sidecar(sidecar) if sidecar else None)
     raise_all(problems)
     return made
 
@@ -142,8 +128,8 @@ def common_provenance(scans: Sequence[Path], stated: Provenance = UNKNOWN) -> Pr
     """How all scans of a training were made.
 
     Scans without a sidecar beside scans with one are refused too: a folder filled from two sources
-    looks like this. Whoever knows better states registration and mask; the backend of all is then
-    unknown.
+    looks like this. A user who knows better states registration and mask; the backend of all scans
+    is then unknown.
 
     Args:
         scans: of training and validation.
@@ -182,11 +168,11 @@ def common_provenance(scans: Sequence[Path], stated: Provenance = UNKNOWN) -> Pr
 
 
 def compare_provenance(scans: Sequence[Path], trained: Provenance) -> dict:
-    """How scans to be predicted were made, against a checkpoint's training scans.
+    """Compares how scans to be predicted were made with how a checkpoint's training scans were.
 
     Returns:
-        Plain values: what the checkpoint says, how many scans have no sidecar, how many differ,
-        the first that does, and in what they differ.
+        Plain values: the checkpoint's provenance, how many scans have no sidecar, how many differ,
+        the first that differs, and the differences.
 
     Raises:
         ValueError: all damaged sidecars.
@@ -207,7 +193,7 @@ def compare_provenance(scans: Sequence[Path], trained: Provenance) -> dict:
 
 
 def format_comparison(comparison: dict) -> str:
-    """What test.py prints of it: how the training scans were made, and what to know of these."""
+    """The result of `compare_provenance` as lines to print, with a warning where scans differ."""
     trained = Provenance(**comparison["checkpoint"])
     if trained == UNKNOWN:
         return "training scans: the checkpoint does not say how they were preprocessed"

@@ -1,17 +1,20 @@
-"""Batches: one epoch of training, and one pass of prediction over all scans."""
+"""Passes over all scans in training: an epoch, batch statistics, the error of a first stage."""
 
 import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils.distributed import World
-from utils.networks.execution import Execution
+from utils.networks.execution import Execution, predict
+from utils.scans.dataset import ScanDataset, evaluation_loader
 
 REFRESH_SCANS = 512  # enough for a mean over 512 x 45 x 54 x 45 voxels and more
 
@@ -32,8 +35,8 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     execution: Execution,
     *,
-    augment: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    after_step: Callable[[int, dict[str, Tensor]], None],
+    augment: Callable[[Tensor], Tensor],
+    average: AveragedModel | None = None,
 ) -> dict[str, float]:
     """Trains on every batch once.
 
@@ -45,8 +48,8 @@ def train_one_epoch(
         loader: batches as `training_loader` gives them, or a list of them for a single process.
         optimizer: over the parameters that change.
         execution: device and precision; the model is on the device already.
-        augment: changes an image batch and its ages.
-        after_step: called with the step's number, from 1, and its loss terms.
+        augment: changes an image batch at random.
+        average: a running average of the weights of `model`, which follows every step.
 
     Returns:
         The mean of each term over the scans of all processes.
@@ -64,10 +67,12 @@ def train_one_epoch(
     for step, (batch, scans) in enumerate(zip(batches, sizes, strict=True), start=1):
         sex, age = execution.take(batch["sex"]), execution.take(batch["age"])
         with world.own_randomness(step, execution.device):
-            image, age = augment(execution.images(batch), age)
+            image = augment(execution.images(batch))
             with execution.autocast():
-                predicted_age = model(image, sex, *_rough_age(batch, execution))
-        terms = loss(*_whole_batch(predicted_age, age, scans, world))
+                predicted_age = model(image, sex)
+        if world.size > 1:
+            predicted_age, age = _whole_batch(predicted_age, age, scans, world)
+        terms = loss(predicted_age, age)
         values = {name: value.detach() for name, value in terms.items()}
         unseen.append(Step(step, batch["index"], values))
         if len(unseen) == execution.steps_unseen or step == len(sizes):
@@ -77,23 +82,17 @@ def train_one_epoch(
         # The mean of all processes' gradients, each of its own share, becomes their sum.
         (terms["total"] * world.size).backward()
         optimizer.step()
-        after_step(step, terms)
+        if average is not None:
+            average.update_parameters(model)
         for name, value in values.items():
             sums[name] = sums.get(name, 0) + value * scans
     return {name: (value / sum(sizes)).item() for name, value in sums.items()}
-
-
-def _rough_age(batch: dict[str, Tensor], execution: Execution) -> list[Tensor]:
-    """The rough ages (N, 1) that a second stage is trained on where the batch brings them."""
-    return [execution.take(batch["rough_age"])] if "rough_age" in batch else []
 
 
 def _whole_batch(
     predicted_age: Tensor, age: Tensor, scans: int, world: World
 ) -> tuple[Tensor, Tensor]:
     """Predicted and true ages, (scans, 1) each, of the batch of which this process has a share."""
-    if world.size == 1:
-        return predicted_age, age
     both = torch.cat([predicted_age, age.to(predicted_age.dtype)], dim=1)  # (n, 2)
     predicted_age, all_ages = world.gather_shares(both, scans).split(1, dim=1)
     return predicted_age, all_ages.to(age.dtype)
@@ -104,15 +103,13 @@ def synchronised(model: nn.Module, execution: Execution) -> nn.Module:
 
     torch has no such layer for the CPU: there, statistics are those of a process's share.
     """
-    if execution.world.size == 1 or execution.device.type != "cuda":
+    if execution.device.type != "cuda":
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def parallel(model: nn.Module, execution: Execution) -> nn.Module:
-    """What trains `model`: itself, or with several processes a form that averages gradients."""
-    if execution.world.size == 1:
-        return model
+    """What trains `model` in several processes: a form that averages their gradients."""
     # Gradients of one-channel kernels, which fit either layout, come in the plain one. Laying the
     # kernels out like that would silence the warning, and take channels-last off the first unit.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
@@ -125,9 +122,9 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
     """Recomputes the batch statistics of `model` for the weights it has now.
 
     The running statistics lag behind weights that move fast, and those of averaged weights belong
-    to no network that ever ran: on 84 scans that alone biased validation ages by 7 to 20 years
-    (docs/RESULTS.md). What is frozen in evaluation mode, a first stage, keeps its own. Of several
-    processes each reads its share, and all get the mean.
+    to no network that ever ran: on 84 scans that alone biased validation ages by 7 to 20 years.
+    What is frozen in evaluation mode, a first stage, keeps its own. Of several processes each reads
+    its share, and all get the mean.
 
     Args:
         model: any network; left in training mode.
@@ -141,8 +138,7 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
         norm.momentum = None  # the mean over all batches instead of a running one
     for batch in itertools.islice(loader, -(-REFRESH_SCANS // _global_sizes(loader)[0])):
         with execution.autocast():
-            sex = execution.take(batch["sex"])
-            model(execution.images(batch), sex, *_rough_age(batch, execution))
+            model(execution.images(batch), execution.take(batch["sex"]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     average_statistics(model, execution)
@@ -154,6 +150,24 @@ def average_statistics(model: nn.Module, execution: Execution) -> None:
     for norm in _trained_norms(model):
         execution.world.average(norm.running_mean)
         execution.world.average(norm.running_var)
+
+
+def unseen_error_spread(
+    first_stage: nn.Module, train_set: ScanDataset, val_set: ScanDataset, execution: Execution
+) -> float:
+    """How much the first stage's error on new scans exceeds that on its training scans.
+
+    Returns:
+        Years: the SD of the noise that would raise its mean squared error on the training scans to
+        that on the validation scans; 0 where it is not better on the training scans.
+    """
+    model = execution.place(first_stage)
+    errors = []
+    for dataset in (train_set, val_set):
+        loader = evaluation_loader(dataset, batch_size=16, world=execution.world)
+        ages = predict(model, loader, execution, title="first stage")["predicted_age"]
+        errors.append(np.mean((ages - np.array([scan.age for scan in dataset.scans])) ** 2))
+    return float(np.sqrt(max(0.0, errors[1] - errors[0])))
 
 
 def _trained_norms(model: nn.Module) -> list[nn.Module]:
@@ -185,4 +199,4 @@ def _global_sizes(loader: DataLoader | list[dict[str, Tensor]]) -> list[int]:
     """Scans of each batch, in all processes together."""
     if isinstance(loader, list):
         return [len(batch["index"]) for batch in loader]
-    return loader.batch_sampler.global_sizes
+    return loader.sampler.global_sizes

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules and the running average of the weights."""
+"""Optimisers and learning-rate schedules."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "plateau", "constant")
@@ -24,10 +23,8 @@ class Optimisation:
         schedule: `cosine` from `lr` to `min_lr` over all epochs; `plateau` halves after 5 epochs
             without a lower validation MAE (published); `constant`.
         min_lr: where schedules end.
-        warmup_epochs: epochs of linear growth from `warmup_lr`; with `cosine` and `constant`.
-        warmup_lr: learning rate of the first epoch of the warm-up.
-        ema: decay per step of the running average of weights and statistics that is validated and
-            saved; 0 for none.
+        warmup_epochs: epochs in which the rate grows linearly; with `cosine` and `constant`.
+        warmup_share: of `lr`, the rate of the first epoch of the warm-up.
     """
 
     optimizer: str
@@ -36,8 +33,7 @@ class Optimisation:
     schedule: str
     min_lr: float = 0.0
     warmup_epochs: int = 0
-    warmup_lr: float = 1e-6
-    ema: float = 0.0
+    warmup_share: float = 0.25
 
 
 def build_optimizer(model: nn.Module, options: Optimisation) -> torch.optim.Optimizer:
@@ -59,7 +55,7 @@ def build_optimizer(model: nn.Module, options: Optimisation) -> torch.optim.Opti
 def build_schedule(
     optimizer: torch.optim.Optimizer, options: Optimisation, epochs: int
 ) -> LRScheduler | ReduceLROnPlateau:
-    """A schedule that is advanced once an epoch by `advance`."""
+    """A schedule that `advance` moves on once per epoch."""
     if options.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, factor=0.5, patience=5, min_lr=options.min_lr)
     if options.schedule not in SCHEDULES:
@@ -72,8 +68,8 @@ def build_schedule(
 def learning_rate(epoch: int, epochs: int, options: Optimisation) -> float:
     """The rate of an epoch, counted from 0, of the cosine and constant schedules."""
     if epoch < options.warmup_epochs:
-        share = epoch / options.warmup_epochs
-        return options.warmup_lr + share * (options.lr - options.warmup_lr)
+        start = options.warmup_share * options.lr
+        return start + epoch / options.warmup_epochs * (options.lr - start)
     if options.schedule == "constant":
         return options.lr
     share = (epoch - options.warmup_epochs) / max(1, epochs - options.warmup_epochs)
@@ -99,10 +95,3 @@ def advance(schedule: LRScheduler | ReduceLROnPlateau, validation_mae: float | N
         schedule.step(validation_mae)
     else:
         schedule.step()
-
-
-def running_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential average of weights and batch statistics, or None for a decay of 0."""
-    if decay == 0:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

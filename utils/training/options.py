@@ -1,7 +1,8 @@
-"""The flags of the entry points, in groups; readable names beside the authors' published ones.
+"""The flags of training; readable names beside the authors' published ones.
 
 Each group is a function that adds to a parser, so that no parser is shared and none leaks its
-defaults into another. Nothing heavy is imported: `--help` answers at once.
+defaults into another. Defaults come from the recipes. Nothing heavy is imported: `--help` answers
+at once.
 """
 
 import argparse
@@ -15,9 +16,10 @@ from utils.cli import (
     new_parser,
     number,
 )
-from utils.networks import BEST_NAME
+from utils.training.recipes import ANY_GRID, FIRST_STAGE, SECOND_STAGE
 
-# The published flags. An entry point accepts those it has no use for and says so.
+# The published flags. A program accepts those it has no use for and says so: --model has one value,
+# --min_lr and --warmup_lr_init belong to the recipes, and one line is printed per epoch.
 PUBLISHED_FLAGS = (
     "--model", "--batch_size", "--epochs", "--lr", "--weight_decay", "--loss", "--aux_loss",
     "--lbd", "--beta", "--first_stage_net", "--train_folder", "--valid_folder", "--test_folder",
@@ -25,59 +27,33 @@ PUBLISHED_FLAGS = (
     "--sorter", "--num_workers", "--print_freq", "--use_gender", "--schedular", "--min_lr",
     "--warmup_epoch", "--warmup_lr_init",
 )  # fmt: skip
-
-# What the paper and the authors' scripts say; `--recipe paper` sets it, single flags still win.
-PAPER = {
-    "width": "released", "epochs": 150, "batch_size": 32, "optimizer": "adam", "lr": 1e-3,
-    "weight_decay": 5e-4, "schedule": "plateau", "warmup_epochs": 0, "early_stop": 20, "ema": 0.0,
-    "ranks": "sodeep", "pairs": "random", "rank_weight": 10.0, "pair_weight": 1.0, "flip": False,
-    "shift": 0, "intensity_jitter": 0.0, "refresh_statistics": False, "stratify": False,
-}  # fmt: skip
-PAPER_SECOND_STAGE = PAPER | {
-    "optimizer": "sgd", "lr": 1e-5, "warm_start": False, "rough_age_noise": 0.0,
-}  # fmt: skip
-# Where our second stage departs from the defaults of the first; docs/RESULTS.md has the figures.
-# A width of None is that of the first stage.
-OUR_SECOND_STAGE = {"lr": 1e-5, "warmup_lr": 1e-5, "epochs": 1, "width": None}
+SHARE = number(float, low=0, high=0.95)
 
 
 def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags of train_first_stage.py."""
     parser = new_parser("Train the first stage of TSAN: a scan to a rough age.")
-    add_training_flags(parser)
-    parser.add_argument(
-        "--resolution",
-        type=int,
-        choices=(2, 4),
-        default=2,
+    add_data_flags(parser)
+    add_network_flags(parser)
+    add = parser.add_argument_group("scans as the network reads them").add_argument
+    add(
+        "--resolution", type=int, choices=(2, 4),
         help="mm; 4 averages 2x2x2 voxels: eight times faster, less exact",
-    )
-    parser.add_argument(
-        "--intensity",
-        choices=("brain", "authors"),
-        default="brain",
+    )  # fmt: skip
+    add("--crop", action=Switch, help="to the box around the template's brain: 60 %% of the voxels")
+    add(
+        "--intensity", choices=("brain", "authors"), default="brain",
         help="background after z-scoring: 0, or the authors' -mean/SD, which their format means",
-    )
-    parser.add_argument(
-        "--crop",
-        action=Switch,
-        default=False,
-        help="show the network the box around the template's brain: 60 %% of the voxels",
-    )
-    parser.add_argument(
-        "--any_grid",
-        action=Switch,
-        default=False,
-        help="let grids other than MNI152 2 mm through (experiments)",
-    )
-    parser.add_argument(
-        "--scaled_head",
-        action=Switch,
-        default=True,
-        help="multiply the first weights of the output by the SD of the training ages; off, they "
-        "take a dozen epochs to grow",
-    )
-    return parse(parser, argv, {"ours": {}, "paper": PAPER | {"scaled_head": False}})
+    )  # fmt: skip
+    add(
+        "--any_grid", action=Switch, default=False,
+        help="let grids other than MNI152 2 mm through (experiments); implies --resolution 2 and "
+        "--no-crop",
+    )  # fmt: skip
+    add_loss_flags(parser)
+    add_optimisation_flags(parser)
+    parser.set_defaults(first_stage_net=None)
+    return parse(parser, argv, FIRST_STAGE)
 
 
 def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,433 +62,190 @@ def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "Train the second stage of TSAN: a scan and its rounded rough age to the residual age. "
         "Scans are read as the first stage's checkpoint says."
     )
-    add_training_flags(parser)
-    group = parser.add_argument_group("cascade")
-    group.add_argument(
-        "--first_stage_net",
-        required=True,
-        metavar="FILE",
+    add_data_flags(parser)
+    add_network_flags(parser)
+    add = parser.add_argument_group("cascade").add_argument
+    add(
+        "--first_stage_net", required=True, metavar="FILE",
         help="first-stage checkpoint, ours or the authors'",
-    )
-    group.add_argument(
-        "--age_step",
-        "--dis_range",
-        type=number(float, above=0),
-        default=5.0,
-        metavar="YEARS",
+    )  # fmt: skip
+    add(
+        "--age_step", "--dis_range", type=number(float, above=0), metavar="YEARS",
         help="step to whose multiples rough ages are rounded",
-    )
-    group.add_argument(
-        "--warm_start",
-        action=Switch,
-        default=True,
-        help="start at the age of a first stage instead of fresh weights",
-    )
-    group.add_argument(
-        "--warm_start_net",
-        metavar="FILE",
+    )  # fmt: skip
+    add("--warm_start", action=Switch, help="start at the age of a first stage, not at random")
+    add(
+        "--warm_start_net", metavar="FILE",
         help="first stage to start from, such as one of another seed; unset: --first_stage_net",
-    )
-    group.add_argument(
-        "--rough_share",
-        type=number(float, low=0, high=0.95),
-        default=0.0,
+    )  # fmt: skip
+    add(
+        "--rough_share", type=SHARE,
         help="weight of the rounded age in the age at the warm start; 0.5 with another seed's "
         "--warm_start_net: the mean of both",
-    )
-    group.add_argument(
-        "--out_of_fold_ages",
-        metavar="CSV",
-        help="rough ages of the training scans from networks that had not seen them, from "
-        "analysis/brain_pad/out_of_fold.py; unset: the first stage's own",
-    )
-    group.add_argument(
-        "--rough_age_noise",
-        type=years_or_auto,
-        default="auto",
-        metavar="YEARS",
-        help="SD of noise on the rough age in training; auto: what the first "
-        "stage's validation error exceeds its training error by",
-    )
-    return parse(parser, argv, {"ours": OUR_SECOND_STAGE, "paper": PAPER_SECOND_STAGE})
-
-
-def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags of test.py."""
-    parser = new_parser(
-        "Predict the ages of a folder of scans with a checkpoint of either stage; with a label "
-        "sheet, report the errors."
-    )
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--output_dir",
-        required=True,
-        metavar="DIR",
-        help="where the results go, and where --model_name is looked for",
-    )
-    group.add_argument(
-        "--model_name",
-        nargs="+",
-        metavar="NAME",
-        help="checkpoint, ours or the authors', in --output_dir or a path; several: the mean of "
-        f"their ages; unset: {BEST_NAME} in --output_dir or, without one there, the networks that "
-        "are shipped in pretrained/",
-    )
-    group.add_argument(
-        "--mirror",
-        action=Switch,
-        default=None,
-        help="mean of the ages of each scan and its left-right mirror image; unset: for networks "
-        "trained with random mirroring",
-    )
-    group.add_argument(
-        "--first_stage_net",
-        metavar="FILE",
-        help="first stage for an authors' second-stage checkpoint; ours hold it",
-    )
-    group.add_argument(
-        "--use_sex",
-        "--use_gender",
-        action=Switch,
-        default=None,
-        help="for the authors' checkpoints, which do not tell; unset: true",
-    )
-    group.add_argument(
-        "--age_step",
-        "--dis_range",
-        type=number(float, above=0),
-        default=5.0,
-        metavar="YEARS",
-        help="for the authors' second stage; ours store it",
-    )
-    group.add_argument(
-        "--fuse",
-        action=Switch,
-        default=True,
-        help="fuse convolutions with their normalisations: same ages, faster",
-    )
-    group = parser.add_argument_group("data")
-    group.add_argument("--test_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
-    add_label_flags(group, required=False)
-    group = parser.add_argument_group("results")
-    group.add_argument("--csv_name", default="predictions.csv", metavar="NAME", help="table")
-    group.add_argument("--metrics_name", default="metrics.json", metavar="NAME", help="figures")
-    group.add_argument(
-        "--npz_name",
-        default="predictions.npz",
-        metavar="NAME",
-        help="target, prediction, ID, as the authors write them",
-    )
-    group.add_argument("--plot_name", default="scatter.png", metavar="NAME", help="scatter plot")
-    group.add_argument(
-        "--overwrite", action=Switch, default=False, help="replace results that exist"
-    )
-    add_machine_flags(parser)
-    parser.add_argument("--batch_size", type=number(int, low=1), default=8, help="scans at a time")
-    return parse(parser, argv, {})
-
-
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """What both training scripts take."""
-    parser.add_argument(
-        "--recipe",
-        choices=("ours", "paper"),
-        default="ours",
-        help="defaults: measured here, or as published",
-    )
-    group = parser.add_argument_group("data")
-    group.add_argument("--train_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
-    group.add_argument(
-        "--val_folder",
-        "--valid_folder",
-        required=True,
-        metavar="DIR",
-        help="scans that choose the best epoch",
-    )
-    add_label_flags(group, required=True)
-    group.add_argument(
-        "--folds",
-        metavar="CSV",
-        help="columns scan and fold: the scans of both folders are pooled, those of --fold "
-        "validate, all others train",
-    )
-    group.add_argument("--fold", type=number(int, low=0), help="the fold held out")
-    group.add_argument(
-        "--allow_shared_persons",
-        action=Switch,
-        default=False,
-        help="train although a person, or an image, is in training and in validation",
-    )
-    add_subject_pattern(group)
-    add_preprocessing_flags(group)
-    add_cache_flags(group)
-    group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", required=True, metavar="DIR", help="new or empty folder")
-    group.add_argument(
-        "--resume", action=Switch, default=False, help="continue the run in --output_dir"
-    )
-    group.add_argument(
-        "--print_freq",
-        type=number(int, low=0),
-        default=0,
-        help="batches between printed losses; 0: one line an epoch",
-    )
-    add_network_flags(parser)
+    )  # fmt: skip
+    add(
+        "--rough_age_noise", type=years_or_auto, metavar="YEARS",
+        help="SD of noise on the rough age in training; auto: as much as makes the first stage err "
+        "on its training scans as on the validation scans",
+    )  # fmt: skip
     add_loss_flags(parser)
     add_optimisation_flags(parser)
-    machine = add_machine_flags(parser)
-    machine.add_argument(
-        "--recompute_activations",
-        action=Switch,
-        default=False,
-        help="compute inner activations again in the backward pass: less memory, slower",
-    )
-    machine.add_argument(
-        "--deterministic",
-        action=Switch,
-        default=False,
-        help="on a GPU only kernels that give the same result each time, slower; on a CPU all do",
-    )
+    return parse(parser, argv, SECOND_STAGE)
 
 
-def add_cache_flags(group: argparse._ArgumentGroup) -> None:
-    """Where decoded scans are kept, see utils/scans/cache.py."""
-    group.add_argument(
-        "--cache",
-        choices=("none", "disk", "device"),
-        default="disk",
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """The recipe, the scans, and the folder that the run writes into."""
+    parser.add_argument(
+        "--recipe", choices=tuple(FIRST_STAGE), default="ours",
+        help="where the defaults come from: what was measured here, the paper, or the quick start; "
+        "see utils/training/recipes.py",
+    )  # fmt: skip
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--train_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
+    add(
+        "--val_folder", "--valid_folder", required=True, metavar="DIR",
+        help="scans that choose the best epoch",
+    )  # fmt: skip
+    add_label_flags(group, required=True)
+    add(
+        "--folds", metavar="CSV",
+        help="columns scan and fold: the scans of both folders are pooled, those of --fold "
+        "validate, all others train",
+    )  # fmt: skip
+    add("--fold", type=number(int, low=0), help="the fold held out")
+    add(
+        "--allow_shared_persons", action=Switch, default=False,
+        help="train although a person, or an image, is in training and in validation",
+    )  # fmt: skip
+    add_subject_pattern(group)
+    for name, choices, what in (
+        ("--registration", ("deformable", "affine"), "how the scans were registered"),
+        ("--mask", ("template", "subject"), "whose brain was left of the head"),
+    ):
+        unset = "for the checkpoint; unset: what their sidecars say"
+        add(name, choices=choices, help=f"{what}, {unset}")
+    add(
+        "--cache", choices=("none", "disk", "device"), default="disk",
         help="keep decoded scans in files, or on the GPU (without one: in main memory), or decode "
         "them anew each epoch",
-    )
-    group.add_argument(
-        "--cache_bits",
-        type=int,
-        choices=(8, 16, 32),
-        default=16,
-        help="a voxel, as it is kept and read with any --cache: 32 exact, 16 to 0.05 %%, 8 to "
-        "about 0.02 SD",
-    )
-    group.add_argument(
-        "--cache_dir",
-        metavar="DIR",
+    )  # fmt: skip
+    add(
+        "--cache_dir", metavar="DIR",
         help="of --cache disk; unset: scan_cache beside --output_dir, shared by the runs there",
-    )
-
-
-def add_preprocessing_flags(group: argparse._ArgumentGroup) -> None:
-    """How the scans were made, which the checkpoint says of them; see utils/scans/provenance.py."""
-    group.add_argument(
-        "--registration",
-        choices=("deformable", "affine"),
-        help="how the scans were registered, for the checkpoint; unset: what their sidecars say",
-    )
-    group.add_argument(
-        "--mask",
-        choices=("template", "subject"),
-        help="whose brain was left of the head, for the checkpoint; unset: what their sidecars say",
-    )
+    )  # fmt: skip
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", required=True, metavar="DIR", help="new or empty folder")
+    add("--resume", action=Switch, default=False, help="continue the run in --output_dir")
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> None:
-    """Which network."""
-    group = parser.add_argument_group("network")
-    group.add_argument("--model", choices=("ScaleDense",), default="ScaleDense", help="network")
-    group.add_argument(
-        "--init_from",
-        metavar="FILE",
-        help="checkpoint whose weights training starts from (fine-tuning)",
-    )
-    group.add_argument(
-        "--width",
-        choices=("halved", "compact", "released"),
-        default="compact",
-        help="halved: compact behind a stem that halves 2 mm scans; compact: the paper's figure, "
-        "1.5 million parameters; released: the authors' code, 102 million",
-    )
-    group.add_argument(
-        "--use_sex", "--use_gender", action=Switch, default=True, help="whether the sex is an input"
-    )
-    group.add_argument(
-        "--dropout",
-        type=number(float, low=0, high=0.95),
-        default=0.0,
-        help="share of the pooled image features dropped in training",
-    )
+    """Which network, and how it runs on this machine."""
+    add = parser.add_argument_group("network").add_argument
+    add("--init_from", metavar="FILE", help="checkpoint to start from (fine-tuning)")
+    add(
+        "--width", choices=("compact", "released"),
+        help="compact: the paper's figure, 1.5 million parameters; released: the authors' code, "
+        "102 million; of a second stage without it: as the first",
+    )  # fmt: skip
+    add("--use_sex", "--use_gender", action=Switch, default=True, help="is the sex an input?")
+    add = add_machine_flags(parser).add_argument
+    add(
+        "--seed", type=number(int, low=0, high=2**31), default=0, help="of everything random"
+    )  # fmt: skip
+    add(
+        "--recompute_activations", action=Switch, default=False,
+        help="compute inner activations again in the backward pass: less memory, slower",
+    )  # fmt: skip
+    add(
+        "--deterministic", action=Switch, default=False,
+        help="on a GPU only kernels that give the same result each time, slower; on a CPU all do",
+    )  # fmt: skip
 
 
 def add_loss_flags(parser: argparse.ArgumentParser) -> None:
     """The objective, see model/losses.py."""
-    group = parser.add_argument_group("loss")
-    group.add_argument("--loss", choices=("mse", "mae"), default="mse", help="error of the age")
-    group.add_argument(
-        "--aux_loss",
-        choices=("ranking", "mse", "mae"),
-        default="ranking",
-        help="what --rank_weight weighs",
-    )
-    group.add_argument(
-        "--rank_weight",
-        "--lbd",
-        type=number(float, low=0),
-        default=10.0,
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", choices=("mse", "mae"), help="error of the age")
+    add("--aux_loss", choices=("ranking", "mse", "mae"), help="what --rank_weight weighs")
+    add(
+        "--rank_weight", "--lbd", type=number(float, low=0),
         help="lambda; 0 leaves the auxiliary loss out",
-    )
-    group.add_argument(
-        "--pair_weight",
-        "--beta",
-        type=number(float, low=0),
-        default=0.0,
+    )  # fmt: skip
+    add(
+        "--pair_weight", "--beta", type=number(float, low=0),
         help="beta, of the age-difference loss; published: 1",
-    )
-    group.add_argument(
-        "--pairs",
-        choices=("all", "random"),
-        default="all",
-        help="pairs of the age-difference loss; random: as published",
-    )
-    group.add_argument(
-        "--ranks",
-        choices=("soft", "sodeep"),
-        default="soft",
-        help="soft: pairwise sigmoids, any batch; sodeep: the paper's trained "
-        "sorter, of the batch's length",
-    )
-    group.add_argument(
-        "--tau",
-        type=number(float, above=0),
-        default=2.0,
-        metavar="YEARS",
-        help="softness of --ranks soft",
-    )
-    group.add_argument(
-        "--sorter",
-        metavar="FILE",
-        help="sorter for --ranks sodeep, and switches to it; unset: the shipped "
-        "one of the batch's length",
-    )
+    )  # fmt: skip
+    add(
+        "--sorter", metavar="FILE",
+        help="what ranks predicted ages. none: pairwise sigmoids, for any batch; shipped: the "
+        "paper's trained sorter of the batch's length, from pretrained/; or a file of "
+        "train_sorter.py or of the authors",
+    )  # fmt: skip
 
 
 def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
-    """Optimiser, schedule, augmentation, stopping."""
-    group = parser.add_argument_group("optimisation")
-    rate = number(float, above=0)
-    group.add_argument("--epochs", type=number(int, low=1), default=32, help="at most")
-    group.add_argument(
-        "--batch_size",
-        type=number(int, low=1),
-        default=8,
-        help="scans a step, of all processes and GPUs together",
-    )
-    group.add_argument(
-        "--stratify",
-        action=Switch,
-        default=True,
-        help="make batches alike in age: one scan of every stratum of like ages",
-    )
-    group.add_argument(
-        "--optimizer",
-        choices=("adamw", "adam", "sgd"),
-        default="adamw",
-        help="adam: with AMSGrad, as published for stage one; sgd: without "
-        "momentum, as published for stage two",
-    )
-    group.add_argument("--lr", type=rate, default=2e-3, help="learning rate")
-    group.add_argument("--weight_decay", type=number(float, low=0), default=0.01, help=" ")
-    group.add_argument(
-        "--schedule",
-        "--schedular",
-        choices=("cosine", "plateau", "constant"),
-        default="cosine",
+    """Optimiser, schedule, random changes of scans, stopping."""
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=number(int, low=1), help="at most")
+    add(
+        "--batch_size", type=number(int, low=1),
+        help="scans per step, of all processes and GPUs together",
+    )  # fmt: skip
+    add(
+        "--augment", choices=("none", "light", "strong"),
+        help="random changes of training scans, see utils/training/augment.py",
+    )  # fmt: skip
+    add(
+        "--optimizer", choices=("adamw", "adam", "sgd"),
+        help="adam: with AMSGrad, as published for stage one; sgd: without momentum, as published "
+        "for stage two",
+    )  # fmt: skip
+    add("--lr", type=number(float, above=0), help="learning rate after the warm-up")
+    add("--weight_decay", type=number(float, low=0), help="as the optimiser defines it")
+    add(
+        "--schedule", "--schedular", choices=("cosine", "plateau", "constant"),
         help="of the learning rate",
-    )
-    group.add_argument("--min_lr", type=number(float, low=0), default=1e-6, help="of the schedule")
-    group.add_argument(
-        "--warmup_epochs",
-        "--warmup_epoch",
-        type=number(int, low=0),
-        default=1,
-        help="with cosine and constant",
-    )
-    group.add_argument(
-        "--warmup_lr",
-        "--warmup_lr_init",
-        type=rate,
-        default=5e-4,
-        help="learning rate at the start of the warm-up",
-    )
-    group.add_argument(
-        "--ema",
-        type=number(float, low=0, high=0.9999),
-        default=0.99,
-        help="decay per step of the running average of the weights; 0: none",
-    )
-    group.add_argument(
-        "--refresh_statistics",
-        action=Switch,
-        default=True,
-        help="recompute batch statistics for the weights of an epoch before it is validated",
-    )
-    group.add_argument(
-        "--early_stop",
-        type=number(int, low=0),
-        default=0,
+    )  # fmt: skip
+    add("--warmup_epochs", "--warmup_epoch", type=number(int, low=0), help="not with plateau")
+    add(
+        "--early_stop", type=number(int, low=0),
         help="epochs without improvement before stopping; 0: never",
-    )
-    group.add_argument(
-        "--validate_every", type=number(int, low=1), default=1, help="epochs between validations"
-    )
-    group.add_argument(
-        "--keep",
-        choices=("lowest", "last"),
-        default="lowest",
+    )  # fmt: skip
+    add(
+        "--keep", choices=("lowest", "last"),
         help="the epoch that becomes the result: of the lowest validation MAE, or the last",
-    )
-    group.add_argument("--flip", action=Switch, default=True, help="random left-right mirroring")
-    group.add_argument(
-        "--shift",
-        type=number(float, low=0, high=40),
-        default=8.0,
-        help="largest random shift along each axis, mm; rounded to voxels",
-    )
-    group.add_argument(
-        "--intensity_jitter",
-        type=number(float, low=0, high=1),
-        default=0.0,
-        help="SD of a random factor on each scan's intensities",
-    )
-    for name, high, text in (
-        ("--rotation", 45, "largest random turn about each axis, degrees"),
-        ("--scale", 0.5, "largest random change of size along each axis, as a share"),
-        ("--noise", 5, "SD of noise on each voxel, in SD of the brain's intensities"),
-        ("--cutout", 0.9, "largest side of a blanked box, as a share of each axis"),
-        ("--mixup", 10, "alpha of mixing each scan and age with another's"),
-    ):
-        group.add_argument(name, type=number(float, low=0, high=high), default=0.0, help=text)
+    )  # fmt: skip
 
 
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, recipes: dict[str, dict]
 ) -> argparse.Namespace:
-    """Parses with the defaults of `--recipe`; published flags without a use here are listed.
+    """Parses with the values of `--recipe`; published flags without a use here are listed.
+
+    Args:
+        parser: gets what is missing: the recipe's values and the published flags.
+        argv: the command line.
+        recipes: the values of each recipe; of settings that have no flag too. Empty for a program
+            that has no recipe.
 
     Returns:
-        The flags; `unused` holds the published ones that were given and change nothing.
+        The settings; `unused` holds the published flags that were given and change nothing.
     """
     if recipes:
         chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         chooser.add_argument("--recipe", default="ours")
-        recipe = chooser.parse_known_args(argv)[0].recipe
-        parser.set_defaults(**recipes.get(recipe, {}))
+        chooser.add_argument("--any_grid", action=Switch, default=False)
+        chosen = chooser.parse_known_args(argv)[0]
+        recipe = recipes.get(chosen.recipe, {})  # the parser refuses another word
+        parser.set_defaults(**recipe | (ANY_GRID if chosen.any_grid else {}))
     known = parser._option_string_actions
-    unused = [flag for flag in PUBLISHED_FLAGS if flag not in known]
-    for flag in unused:
-        parser.add_argument(flag, nargs="?", const="", default=None, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    given = [flag for flag in unused if getattr(args, flag[2:]) is not None]
-    for flag in unused:
-        delattr(args, flag[2:])
-    args.unused = given
-    return args
+    unused = {flag: f"unused {flag}" for flag in PUBLISHED_FLAGS if flag not in known}
+    for flag, name in unused.items():
+        parser.add_argument(flag, dest=name, nargs="?", const="", help=argparse.SUPPRESS)
+    values = vars(parser.parse_args(argv))
+    given = [flag for flag, name in unused.items() if values.pop(name) is not None]
+    return argparse.Namespace(**values, unused=given)
 
 
 def years_or_auto(text: str) -> float | str:

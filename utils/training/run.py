@@ -1,57 +1,118 @@
-"""From parsed flags to the objects of a training run; `args` goes no further than this file."""
+"""One training from its flags to its best checkpoint; `args` goes no further than this file."""
 
 import argparse
 import re
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from model.layers import recompute_activations
 from model.losses import AgeLoss
-from model.scaledense import WIDTHS
+from model.scaledense import WIDTHS, ScaleDense
 from model.sorter import load_sorter
+from model.tsan import TSAN, SecondStage
 from utils.cli import Terminated
-from utils.distributed import World
+from utils.distributed import World, joined
 from utils.machine import be_deterministic, use_machine_well
-from utils.networks.checkpoint import Checkpoint, require_alike, union_of_hashes
-from utils.networks.execution import Execution, choose_execution, compile_network, predict
+from utils.networks.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_first_stage,
+    require_alike,
+    start_from_checkpoint,
+)
+from utils.networks.execution import Execution, choose_execution, compile_network
 from utils.scans.cache import Cache
-from utils.scans.cohort import describe, open_cohort
-from utils.scans.dataset import ScanDataset, evaluation_loader, open_checked, require_shareable
-from utils.scans.folds import hold_out, out_of_fold_ages, read_folds
+from utils.scans.cohort import Scan, describe, open_cohort
+from utils.scans.dataset import ScanDataset, require_shareable
+from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
 from utils.scans.volumes import InputRule
-from utils.training.augment import Augmentation
+from utils.training.augment import choose_augmentation
+from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
-from utils.training.trainer import Trainer, Training, can_resume, require_fresh_folder
+from utils.training.trainer import RunInfo, Trainer, Training, can_resume, require_fresh_folder
+
+# A network, and the networks that it starts from or holds: from the flags, the training scans, and
+# the first stage below (None for a first stage itself).
+BuildModel = Callable[
+    [argparse.Namespace, list[Scan], Checkpoint | None],
+    tuple[ScaleDense | TSAN, list[Checkpoint]],
+]
+
+
+def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
+    """Trains either stage, or continues its training, and returns the best checkpoint's path.
+
+    Args:
+        args: of `parse_first_stage` or `parse_second_stage`.
+        build_model: `build_first_stage` or `build_second_stage`.
+    """
+    with joined(args.device) as world:
+        check_start(args, world)
+        loss = build_loss(args)
+        use_machine_well(args.threads)
+        if args.deterministic:
+            be_deterministic()
+        execution = choose_execution(args.device, args.precision, world)
+        torch.manual_seed(args.seed)  # of the first weights
+        first_stage = None
+        if args.first_stage_net:
+            first_stage = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
+        input_rule = choose_input_rule(args, first_stage)
+        cohorts, provenance = world.run_in_all(lambda: open_cohorts(args, input_rule, first_stage))
+        model, origins = build_model(args, cohorts[0], first_stage)
+        cache = Cache(args.cache, scan_cache(args), execution.device)
+        datasets = world.run_in_all(lambda: open_datasets(args, cohorts, input_rule, cache))
+        require_new_to(args, datasets[1], origins)
+        if first_stage is not None:
+            model.rough_age_noise = choose_noise(args, first_stage, datasets, execution)
+        if args.recompute_activations:
+            recompute_activations(model)
+        if args.compile:
+            compile_network(model, execution)
+        trainer = Trainer(
+            model,
+            loss,
+            datasets=datasets,
+            training=build_training(args, input_rule.resolution),
+            execution=execution,
+            info=RunInfo(Path(args.output_dir), plain_flags(args), provenance, origins),
+        )
+        if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
+            # The scans may have changed meanwhile, or the table of --folds.
+            require_new_to(args, datasets[1], [world.run_in_all(trainer.resume)])
+            print(f"resuming after epoch {trainer.epoch}")
+        with stoppable(trainer):
+            best = trainer.run()
+        mae, epoch = trainer.best_mae, trainer.best_epoch
+        print(f"lowest validation MAE {mae:.2f} years at epoch {epoch}: {best}")
+        return best
 
 
 def check_start(args: argparse.Namespace, world: World) -> None:
     """Refuses now what the run could not write into, share among its processes, or do later."""
+    if args.unused:
+        print(f"note: {', '.join(args.unused)} accepted and unused in training, see --help")
     if args.compile and args.recompute_activations:
         raise ValueError(
             "--compile and --recompute_activations: give one of them, torch does not compile what "
             "is to be recomputed"
-        )
-    if args.validate_every > 1 and (args.schedule == "plateau" or args.early_stop):
-        raise ValueError(
-            f"--validate_every {args.validate_every}: --schedule plateau and --early_stop look at "
-            "every epoch, 1 expected"
         )
     if (args.folds is None) != (args.fold is None):
         raise ValueError("--folds and --fold: give both, or neither")
     if scan_cache(args) == Path(args.output_dir).resolve():
         raise ValueError(f"{args.output_dir}: decoded scans are kept there: give another folder")
     require_shareable(args.batch_size, world)
-    world.first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
+    world.run_in_first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
 
 
 def scan_cache(args: argparse.Namespace) -> Path:
@@ -59,50 +120,90 @@ def scan_cache(args: argparse.Namespace) -> Path:
     return Path(args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache").resolve()
 
 
-def say_unused(args: argparse.Namespace, reason: str) -> None:
-    """Prints which published flags were given without an effect here."""
-    if args.unused:
-        print(f"note: {', '.join(args.unused)} accepted and unused: {reason}")
+def build_loss(args: argparse.Namespace) -> AgeLoss:
+    """The objective; a missing or unfit sorter is an error before any work."""
+    sorter = None
+    if args.sorter != "none" and args.rank_weight and args.aux_loss == "ranking":
+        shipped = args.sorter == "shipped"
+        sorter = load_shipped_sorter(args.batch_size) if shipped else load_sorter(args.sorter)
+        if sorter.length != args.batch_size:
+            raise ValueError(
+                f"{args.sorter}: sorts sequences of {sorter.length}, but --batch_size is "
+                f"{args.batch_size}: make them equal, or train one: "
+                f"bash script/train_sorter.sh --kind {sorter.kind} --length {args.batch_size}"
+            )
+    names = ("loss", "aux_loss", "rank_weight", "pair_weight", "pairs", "tau")
+    return AgeLoss(sorter=sorter, **{name: getattr(args, name) for name in names})
 
 
-def datasets(
-    args: argparse.Namespace,
-    input_rule: InputRule,
-    execution: Execution,
-    width: str,
-    first_stage: Checkpoint | None = None,
-) -> tuple[tuple[ScanDataset, ScanDataset], Provenance]:
-    """Training and validation scans, checked before the first is read, and how they were made."""
+def choose_input_rule(args: argparse.Namespace, first_stage: Checkpoint | None) -> InputRule:
+    """How scans are read: as the first stage below reads them or, without one, as the flags say."""
+    if first_stage is not None:
+        return first_stage.input_rule
+    return InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
+
+
+def open_cohorts(
+    args: argparse.Namespace, input_rule: InputRule, first_stage: Checkpoint | None
+) -> tuple[tuple[list[Scan], list[Scan]], Provenance]:
+    """Training and validation scans, checked by sheets and headers, and how they were made."""
+    smallest_side = WIDTHS[args.width].smallest_side if args.width else 0
+    if first_stage is not None:
+        smallest_side = max(smallest_side, first_stage.smallest_side)
     labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    needs = {
-        "need_age": True,
-        "need_sex": args.use_sex,
-        "smallest_side": max(
-            WIDTHS[width].smallest_side, first_stage.smallest_side if first_stage else 0
-        ),
-    }
-    cohorts = [
+    needs = {"need_age": True, "need_sex": args.use_sex, "smallest_side": smallest_side}
+    train, validation = (
         open_cohort(folder, labels, input_rule, **needs)
         for folder in (args.train_folder, args.val_folder)
-    ]
-    require_disjoint(*cohorts)
+    )
+    both = {scan.subject_id for scan in train} & {scan.subject_id for scan in validation}
+    if both:
+        raise ValueError(
+            f"{len(both)} scans are in the training and the validation folder: "
+            f"{', '.join(sorted(both)[:5])}: remove them from one"
+        )
     if args.folds:
-        cohorts = hold_out(cohorts[0] + cohorts[1], read_folds(args.folds), args.fold)
-    require_separate_persons(
-        *cohorts, pattern=args.subject_pattern, allowed=args.allow_shared_persons
-    )
-    for name, scans in zip(("training", "validation"), cohorts, strict=True):
-        print(f"{name}: {describe(scans)}")
-    paths = [scan.path for scans in cohorts for scan in scans]
-    made = decide_provenance(args, paths, first_stage)
-    cache = Cache(args.cache, args.cache_bits, scan_cache(args), execution.device)
-    train_set, val_set = (open_checked(scans, input_rule, cache) for scans in cohorts)
-    require_separate_images(
-        *cohorts,
-        (train_set.content_hashes, val_set.content_hashes),
-        allowed=args.allow_shared_persons,
-    )
-    return (train_set, val_set), made
+        train, validation = hold_out(train + validation, read_folds(args.folds), args.fold)
+    allowed = args.allow_shared_persons
+    require_separate_persons(train, validation, pattern=args.subject_pattern, allowed=allowed)
+    print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
+    paths = [scan.path for scan in train + validation]
+    return (train, validation), decide_provenance(args, paths, first_stage)
+
+
+def decide_provenance(
+    args: argparse.Namespace, scans: list[Path], first_stage: Checkpoint | None
+) -> Provenance:
+    """How all scans of the run were made, as sidecars, flags and first stage say; prints it.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    provenance = common_provenance(scans, Provenance(args.registration, args.mask))
+    if first_stage is not None:
+        require_alike(f"scans of {args.train_folder}", provenance, first_stage)
+        provenance = provenance.filled_from(first_stage.provenance)
+    if provenance == UNKNOWN:
+        print(
+            "note: the checkpoint will not say how its scans were preprocessed: they have no "
+            "sidecars, and --registration and --mask are not given"
+        )
+    else:
+        print(f"preprocessing: {provenance}")
+    return provenance
+
+
+def open_datasets(
+    args: argparse.Namespace,
+    cohorts: tuple[list[Scan], list[Scan]],
+    input_rule: InputRule,
+    cache: Cache,
+) -> tuple[ScanDataset, ScanDataset]:
+    """The scans of both cohorts, all of them read once; ValueError for an image in both."""
+    train_set, val_set = (ScanDataset(scans, input_rule, cache) for scans in cohorts)
+    hashes = (train_set.content_hashes, val_set.content_hashes)
+    require_separate_images(*cohorts, hashes, allowed=args.allow_shared_persons)
+    return train_set, val_set
 
 
 def require_new_to(
@@ -119,160 +220,71 @@ def require_new_to(
         )
 
 
-def decide_provenance(
-    args: argparse.Namespace, scans: list[Path], first_stage: Checkpoint | None
-) -> Provenance:
-    """How all scans of the run were made, as sidecars, flags and first stage say; prints it.
-
-    Raises:
-        ValueError: they contradict each other.
-    """
-    made = common_provenance(scans, Provenance(args.registration, args.mask))
-    if first_stage is not None:
-        require_alike(f"scans of {args.train_folder}", made, first_stage)
-        made = made.filled_from(first_stage.provenance)
-    if made == UNKNOWN:
-        print(
-            "note: the checkpoint will not say how its scans were preprocessed: they have no "
-            "sidecars, and --registration and --mask are not given"
-        )
-    else:
-        print(f"preprocessing: {made}")
-    return made
-
-
-def use_out_of_fold_ages(args: argparse.Namespace, train_set: ScanDataset) -> None:
-    """Gives the training scans the rough ages of `--out_of_fold_ages`, where there are some.
-
-    Raises:
-        ValueError: scans without one, or noise or mixing on top of them.
-    """
-    if not args.out_of_fold_ages:
-        return
-    if args.mixup:
-        raise ValueError("--mixup and --out_of_fold_ages: mixed scans have no out-of-fold age")
-    ages = out_of_fold_ages(args.out_of_fold_ages, train_set.scans, "training scans")
-    train_set.rough_age = torch.from_numpy(ages).float()[:, None]
-    error = train_set.rough_age - train_set.age
-    print(
-        f"rough ages of training scans: {args.out_of_fold_ages}, MAE {error.abs().mean():.2f} years"
+def build_first_stage(
+    args: argparse.Namespace, train: list[Scan], first_stage: None
+) -> tuple[ScaleDense, list[Checkpoint]]:
+    """A first stage that starts at the mean training age, or from the checkpoint `--init_from`."""
+    ages = np.array([scan.age for scan in train])
+    origins = [load_checkpoint(args.init_from)] if args.init_from else []
+    model = ScaleDense(
+        args.width,
+        use_sex=args.use_sex,
+        mean_age=float(ages.mean()),
+        age_spread=float(ages.std()) if args.scaled_head else 1.0,
     )
+    for origin in origins:
+        start_from_checkpoint(model, origin, choose_input_rule(args, first_stage))
+    return model, origins
 
 
-def require_disjoint(train: list, validation: list) -> None:
-    """Raises ValueError when a scan's name stands in both folders: it would choose itself."""
-    both = {scan.subject_id for scan in train} & {scan.subject_id for scan in validation}
-    if both:
-        raise ValueError(
-            f"{len(both)} scans are in the training and the validation folder: "
-            f"{', '.join(sorted(both)[:5])}: remove them from one"
-        )
+def build_second_stage(
+    args: argparse.Namespace, train: list[Scan], first_stage: Checkpoint
+) -> tuple[TSAN, list[Checkpoint]]:
+    """A second stage on top of `first_stage`: warm, fresh, or from the checkpoint `--init_from`."""
+    width = args.width or first_stage.model.encoder.width
+    second_stage = SecondStage(width, use_sex=args.use_sex)
+    start = first_stage
+    if args.init_from:
+        start = load_checkpoint(args.init_from)
+        start_from_checkpoint(second_stage, start, first_stage.input_rule)
+    elif args.warm_start:
+        if args.warm_start_net:
+            start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
+        second_stage.start_from(start.model, rough_share=args.rough_share)
+    model = TSAN(first_stage.model, second_stage, age_step=args.age_step)
+    return model, [first_stage] if start is first_stage else [first_stage, start]
 
 
-def age_loss(args: argparse.Namespace) -> AgeLoss:
-    """The objective; a missing or unfit sorter is an error before any work."""
-    sorter = None
-    if (args.ranks == "sodeep" or args.sorter) and args.rank_weight and args.aux_loss == "ranking":
-        sorter = load_sorter(args.sorter) if args.sorter else load_shipped_sorter(args.batch_size)
-        if sorter.length != args.batch_size:
-            raise ValueError(
-                f"{args.sorter}: sorts sequences of {sorter.length}, but --batch_size is "
-                f"{args.batch_size}: make them equal, or train one: "
-                f"bash script/train_sorter.sh --kind {sorter.kind} --length {args.batch_size}"
-            )
-    return AgeLoss(
-        loss=args.loss,
-        aux_loss=args.aux_loss,
-        rank_weight=args.rank_weight,
-        pair_weight=args.pair_weight,
-        pairs=args.pairs,
-        sorter=sorter,
-        tau=args.tau,
-    )
-
-
-def training(args: argparse.Namespace, resolution: int) -> Training:
-    """What the run does; `resolution` is that of the network's input, mm a voxel."""
-    return Training(
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        optimisation=Optimisation(
-            optimizer=args.optimizer,
-            lr=args.lr,
-            weight_decay=args.weight_decay,
-            schedule=args.schedule,
-            min_lr=args.min_lr,
-            warmup_epochs=args.warmup_epochs,
-            warmup_lr=args.warmup_lr,
-            ema=args.ema,
-        ),
-        augmentation=Augmentation(
-            flip=args.flip,
-            shift=round(args.shift / resolution),
-            intensity=args.intensity_jitter,
-            rotation=args.rotation,
-            scale=args.scale,
-            noise=args.noise,
-            cutout=args.cutout,
-            mixup=args.mixup,
-        ),
-        stratify=args.stratify,
-        refresh_statistics=args.refresh_statistics,
-        early_stop=args.early_stop,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        print_freq=args.print_freq,
-        validate_every=args.validate_every,
-        keep=args.keep,
-    )
-
-
-def start(
+def choose_noise(
     args: argparse.Namespace,
-    model,
-    loss: AgeLoss,
-    sets: tuple,
-    execution,
-    provenance: Provenance,
-    *,
-    origins: Sequence[Checkpoint] = (),
-) -> Path:
-    """Trains, or continues training, and returns the best checkpoint's path.
+    first_stage: Checkpoint,
+    datasets: tuple[ScanDataset, ScanDataset],
+    execution: Execution,
+) -> float:
+    """The SD, in years, of the noise on rough ages in training that `--rough_age_noise` means."""
+    if args.rough_age_noise != "auto":
+        return args.rough_age_noise
+    noise = unseen_error_spread(first_stage.model, *datasets, execution)
+    print(f"noise on the rough age in training: SD {noise:.2f} years")
+    return noise
 
-    `origins` are the networks that training starts from or that stay in its network.
-    """
-    if args.recompute_activations:
-        recompute_activations(model)
-    if args.compile:
-        compile_network(model, execution)
-    trainer = Trainer(
-        model,
-        loss,
-        datasets=sets,
-        training=training(args, sets[0].input_rule.resolution),
-        execution=execution,
-        output_dir=Path(args.output_dir),
+
+def build_training(args: argparse.Namespace, resolution: int) -> Training:
+    """What the run does; its fields have the names of flags. `resolution` is in mm per voxel."""
+
+    def given(kind: type) -> dict:
+        names = {field.name for field in fields(kind)}
+        return {name: value for name, value in vars(args).items() if name in names}
+
+    return Training(
+        **given(Training),
+        optimisation=Optimisation(**given(Optimisation)),
+        augmentation=choose_augmentation(args.augment, resolution),
     )
-    contents = union_of_hashes(origins, sets[0].content_hashes)
-    trainer.describe(provenance, flags=plain_flags(args), training_hashes=contents)
-    world = execution.world
-    if world.first(lambda: args.resume and can_resume(trainer.output_dir)):
-        resumed = world.everyone(trainer.resume)
-        # The scans may have changed meanwhile, or the table of --folds.
-        require_new_to(args, sets[1], [resumed])
-        contents = union_of_hashes([*origins, resumed], sets[0].content_hashes)
-        trainer.describe(provenance, training_hashes=contents)
-        print(f"resuming after epoch {trainer.epoch}")
-    with stoppable(trainer):
-        best = trainer.run()
-    print(
-        f"lowest validation MAE {trainer.best_mae:.2f} years at epoch {trainer.best_epoch}: {best}"
-    )
-    return best
 
 
 def plain_flags(args: argparse.Namespace) -> dict:
-    """The flags as plain values, which checkpoints are made of."""
+    """The settings as plain values, which checkpoints are made of."""
     return {
         name: value.pattern if isinstance(value, re.Pattern) else value
         for name, value in vars(args).items()
@@ -301,31 +313,3 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
         ) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def seeded_execution(args: argparse.Namespace, world: World) -> Execution:
-    """Device and precision, with torch's generators seeded for the network's first weights."""
-    use_machine_well(args.threads)
-    if args.deterministic:
-        be_deterministic()
-    execution = choose_execution(args.device, args.precision, world)
-    torch.manual_seed(args.seed)
-    return execution
-
-
-def unseen_error_spread(
-    first_stage: nn.Module, train_set: ScanDataset, val_set: ScanDataset, execution: Execution
-) -> float:
-    """How much the first stage's error on new scans exceeds that on its training scans.
-
-    Returns:
-        Years: the SD of independent noise that would make its mean squared error on the training
-        scans that on the validation scans; 0 where it is no better on the former.
-    """
-    model = execution.place(first_stage)
-    errors = []
-    for dataset in (train_set, val_set):
-        loader = evaluation_loader(dataset, batch_size=16, world=execution.world)
-        ages = predict(model, loader, execution, title="first stage")["predicted_age"]
-        errors.append(np.mean((ages - np.array([scan.age for scan in dataset.scans])) ** 2))
-    return float(np.sqrt(max(0.0, errors[1] - errors[0])))

@@ -5,13 +5,14 @@ Both stages are `model(image, sex) -> (N, 1)` years and share the loss, see mode
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from utils.networks.checkpoint import (
     UnreadableCheckpoint,
     load_checkpoint,
     save_checkpoint,
+    union_of_hashes,
 )
 from utils.networks.execution import Execution, predict
 from utils.results.metrics import score, within_bin_spread
@@ -46,7 +48,6 @@ from utils.training.optimisation import (
     build_optimizer,
     build_schedule,
     follow,
-    running_average,
 )
 from utils.training.runlog import RunLog
 
@@ -56,28 +57,28 @@ FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
 # What may differ between a run and its resumption.
 FREE_TO_CHANGE = (
     "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
-    "print_freq", "device", "precision", "threads", "compile", "recompute_activations",
+    "device", "precision", "threads", "compile", "recompute_activations",
     "allow_shared_persons", "subject_pattern", "deterministic",
 )  # fmt: skip
-COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two says nothing
+COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two adds nothing
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run does, as plain values; kept in the checkpoint and in settings.json.
+    """What a run does, as plain values; its checkpoints keep them.
 
     Attributes:
         epochs: at most.
-        batch_size: scans a step, of all processes together.
-        stratify: whether batches are made alike in age, see `StratifiedBatches`.
-        optimisation: see there.
-        augmentation: see there.
+        batch_size: scans per step, of all processes together.
+        optimisation: how the weights are changed.
+        augmentation: how training scans are changed at random.
+        ema: decay per step of the running average of weights and statistics that is validated and
+            saved; 0 for none.
+        stratify: whether batches are made alike in age, see `draw_stratified`.
         refresh_statistics: whether batch statistics are recomputed before each validation.
         early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
         seed: of weights, order, augmentation and pairs.
         num_workers: processes that read scans, see `ScanDataset.workers`.
-        print_freq: batches between printed losses; 0 for none.
-        validate_every: epochs between validations; the last epoch always is validated.
         keep: the epoch whose weights become the run's result: `lowest`, of the lowest validation
             MAE (published), or `last`, which no validation scan has chosen.
     """
@@ -86,14 +87,30 @@ class Training:
     batch_size: int
     optimisation: Optimisation
     augmentation: Augmentation
+    ema: float = 0.0
     stratify: bool = False
     refresh_statistics: bool = True
     early_stop: int = 0
     seed: int = 0
     num_workers: int = 0
-    print_freq: int = 0
-    validate_every: int = 1
     keep: str = "lowest"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where a run writes, and what its checkpoints say beside `Training`.
+
+    Attributes:
+        output_dir: made when missing.
+        flags: all settings of the run as plain values, which a resumed run must repeat.
+        provenance: how its scans were made.
+        origins: the networks that it starts from, or that stay in its network.
+    """
+
+    output_dir: Path
+    flags: dict = field(default_factory=dict)
+    provenance: Provenance = UNKNOWN
+    origins: Sequence[Checkpoint] = ()
 
 
 class Trainer:
@@ -105,7 +122,7 @@ class Trainer:
         datasets: training and validation scans.
         training: what to do.
         execution: device, precision and the processes that train together; the first writes.
-        output_dir: made when missing.
+        info: where the run writes and where it comes from.
     """
 
     def __init__(
@@ -116,20 +133,26 @@ class Trainer:
         datasets: tuple[ScanDataset, ScanDataset],
         training: Training,
         execution: Execution,
-        output_dir: Path,
+        info: RunInfo,
     ):
-        self.training, self.execution, self.output_dir = training, execution, output_dir
-        self.world = execution.world
-        self.model = synchronised(execution.place(model), execution)
-        self.loss = loss.to(execution.device)
-        self.network = parallel(self.model, execution)  # what training calls; same parameters
+        self.training, self.execution, self.world = training, execution, execution.world
+        self.info, self.output_dir = info, info.output_dir
+        self.origins = list(info.origins)  # and the checkpoint that the run is resumed from
         self.train_set, self.val_set = datasets
-        self.average = running_average(self.model, training.optimisation.ema)
+        self.loss = loss.to(execution.device)
+        self.model = self.network = execution.place(model)
+        if self.world.size > 1:
+            self.model = synchronised(self.model, execution)
+            self.network = parallel(self.model, execution)  # what is called; same parameters
+        # What is validated and saved as best: the running average, if there is one.
+        self.average, self.evaluated = None, self.model
+        if training.ema:
+            averaging = get_ema_multi_avg_fn(training.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True)
+            self.evaluated = self.average.module
         self.optimizer = build_optimizer(self.model, training.optimisation)
         self.schedule = build_schedule(self.optimizer, training.optimisation, training.epochs)
         self.epoch, self.best_mae, self.best_epoch = 0, math.inf, 0
-        self.description: dict = {}
-        self.provenance = UNKNOWN
         self.log: RunLog | None = None  # of the first process
         self.last_is_good = True  # worth keeping when the next one is written
 
@@ -139,24 +162,24 @@ class Trainer:
         Raises:
             ValueError: a loss or prediction that is not finite; what was saved before is good.
         """
-        self.world.first(self._open_log)
-        while self.epoch < self.training.epochs and not self._should_stop():
+        self.world.run_in_first(self._open_log)
+        patience = self.training.early_stop or math.inf
+        while self.epoch < self.training.epochs and self.epoch - self.best_epoch < patience:
             started, self.epoch = time.perf_counter(), self.epoch + 1
             # Everything drawn in an epoch follows from seed and epoch (and rank) alone, so that a
             # resumed run draws what the uninterrupted one would have.
             torch.manual_seed(self.training.seed * 100_003 + self.epoch)
             rate = self.optimizer.param_groups[0]["lr"]
             losses = self._train_epoch()
-            due = self.epoch % self.training.validate_every == 0
-            ages = self._evaluate() if due or self.epoch == self.training.epochs else None
-            values = {} if ages is None else self._validate(ages)
-            advance(self.schedule, values.get("validation/mae"))
-            if values and self._is_best(values["validation/mae"]):
-                self.best_mae, self.best_epoch = values["validation/mae"], self.epoch
+            ages = self._evaluate()
+            figures = self._validate(ages)
+            advance(self.schedule, figures["validation/mae"])
+            if self.training.keep == "last" or figures["validation/mae"] < self.best_mae:
+                self.best_mae, self.best_epoch = figures["validation/mae"], self.epoch
             trained = {f"train/{name}": value for name, value in losses.items()}
             times = {"lr": rate, "seconds": time.perf_counter() - started}
-            self.world.first(partial(self._write, values, trained | values | times, ages))
-        self.world.first(self._close_log)
+            self.world.run_in_first(partial(self._write, figures, trained | figures | times, ages))
+        self.world.run_in_first(lambda: self.log.close())
         return self.output_dir / BEST_NAME
 
     def _open_log(self) -> None:
@@ -165,18 +188,15 @@ class Trainer:
         if self.epoch == 0:  # interrupted amid the files of its first epoch, a run can be resumed
             self._save(LAST_NAME, {}, resume=self._progress())
 
-    def _close_log(self) -> None:
-        self.log.close()
-
-    def _is_best(self, validation_mae: float) -> bool:
-        return self.training.keep == "last" or validation_mae < self.best_mae
-
-    def _write(self, validation: dict, values: dict, ages: dict[str, np.ndarray] | None) -> None:
-        """Leaves the epoch in files: checkpoints, metrics, figures, and a printed line."""
+    def _write(self, figures: dict, values: dict, ages: dict[str, np.ndarray]) -> None:
+        """Leaves the epoch in files: checkpoints, metrics, a picture, and a printed line."""
         if self.best_epoch == self.epoch:
-            self._save(BEST_NAME, validation)
-        draw = self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs)
-        self.log.write(self.epoch, values, self._figure(ages) if draw and ages else None)
+            self._save(BEST_NAME, figures)
+        picture = None
+        if self.epoch % FIGURE_EVERY == 0 or self.epoch in (1, self.training.epochs):
+            predicted = {"validation": ages["predicted_age"]}
+            picture = age_scatter(self._true_ages(), predicted, title=f"epoch {self.epoch}")
+        self.log.write(self.epoch, values, picture)
         keep_as = self.output_dir / PREVIOUS_NAME if self.last_is_good else None
         self._save(LAST_NAME, values, resume=self._progress(), keep_as=keep_as)
         self.last_is_good = True
@@ -206,6 +226,7 @@ class Trainer:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_mae = state["best_mae"]
         follow(self.schedule, self.epoch)
+        self.origins.append(checkpoint)
         return checkpoint
 
     def _last_whole_checkpoint(self) -> Checkpoint:
@@ -225,23 +246,18 @@ class Trainer:
             return checkpoint
 
     def _require_same_flags(self, checkpoint: Checkpoint) -> None:
-        before, now = checkpoint.summary.get("flags", {}), self.description.get("flags", {})
+        before, now = checkpoint.summary.get("flags", {}), self.info.flags
         changed = [
             f"--{name} was {before[name]}, is {now.get(name)}"
             for name in before
             if name not in FREE_TO_CHANGE and before[name] != now.get(name)
         ]
-        changed += self.provenance.differences(checkpoint.provenance)
+        changed += self.info.provenance.differences(checkpoint.provenance)
         if changed or checkpoint.model.options() != self.model.options():
             raise ValueError(
                 f"{checkpoint.source}: another run than the flags describe: use the same flags to "
                 f"resume ({'; '.join(changed) or 'another network'})"
             )
-
-    def describe(self, provenance: Provenance, **entries: object) -> None:
-        """Says how the scans were made; adds plain values to what checkpoints say of training."""
-        self.provenance = provenance
-        self.description |= entries
 
     def _training_loader(self) -> DataLoader:
         return training_loader(
@@ -254,49 +270,39 @@ class Trainer:
         )
 
     def _train_epoch(self) -> dict[str, float]:
-        loader = self._training_loader()
-
-        def after_step(step: int, terms: dict[str, Tensor]) -> None:
-            if self.average is not None:
-                self.average.update_parameters(self.model)
-            if self.training.print_freq and step % self.training.print_freq == 0:
-                shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-                tqdm.write(f"  epoch {self.epoch}, step {step}/{len(loader)}: {shown}")
-
         try:
             return train_one_epoch(
                 self.network,
                 self.loss,
-                loader,
+                self._training_loader(),
                 self.optimizer,
                 self.execution,
                 augment=self.training.augmentation,
-                after_step=after_step,
+                average=self.average,
             )
         except ValueError as error:
             raise ValueError(f"epoch {self.epoch}: {error}") from error
 
-    def _evaluated(self) -> nn.Module:
-        """What is validated and saved as best: the running average, if there is one."""
-        return self.model if self.average is None else self.average.module
-
     def _evaluate(self) -> dict[str, np.ndarray]:
         """The ages of the validation scans, with batch statistics that fit the weights."""
         if self.training.refresh_statistics:
-            refresh_statistics(self._evaluated(), self._training_loader(), self.execution)
+            refresh_statistics(self.evaluated, self._training_loader(), self.execution)
         else:
-            average_statistics(self._evaluated(), self.execution)
+            average_statistics(self.evaluated, self.execution)
         loader = evaluation_loader(
             self.val_set,
             batch_size=self.training.batch_size,
             num_workers=self.training.num_workers,
             world=self.world,
         )
-        return predict(self._evaluated(), loader, self.execution, title="validating")
+        return predict(self.evaluated, loader, self.execution, title="validating")
+
+    def _true_ages(self) -> np.ndarray:
+        return np.array([scan.age for scan in self.val_set.scans])
 
     def _validate(self, ages: dict[str, np.ndarray]) -> dict[str, float]:
         """The epoch's validation figures by name; for stage two with stage one's beside them."""
-        age = np.array([scan.age for scan in self.val_set.scans])
+        age = self._true_ages()
         figures = score(age, ages["predicted_age"])
         if not np.isfinite(figures["mae"]):
             raise ValueError(
@@ -316,19 +322,14 @@ class Trainer:
         # An undefined correlation or spread (two scans, all alike) has no place in JSON.
         return {name: value for name, value in values.items() if math.isfinite(value)}
 
-    def _figure(self, ages: dict[str, np.ndarray]):
-        age = np.array([scan.age for scan in self.val_set.scans])
-        return age_scatter(age, {"validation": ages["predicted_age"]}, title=f"epoch {self.epoch}")
-
     def _line(self, values: dict[str, float]) -> str:
         """The epoch as one printed line, with a warning where stage two has collapsed."""
-        text = f"epoch {self.epoch:3d}/{self.training.epochs}  loss {values['train/total']:8.2f}  "
-        if "validation/mae" in values:
-            text += (
-                f"validation MAE {values['validation/mae']:6.2f}  "
-                f"PAD {values['validation/mean_brain_pad']:+6.2f}  "
-            )
-        text += f"lr {values['lr']:.1e}  {values['seconds']:5.1f} s"
+        text = (
+            f"epoch {self.epoch:3d}/{self.training.epochs}  loss {values['train/total']:8.2f}  "
+            f"validation MAE {values['validation/mae']:6.2f}  "
+            f"PAD {values['validation/mean_brain_pad']:+6.2f}  "
+            f"lr {values['lr']:.1e}  {values['seconds']:5.1f} s"
+        )
         if "validation/stage_one_mae" in values:
             text += f"  (stage one {values['validation/stage_one_mae']:.2f})"
         spread = values.get("validation/within_bin_spread", math.inf)
@@ -340,43 +341,35 @@ class Trainer:
             )
         return text + ("  best" if self.best_epoch == self.epoch else "")
 
-    def _should_stop(self) -> bool:
-        patience = self.training.early_stop
-        return bool(patience) and self.epoch - self.best_epoch >= patience
-
     def _progress(self) -> dict:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "epoch": self.epoch,
-            "best_mae": self.best_mae,
-            "best_epoch": self.best_epoch,
-        }
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        return state
+        """The state to resume from, beside the weights that are validated."""
+        parts = ("model", "optimizer", "schedule") + ("average",) * (self.average is not None)
+        state = {part: getattr(self, part).state_dict() for part in parts}
+        return state | {key: getattr(self, key) for key in ("epoch", "best_mae", "best_epoch")}
 
     def _save(self, name: str, values: dict[str, float], **options) -> None:
-        ages = [scan.age for scan in self.train_set.scans]
+        """Writes a checkpoint of the network as it is validated; `options` of save_checkpoint."""
+        scans = self.train_set.scans
+        ages = [scan.age for scan in scans]
         summary = {
             "epoch": self.epoch,
             "validation": values,
             "training": asdict(self.training),
-            "scans": {"train": len(ages), "validation": len(self.val_set)},
+            "scans": {"train": len(scans), "validation": len(self.val_set)},
             "training_sexes": {
-                name: sum(scan.sex == sex for scan in self.train_set.scans)
+                name: sum(scan.sex == sex for scan in scans)
                 for name, sex in (("female", FEMALE), ("male", MALE))
             },
             "mean_training_age": float(np.mean(ages)),
             "training_ages": [float(min(ages)), float(max(ages))],
-            **self.description,
+            "flags": self.info.flags,
+            "training_hashes": union_of_hashes(self.origins, self.train_set.content_hashes),
         }
         save_checkpoint(
             self.output_dir / name,
-            self._evaluated(),
+            self.evaluated,
             input_rule=self.train_set.input_rule,
-            provenance=self.provenance,
+            provenance=self.info.provenance,
             summary=summary,
             **options,
         )
