@@ -14,37 +14,25 @@ from utils.cli import Switch, new_parser, number, run_entry
 def build_parser() -> argparse.ArgumentParser:
     """The flags of train_sorter.py; kinds are repeated here, so that --help needs no torch."""
     parser = new_parser(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--kind",
-        choices=("lstm", "lstmla"),
-        default="lstm",
+    add = parser.add_argument
+    add(
+        "--kind", choices=("lstm", "lstmla"), default="lstm",
         help="lstm has 128 units in each direction, lstmla 512",
-    )
-    parser.add_argument(
-        "--length",
-        type=number(int, low=2, high=4096),
-        required=True,
+    )  # fmt: skip
+    add(
+        "--length", type=number(int, low=2, high=4096), required=True,
         help="values sorted at once: the batch size of the training it is for, all GPUs together",
-    )
-    parser.add_argument(
-        "--steps",
-        type=number(int, low=1),
-        help="without it 1500 for every 8 values; more makes short sorters exact and nearly flat",
-    )
-    parser.add_argument(
-        "--batch_size", type=number(int, low=1), default=64, help="sequences a step"
-    )
-    parser.add_argument(
-        "--lr", type=number(float, above=0), default=5e-3, help="the highest of the schedule"
-    )
-    parser.add_argument("--seed", type=number(int, low=0, high=2**63 - 1), default=0)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="file to write; without it pretrained/sorter_KIND_LENGTH.pt",
-    )
-    parser.add_argument("--overwrite", action=Switch, default=False, help="replace that file")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    )  # fmt: skip
+    add(
+        "--steps", type=number(int, low=1),
+        help="unset: 1500 for every 8 values; more makes short sorters exact and nearly flat",
+    )  # fmt: skip
+    add("--batch_size", type=number(int, low=1), default=64, help="sequences per step")
+    add("--lr", type=number(float, above=0), default=5e-3, help="the highest of the schedule")
+    add("--seed", type=number(int, low=0, high=2**63 - 1), default=0, help="of everything random")
+    add("--output", type=Path, help="file to write; unset: pretrained/sorter_KIND_LENGTH.pt")
+    add("--overwrite", action=Switch, default=False, help="replace that file")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     return parser
 
 
@@ -52,12 +40,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Trains the sorter the flags describe; returns its measures (evaluate_sorter)."""
     options = build_parser().parse_args(argv)
     # Imported late: --help and a mistyped flag answer at once.
-    from utils.training.sorter import (
-        SorterRecipe,
-        choose_device,
-        default_steps,
-        make_sorter,
-    )
+    from utils.training.sorter import SorterRecipe, default_steps, make_sorter
 
     recipe = SorterRecipe(
         kind=options.kind,
@@ -68,10 +51,7 @@ def main(argv: list[str] | None = None) -> dict:
         seed=options.seed,
     )
     return make_sorter(
-        recipe,
-        device=choose_device(options.device),
-        output=options.output,
-        overwrite=options.overwrite,
+        recipe, device=options.device, output=options.output, overwrite=options.overwrite
     )
 
 

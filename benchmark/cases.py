@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from benchmark.compare import in_own_process
+from benchmark.compare import Figures, in_own_process
 from benchmark.loading import IN_MEMORY, feeding, loader, memory, write_labelled, write_scans
-from benchmark.measure import PLAIN, Figures, MeasurementFailed, Meter, Settings
+from benchmark.measure import PLAIN, Meter, Settings
 from benchmark.networks import ceiling, inference, training
 
 MEASURES: dict[str, Callable[[str, Settings, Meter], Figures]] = {
@@ -158,8 +158,6 @@ def main() -> None:
         answer = {"figures": MEASURES[request["measure"]](request["form"], settings, meter)}
     except torch.OutOfMemoryError:
         answer = {"failure": "out of memory"}
-    except MeasurementFailed as error:
-        answer = {"failure": str(error)}
     print(json.dumps(answer))
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from benchmark.measure import PLAIN, Figures, Meter, Settings, private_memory
+from benchmark.compare import Figures
+from benchmark.measure import PLAIN, Meter, Settings, private_memory
 from benchmark.networks import our_execution, our_training
 from benchmark.plain import PlainDataset, plain_loader
 from utils.scans.cache import Cache

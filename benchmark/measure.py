@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from benchmark.compare import Figures
 from utils.scans.volumes import GRID_SHAPE
 
 MIB = 2**20
 MOST_RUNS = 50  # timed in one process
 PLAIN = "plain"  # the form that stands for the authors' approach
-Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,6 @@ class Settings:
     cohort: str = ""
     scratch: str = ""
     matrix: int = 2048
-
-
-class MeasurementFailed(Exception):
-    """A form that cannot be measured here, though others can."""
 
 
 class Meter:

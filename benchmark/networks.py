@@ -1,14 +1,15 @@
 """Inference and training of one network on batches in memory, and the ceiling of the device."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmark.measure import PLAIN, Figures, Meter, Settings
+from benchmark.compare import Figures
+from benchmark.measure import PLAIN, Meter, Settings
 from benchmark.plain import PlainNetwork, plain_optimizer, plain_predict, plain_step
 from model.layers import fuse_for_inference, recompute_activations
 from model.losses import AgeLoss
@@ -98,9 +99,8 @@ def our_training(
     if COMPILED in form:
         compile_network(network, execution)
     loss, optimizer = AgeLoss(), build_optimizer(network, PUBLISHED)
-    unchanged = {"augment": lambda *batch: batch, "after_step": lambda step, terms: None}
     return lambda batches: train_one_epoch(
-        network, loss, batches, optimizer, execution, **unchanged
+        network, loss, batches, optimizer, execution, augment=lambda image: image
     )
 
 
@@ -111,6 +111,7 @@ def speed(settings: Settings, seconds: float, *, training: bool) -> Figures:
     return {"scans/s": rate, "TFLOP/s": rate * flops / 1e12}
 
 
+@cache
 def network_flops(width: str, shape: tuple[int, int, int], *, training: bool) -> int:
     """Floating-point operations that one scan needs, counted without computing.
 

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from benchmark.cases import SCAN_COUNTS, SMALL_SHAPE, Case, plan, write_cohort
-from benchmark.compare import Row, alternate, compare, table, with_shares
-from benchmark.measure import Figures, Settings
+from benchmark.compare import Figures, Row, alternate, compare, table, with_shares
+from benchmark.measure import Settings
 from utils.files import replacing, require_absent
 from utils.networks.execution import choose_execution
 

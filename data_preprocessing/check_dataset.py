@@ -18,7 +18,6 @@ import numpy as np
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from data_preprocessing.pipeline.quality import sentences
 from utils.cli import (
     Switch,
     add_label_flags,
@@ -72,7 +71,7 @@ class Examined:
 
 
 def error(path: Path, problem: object, what_to_do: str, severity: str = "error") -> Finding:
-    """A finding on a scan; the scan's path, which has columns of its own, leaves the problem."""
+    """A finding on a scan; its path, which has its own columns, is not repeated in the problem."""
     text = str(problem).removeprefix(f"{path}: ")
     return Finding(severity, str(path.parent), path.name, text, what_to_do)
 
@@ -81,7 +80,7 @@ note = partial(error, severity="note")
 
 
 def examine_scan(path: Path) -> Examined:
-    """Reads one scan and its sidecar, and finds what is wrong with them, whatever the others."""
+    """Reads one scan and its sidecar, and finds what is wrong with these two files."""
     examined, sidecar = Examined(path), None
     try:
         sidecar = read_sidecar(path)
@@ -96,7 +95,7 @@ def examine_scan(path: Path) -> Examined:
         header = open_scan(path)
         voxels = decode(path)
     except ValueError as problem:
-        examined.findings.append(error(path, problem, "mend it, or leave it out"))
+        examined.findings.append(error(path, problem, "repair it, or leave it out"))
         return examined
     if header.orientation != "LAS":
         problem = f"stored {header.orientation}; read as LAS"
@@ -115,7 +114,7 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
     if flags:
         yield error(
             path,
-            f"flagged by preprocessing: {'; '.join(sentences(flags))}",
+            f"flagged by preprocessing: {'; '.join(flags.values())}",
             f"look at its picture; leave it out or {AGAIN}, or, where it is good, empty qc.flags "
             "in its sidecar",
         )
@@ -170,7 +169,7 @@ def find_in_sheet(
         labels, problems = examine_labels(sheet, sex_codes=sex_codes)
     except (ValueError, OSError) as problem:
         problems = [str(problem)]
-    return labels, [Finding("error", "", "", text, "mend the label sheet") for text in problems]
+    return labels, [Finding("error", "", "", text, "correct the label sheet") for text in problems]
 
 
 def find_labels(

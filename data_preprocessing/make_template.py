@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from data_preprocessing.pipeline.registration import (
+from data_preprocessing.pipeline.builtin import (
     register_affine,
     register_deformable,
     resample,

@@ -1,8 +1,8 @@
 """Raw T1-weighted scans onto the network's grid: brains in MNI152 space, 91x109x91 voxels of 2 mm.
 
-One function, in one_scan.py, does one scan: it skips what is done and turns an error into a row of
-failures.tsv. Everything else here is a loop over it, in processes of one thread each, on this
-machine or, with --shard, on the nodes of a cluster.
+pipeline/one_scan.py does one scan: it skips finished ones and turns an error into a row of
+failures.tsv. This program runs it for all scans, in processes of one thread each, on this machine
+or, with --shard, on the nodes of a cluster.
 
     python -m data_preprocessing.preprocess SCANS... --output_dir OUT
 """
@@ -10,78 +10,25 @@ machine or, with --shard, on the nodes of a cluster.
 import argparse
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from data_preprocessing.pipeline.inputs import Source, find_sources
-from data_preprocessing.pipeline.mosaic import PageRow, write_page
-from data_preprocessing.pipeline.one_scan import Job, load_backend, preprocess, row_of
+from tqdm import tqdm
+
+from data_preprocessing.pipeline.inputs import find_sources
+from data_preprocessing.pipeline.one_scan import Request, check_backend, prepare_all
 from data_preprocessing.pipeline.recipe import BACKENDS, CONTENTS, MASKS, REGISTRATIONS, Recipe
-from data_preprocessing.pipeline.workers import KILLED, in_processes, jobs_that_fit
+from data_preprocessing.pipeline.reports import add_earlier_rows, page_row, write_reports
+from data_preprocessing.pipeline.workers import jobs_that_fit
 from utils.cli import SHOWN_PROBLEMS, Switch, new_parser, number, run_entry
-from utils.files import require_writable, write_tsv
-from utils.scans.provenance import read_sidecar
-from utils.scans.volumes import image_stem
+from utils.files import require_writable
+from utils.scans.provenance import Provenance
 
 SOME_FAILED = 3  # exit code
 
 
-def preprocess_all(sources: Sequence[Source], job: Job, *, jobs: int) -> list[PageRow]:
-    """Rows of all scans, in the order of `sources`; a bar shows the progress.
-
-    Args:
-        sources: of this shard.
-        job: the same for all.
-        jobs: processes at a time.
-    """
-    from tqdm import tqdm
-
-    done = in_processes(partial(preprocess, job=job), sources, jobs=jobs)
-    rows = {
-        source.name: row or PageRow(source.name, "failed", message=f"{source.path}: {KILLED}")
-        for source, row in tqdm(done, total=len(sources), unit="scan", disable=None)
-    }
-    return [rows[source.name] for source in sources]
-
-
-def add_earlier(rows: Sequence[PageRow], folder: Path) -> tuple[list[PageRow], list[str]]:
-    """Rows of this call and of what earlier ones left in `folder`; and scans that are there twice.
-
-    A scan is there twice where it was given under another name before, alone or from elsewhere.
-    """
-    everything, same = {row.name: row for row in rows}, defaultdict(list)
-    for scan in sorted(folder.glob("*.nii.gz")):
-        name = image_stem(scan.name)
-        ours = everything.get(name)
-        if scan.name.startswith(".") or (ours and ours.status == "failed"):
-            continue
-        try:
-            record = read_sidecar(scan)
-        except ValueError:
-            continue
-        if record and "source_sha256" in record:
-            everything.setdefault(name, row_of(name, folder, record))
-            same[record["source_sha256"]].append(scan.name)
-    return list(everything.values()), [
-        f"{' and '.join(names)} in {folder} are the same scan: remove one"
-        for names in same.values()
-        if len(names) > 1
-    ]
-
-
-def write_reports(rows: Sequence[PageRow], folder: Path, *, shard: tuple[int, int]) -> list[Path]:
-    """Writes failures.tsv and the page of all pictures; a shard's have its number in the name."""
-    mark = "" if shard[1] == 1 else f"_{shard[0]}_of_{shard[1]}"
-    failures, page = folder / f"failures{mark}.tsv", folder / f"preprocessing{mark}.html"
-    failed = [(row.name, row.message) for row in rows if row.status == "failed"]
-    write_tsv(failures, [("name", "message"), *failed], overwrite=True)
-    write_page(rows, page, title="Preprocessed scans", overwrite=True)
-    return [failures, page]
-
-
-def shard_of(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """An argparse type: (i, n) from `i/n`, 1 to n."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     index, count = map(int, match.groups()) if match else (0, 0)
@@ -90,8 +37,8 @@ def shard_of(text: str) -> tuple[int, int]:
     return index, count
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe of the flags, or of the checkpoint that the scans are for.
+def choose_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the flags give, or that the checkpoint of --like was trained with.
 
     Raises:
         ValueError: flags that contradict the checkpoint or leave the recipe open.
@@ -103,7 +50,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
             "--registration deformable or affine"
         )
     if args.like:
-        registration, mask = _as_trained(args)
+        registration, mask = _read_training(args)
     registration = registration or "deformable"
     # An affine leaves the brain's own outline, which the template's mask would cut.
     subject = registration == "affine" and args.backend != "fsl"  # FSL knows the template's alone
@@ -111,11 +58,12 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return Recipe(args.backend, registration, mask, args.contents)
 
 
-def _as_trained(args: argparse.Namespace) -> tuple[str, str | None]:
+def _read_training(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Registration and mask of the training scans of --like."""
+    # Only here, so that nothing else waits for torch.
     from utils.networks.checkpoint import load_checkpoint
-    from utils.scans.provenance import Provenance
 
-    trained = load_checkpoint(args.like).preprocessing
+    trained = load_checkpoint(args.like).provenance
     if trained.registration is None:
         raise ValueError(f"{args.like}: does not say how its training scans were registered")
     if differences := Provenance(args.registration, args.mask).differences(trained):
@@ -132,51 +80,40 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Bring raw T1-weighted scans onto the network's grid.")
     parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
+        "inputs", nargs="+", metavar="INPUT",
         help="NIfTI or MGH files, folders of them, a BIDS dataset, folders of a DICOM series",
-    )
+    )  # fmt: skip
     parser.add_argument("--output_dir", type=Path, required=True, help="for scans and reports")
     parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="builtin",
+        "--backend", choices=BACKENDS, default="builtin",
         help="builtin: pip packages; fsl: fsl_anat, as published; resample: scans in MNI152 space "
         "on another grid",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--registration",
-        choices=REGISTRATIONS,
+        "--registration", choices=REGISTRATIONS,
         help="unset: deformable; affine has 12 degrees of freedom. With --backend resample: how "
         "the scans were registered",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--mask",
-        choices=MASKS,
-        help="what is left of the head; unset: the template's brain after deformable, the "
+        "--mask", choices=MASKS,
+        help="the part of the head that is kept; unset: the template's brain after deformable, the "
         "subject's after affine registration (fsl: always the template's)",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--contents",
-        choices=CONTENTS,
-        default="auto",
+        "--contents", choices=CONTENTS, default="auto",
         help="heads, or brains that are extracted already; auto: seen from each image",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--like",
-        metavar="CHECKPOINT",
+        "--like", metavar="CHECKPOINT",
         help="registration and mask of the scans that this network was trained on",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--jobs",
-        type=number(int, low=0),
-        default=0,
+        "--jobs", type=number(int, low=0), default=0,
         help="scans at a time, one process each, of 1.4 GiB (2.4 for voxels of 0.5 mm); 0: as many "
         "as cores and memory allow",
-    )
+    )  # fmt: skip
     parser.add_argument(
-        "--shard", type=shard_of, default=(1, 1), metavar="I/N", help="do the I-th of N parts"
+        "--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="do the I-th of N parts"
     )
     parser.add_argument(
         "--keep_transform", action=Switch, default=False, help="write the transforms as well"
@@ -188,18 +125,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Preprocesses what is named and returns the exit code: 0, or 3 where some scans failed."""
+    """Preprocesses the scans named and returns the exit code: 0, or 3 where some scans failed."""
     args = build_parser().parse_args(argv)
-    recipe = recipe_of(args)
-    backend = load_backend(recipe)
-    backend.check(recipe)
-    job = Job(
-        recipe, backend.identity(recipe), args.output_dir, args.keep_transform, args.overwrite
+    request = check_backend(
+        Request(
+            args.output_dir,
+            choose_recipe(args),
+            keep_transform=args.keep_transform,
+            overwrite=args.overwrite,
+        )
     )
     index, count = args.shard
     sources = find_sources(args.inputs, output_dir=args.output_dir)[index - 1 :: count]
     require_writable(args.output_dir)
-    rows = preprocess_all(sources, job, jobs=jobs_that_fit(args.jobs, len(sources)))
+    prepared = prepare_all(sources, request, jobs=jobs_that_fit(args.jobs, len(sources)))
+    found = dict(tqdm(prepared, total=len(sources), unit="scan", disable=None))
+    rows = [page_row(source.name, found[source]) for source in sources]
     counts = Counter(row.status for row in rows)
     failed = [row.message for row in rows if row.status == "failed"]
     for message in failed[:SHOWN_PROBLEMS]:
@@ -207,13 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(failed) > SHOWN_PROBLEMS:
         print(f"... and {len(failed) - SHOWN_PROBLEMS} more in failures.tsv", file=sys.stderr)
     if count == 1:
-        rows, twins = add_earlier(rows, args.output_dir)
-        for twin in twins:
-            print(f"warning: {twin}", file=sys.stderr)
+        rows, warnings = add_earlier_rows(rows, args.output_dir)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
     failures, page = write_reports(rows, args.output_dir, shard=args.shard)
-    said = ", ".join(f"{counts[status]} {status}" for status in ("done", "flagged", "failed"))
-    print(f"{said}; look at {page}" + (f" and {failures}" if counts["failed"] else ""))
-    return SOME_FAILED if counts["failed"] else 0
+    text = ", ".join(f"{counts[status]} {status}" for status in ("done", "flagged", "failed"))
+    print(f"{text}; look at {page}" + (f" and {failures}" if failed else ""))
+    return SOME_FAILED if failed else 0
 
 
 if __name__ == "__main__":

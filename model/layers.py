@@ -61,32 +61,28 @@ class ConvUnit(nn.Module):
             return self._normalise_at_once(volume)
         return functional.elu(self.norm(self.convolution(volume)))
 
-    def _norms(self) -> list[nn.Module]:
-        """The branches' normalisations and the outer one; none once fused."""
-        if isinstance(self.convolution, nn.Conv3d):
-            return []
-        return [norm for _, norm in self.convolution.branches] + [self.norm]
-
     def _can_normalise_at_once(self, volume: Tensor) -> bool:
         """Whether model/branch_norm.py does the same faster: in training, on a CPU, as measured.
 
         Statistics over several processes (SyncBatchNorm), reduced precision, and torch.compile,
-        which fuses by itself, stay with the modules. So does a single value a channel, of which
-        there is no statistic: they say so.
+        which fuses by itself, stay with the modules. So does a single value per channel, of which
+        there is no statistic: BatchNorm3d then raises an error.
         """
-        norms = self._norms()
         return (
             volume.device.type == "cpu"
             and volume.dtype in (torch.float32, torch.float64)
             and volume.numel() > volume.shape[1]
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
-            and bool(norms)
-            and all(type(norm) is nn.BatchNorm3d and norm.training for norm in norms)
+            and isinstance(self.convolution, AsymmetricConv3d)  # not fused
+            and all(
+                type(norm) is nn.BatchNorm3d and norm.training
+                for norm in (self.norm, *(norm for _, norm in self.convolution.branches))
+            )
         )
 
     def _normalise_at_once(self, volume: Tensor) -> Tensor:
-        *inner, outer = self._norms()
+        inner, outer = [norm for _, norm in self.convolution.branches], self.norm
         biases = torch.stack([norm.bias for norm in inner])
         output, means, variances, variance = BranchNorm.apply(
             torch.stack([norm.weight for norm in inner]),
@@ -99,8 +95,17 @@ class ConvUnit(nn.Module):
         # A normalised branch has its bias as its mean, and their sum the sum of the biases.
         means = [*means, biases.detach().sum(dim=0)]
         count = output.numel() // output.shape[1]
-        for norm, mean, spread in zip((*inner, outer), means, [*variances, variance], strict=True):
-            _follow(norm, mean, spread * (count / (count - 1)))
+        # Running statistics follow as those of BatchNorm3d do, the variance being the unbiased one.
+        with torch.no_grad():
+            spreads = [*variances, variance]
+            for norm, mean, spread in zip((*inner, outer), means, spreads, strict=True):
+                norm.num_batches_tracked += 1
+                share = norm.momentum
+                if share is None:
+                    share = 1 / norm.num_batches_tracked.item()
+                spread = spread * (count / (count - 1))
+                norm.running_mean.lerp_(mean.to(norm.running_mean), share)
+                norm.running_var.lerp_(spread.to(norm.running_var), share)
         return output
 
     def fuse(self) -> None:
@@ -129,17 +134,6 @@ class ConvUnit(nn.Module):
                 total = total + functional.pad(kernels, margins)
             fused.weight.data[rows] = total.to(fused.weight)
         self.convolution, self.norm = fused, nn.Identity()
-
-
-@torch.no_grad()
-def _follow(norm: nn.BatchNorm3d, mean: Tensor, variance: Tensor) -> None:
-    """Updates running statistics as BatchNorm3d does; `variance` is the unbiased one."""
-    norm.num_batches_tracked += 1
-    share = norm.momentum
-    if share is None:
-        share = 1 / norm.num_batches_tracked.item()
-    norm.running_mean.lerp_(mean.to(norm.running_mean), share)
-    norm.running_var.lerp_(variance.to(norm.running_var), share)
 
 
 def _scale_and_shift(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:

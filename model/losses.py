@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.sorter import Sorter, standardise, tied_ranks
+from model.sorter import Sorter
 
 ERROR_LOSSES = {"mse": functional.mse_loss, "mae": functional.l1_loss}
 
@@ -117,7 +117,12 @@ class AgeLoss(nn.Module):
         terms = {self.loss: ERROR_LOSSES[self.loss](predicted_age, age)}
         total = terms[self.loss]
         if self.rank_weight > 0 and self.aux_loss == "ranking":
-            terms["rank"] = self._rank_loss(predicted_age, age)
+            # Equation 8: mean squared difference of soft and true ranks, both divided by N.
+            if self.sorter is None:
+                ranks = soft_ranks(predicted_age, self.tau)
+            else:
+                ranks = sodeep_ranks(predicted_age, self.sorter)
+            terms["rank"] = functional.mse_loss(ranks, tied_ranks(age).to(ranks.dtype))
             total = total + self.rank_weight * terms["rank"]
             if self.pair_weight > 0:
                 terms["pair"] = pair_loss(predicted_age - age, pairs=self.pairs)
@@ -127,10 +132,51 @@ class AgeLoss(nn.Module):
             total = total + self.rank_weight * terms[f"aux_{self.aux_loss}"]
         return {"total": total, **terms}
 
-    def _rank_loss(self, predicted_age: Tensor, age: Tensor) -> Tensor:
-        """Equation 8: mean squared difference of soft and true ranks, both divided by N."""
-        if self.sorter is None:
-            ranks = soft_ranks(predicted_age, self.tau)
-        else:
-            ranks = sodeep_ranks(predicted_age, self.sorter)
-        return functional.mse_loss(ranks, tied_ranks(age).to(ranks.dtype))
+
+def tied_ranks(values: Tensor) -> Tensor:
+    """The true ranks divided by L: the largest value 1/L, the smallest 1, ties averaged.
+
+    Every pair is compared, so memory grows with L squared (4 MB per row at L = 1000). No gradient.
+
+    Args:
+        values: (L,) or (B, L), any unit; NaN has no rank and is not looked for.
+
+    Returns:
+        The shape of `values`; float64 for float64 values, otherwise float32.
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if values.ndim not in (1, 2):
+        raise ValueError(f"(L,) or (batch, L) values expected, got shape {tuple(values.shape)}")
+    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
+    values = values.detach()
+    own, other = values.unsqueeze(-1), values.unsqueeze(-2)
+    larger = (other > own).sum(dim=-1, dtype=dtype)
+    equal = (other == own).sum(dim=-1, dtype=dtype)  # counts the value itself
+    return (larger + (equal + 1) / 2) / values.shape[-1]
+
+
+def standardise(values: Tensor, floor: float = 1.0) -> Tensor:
+    """(x - mean) / max(SD, floor) along the last dimension; differentiable.
+
+    A sorter ranks only values on the scale it was trained on: raw ages of 20 to 90 years given to
+    one made for [-1, 1] ranked at random, with gradients of 1e-8. The floor keeps a batch of nearly
+    equal predictions (the start of training, a collapsed network) from being blown up to unit
+    spread, where noise would be ranked and gradients would explode.
+
+    Args:
+        values: (..., L); half precision is computed in float32.
+        floor: the smallest divisor, in the unit of the values (years).
+
+    Raises:
+        ValueError: the floor is not positive.
+    """
+    if not floor > 0:
+        raise ValueError(f"floor: a positive number of years expected, got {floor}")
+    if values.dtype != torch.float64:
+        values = values.float()
+    centred = values - values.mean(dim=-1, keepdim=True)
+    variance = centred.square().mean(dim=-1, keepdim=True)
+    # Clamped before the root, whose slope at zero is infinite: equal values get gradient, not NaN.
+    return centred / variance.clamp(min=floor**2).sqrt()

@@ -29,7 +29,7 @@ class Width:
     block_channels: tuple[int, ...]  # new channels of each block
     pooled_channels: int  # length of the globally pooled vector
     last_block_keeps_input: bool  # whether the pooled vector includes the earlier scales
-    elu_between_layers: bool  # False: consecutive linear layers of the sex branch and head touch
+    between_layers: type[nn.Module] | None  # of the sex branch and the head; None: nothing
     age_activation: type[nn.Module]  # between the layers of the second stage's age branch
 
 
@@ -40,9 +40,11 @@ def released_stem() -> nn.Sequential:
 
 WIDTHS = {
     "released": Width(
-        released_stem, SMALLEST_SIDE + 10, (16, 48, 144, 432, 1296), 1944, True, False, nn.ReLU
+        released_stem, SMALLEST_SIDE + 10, (16, 48, 144, 432, 1296), 1944, True, None, nn.ReLU
     ),
-    "compact": Width(nn.Sequential, SMALLEST_SIDE, (8, 16, 32, 64, 128), 128, False, True, nn.ELU),
+    "compact": Width(
+        nn.Sequential, SMALLEST_SIDE, (8, 16, 32, 64, 128), 128, False, nn.ELU, nn.ELU
+    ),
 }
 
 
@@ -93,8 +95,8 @@ class Encoder(nn.Module):
             nn.Linear(shape.pooled_channels, IMAGE_FEATURES), nn.ELU()
         )
         if use_sex:
-            between = nn.ELU if shape.elu_between_layers else None
-            self.sex_branch = fully_connected((2, 16, SEX_FEATURES), between, nn.ELU)
+            sizes = (2, 16, SEX_FEATURES)
+            self.sex_branch = fully_connected(sizes, shape.between_layers, nn.ELU)
 
     def forward(self, image: Tensor, sex: Tensor) -> Tensor:
         """(N, 1, D, H, W) and (N,) sexes, 0 female or 1 male -> (N, out_features)."""
@@ -134,7 +136,8 @@ class ScaleDense(nn.Module):
     ):
         super().__init__()
         self.encoder = Encoder(width, use_sex=use_sex)
-        self.head = age_head(self.encoder.out_features, width)
+        sizes = (self.encoder.out_features, 16, 1)
+        self.head = fully_connected(sizes, WIDTHS[width].between_layers, None)
         self.final_relu = final_relu
         initialise(self)
         nn.init.constant_(self.head[-1].bias, mean_age)
@@ -176,12 +179,6 @@ def fully_connected(
         if activation is not None:
             layers.append(activation())
     return nn.Sequential(*layers)
-
-
-def age_head(in_features: int, width: str) -> nn.Sequential:
-    """The closing layers, (N, in_features) -> (N, 1) years."""
-    between = nn.ELU if WIDTHS[width].elu_between_layers else None
-    return fully_connected((in_features, 16, 1), between, None)
 
 
 def full_precision(tensor: Tensor) -> torch.autocast:

@@ -36,7 +36,8 @@ class Sorter(nn.Module):
 
     def __init__(self, kind: str, length: int):
         super().__init__()
-        _require_kind(kind)
+        if kind not in HIDDEN_SIZES:
+            raise ValueError(f"kind: one of {', '.join(HIDDEN_SIZES)} expected, got {kind!r}")
         if not 2 <= length <= LONGEST:
             raise ValueError(f"length: 2 to {LONGEST} values expected, got {length}")
         self.kind = kind
@@ -50,7 +51,7 @@ class Sorter(nn.Module):
         """The ranks of each row, divided by L, in the precision of the sorter's weights.
 
         Args:
-            values: (B, L) standardised values (see `standardise`).
+            values: (B, L) standardised values (see `standardise` in model/losses.py).
 
         Raises:
             ValueError: the rows do not hold L values.
@@ -64,55 +65,6 @@ class Sorter(nn.Module):
             column = values.to(self.conv1.weight.dtype).unsqueeze(2)  # (B, L, 1)
             states, _ = self.lstm(column)  # (B, L, 2h)
             return self.conv1(states).squeeze(2)  # (B, L, 1) -> (B, L)
-
-
-def tied_ranks(values: Tensor) -> Tensor:
-    """The true ranks divided by L: the largest value 1/L, the smallest 1, ties averaged.
-
-    Every pair is compared, so memory grows with L squared (4 MB a row at L = 1000). No gradient.
-
-    Args:
-        values: (L,) or (B, L), any unit; not a number has no rank and is not looked for.
-
-    Returns:
-        The shape of `values`; float64 for float64 values, otherwise float32.
-
-    Raises:
-        ValueError: another number of dimensions.
-    """
-    if values.ndim not in (1, 2):
-        raise ValueError(f"(L,) or (batch, L) values expected, got shape {tuple(values.shape)}")
-    dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    values = values.detach()
-    own, other = values.unsqueeze(-1), values.unsqueeze(-2)
-    larger = (other > own).sum(dim=-1, dtype=dtype)
-    equal = (other == own).sum(dim=-1, dtype=dtype)  # counts the value itself
-    return (larger + (equal + 1) / 2) / values.shape[-1]
-
-
-def standardise(values: Tensor, floor: float = 1.0) -> Tensor:
-    """(x - mean) / max(SD, floor) along the last dimension; differentiable.
-
-    A sorter ranks only values on the scale it was trained on: raw ages of 20 to 90 years given to
-    one made for [-1, 1] ranked at random, with gradients of 1e-8. The floor keeps a batch of nearly
-    equal predictions (the start of training, a collapsed network) from being blown up to unit
-    spread, where noise would be ranked and gradients would explode.
-
-    Args:
-        values: (..., L); half precision is computed in float32.
-        floor: the smallest divisor, in the unit of the values (years).
-
-    Raises:
-        ValueError: the floor is not positive.
-    """
-    if not floor > 0:
-        raise ValueError(f"floor: a positive number of years expected, got {floor}")
-    if values.dtype != torch.float64:
-        values = values.float()
-    centred = values - values.mean(dim=-1, keepdim=True)
-    variance = centred.square().mean(dim=-1, keepdim=True)
-    # Clamped before the root, whose slope at zero is infinite: equal values get gradient, not NaN.
-    return centred / variance.clamp(min=floor**2).sqrt()
 
 
 def save_sorter(sorter: Sorter, path: str | Path, *, metrics: dict, command: str) -> None:
@@ -229,8 +181,3 @@ def _require_weights(weights: dict, expected: dict[str, Tensor], path: Path) -> 
             problems.append(f"{name} does not hold finite floating-point numbers")
     if problems:
         raise ValueError(f"{path}: not the weights of this sorter: {'; '.join(problems[:20])}")
-
-
-def _require_kind(kind: str) -> None:
-    if kind not in HIDDEN_SIZES:
-        raise ValueError(f"kind: one of {', '.join(HIDDEN_SIZES)} expected, got {kind!r}")

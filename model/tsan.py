@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.layers import initialise
-from model.scaledense import WIDTHS, Encoder, ScaleDense, age_head, full_precision, fully_connected
+from model.scaledense import WIDTHS, Encoder, ScaleDense, full_precision, fully_connected
 
 AGE_FEATURES = 16
 
@@ -43,7 +43,8 @@ class SecondStage(nn.Module):
         self.encoder = Encoder(width, use_sex=use_sex)
         activation = WIDTHS[width].age_activation
         self.age_branch = fully_connected((1, 32, AGE_FEATURES), activation, activation)
-        self.head = age_head(self.encoder.out_features + AGE_FEATURES, width)
+        sizes = (self.encoder.out_features + AGE_FEATURES, 16, 1)
+        self.head = fully_connected(sizes, WIDTHS[width].between_layers, None)
         initialise(self)
 
     def forward(self, image: Tensor, sex: Tensor, rounded_age: Tensor) -> Tensor:
@@ -57,9 +58,9 @@ class SecondStage(nn.Module):
         """Starts where a first stage ended: at its age minus the rounded age as the residual.
 
         Not in the paper: a second stage with fresh weights, trained as published, collapses to one
-        residual a 5-year bin, and with a fresh head it nearly did so in our trials. The encoder and
-        the head are copied; one of the 16 hidden units of the head, that of the least weight, is
-        given up to carry the rounded age.
+        residual per 5-year bin, and with a fresh head it nearly did so in our trials. The encoder
+        and the head are copied; one of the 16 hidden units of the head, that of the least weight,
+        is given up to carry the rounded age.
 
         Args:
             first_stage: the cascade's own, or one trained with another seed.

@@ -1,4 +1,4 @@
-"""The scans of a call: where each is, who it shows, and what the label sheet says of it."""
+"""The scans of a call: where each is, who it shows, and its row in the label sheet."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,18 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_preprocessing.pipeline.inputs import (
+    UNSAFE,
+    BidsName,
     Source,
-    derivative_name,
     find_participant_tables,
     find_sources,
-    plain,
+    parse_bids_name,
     scan_stem,
-    select_participants,
-    split_name,
 )
-from data_preprocessing.pipeline.prepare import lies_on_grid
 from utils.scans.labels import Label, examine_labels, label_of, read_labels
 from utils.scans.sheets import read_rows
+from utils.scans.volumes import IMAGE_SUFFIXES, open_scan
 
 
 @dataclass(frozen=True)
@@ -28,99 +27,112 @@ class Item:
         source: its name is that of its results below the output folder.
         participant: `sub-...`, or the scan's name.
         session: `ses-...` or None.
-        label: its row of the sheet; None where there is none.
-        on_grid: whether it is predicted as it is.
+        label: its row in the sheet; None where there is none.
     """
 
     source: Source
     participant: str
     session: str | None
     label: Label | None
-    on_grid: bool
-
-    @property
-    def is_bids(self) -> bool:
-        """Whether its name is one of BIDS."""
-        return not self.source.name.startswith("scans/")
 
     @property
     def sex(self) -> int | None:
         """0 female, 1 male, None where unknown."""
         return self.label.sex if self.label else None
 
-    def overlay_path(self, folder: Path) -> Path:
-        """Where the picture of its saliency is kept."""
-        return folder / f"{self.source.name}_saliency.png"
-
-    def record_path(self, folder: Path) -> Path:
-        """Where its result is kept."""
-        return folder / f"{self.source.name}_brainage.json"
-
-
-def find_items(
-    inputs: Sequence[str],
-    tables: Sequence["People"],
-    *,
-    output_dir: Path,
-    contents: str = "auto",
-    participants: Sequence[str] = (),
-) -> list[Item]:
-    """All scans of the inputs in the order of their names, with their rows of the sheet.
-
-    Args:
-        inputs: files, folders, BIDS datasets, outputs of fsl_anat, folders of a DICOM series.
-        tables: from `read_people`; may be empty.
-        output_dir: for results, which are no inputs.
-        contents: `head`, `brain`, `grid`, or `auto`, which takes what lies on the grid as it is.
-        participants: of BIDS datasets, these alone; all where empty.
-
-    Raises:
-        ValueError: inputs without scans, or that lie in the output folder; participants asked for
-            who are not there.
-    """
-    sources = find_sources(inputs, output_dir=output_dir)
-    require_outside(sources, output_dir)
-    if participants:
-        places = select_participants([_bids_name(source) for source in sources], participants)
-        sources = [sources[place] for place in places]
-    names = [derivative_name(source.name) for source in sources]
-    times = Counter(name.lower() for name in names if name)
-    items = []
-    for source, name in zip(sources, names, strict=True):
-        # Of two files that would become one derivative, both get names of their own.
-        plain = name is None or times[name.lower()] > 1
-        participant, session = split_name(_bids_name(source)) or (source.name, None)
-        on_grid = contents == "grid" or (contents == "auto" and lies_on_grid(source))
-        result = replace(source, name=f"scans/{source.name}" if plain else name)
-        items.append(Item(result, participant, session, find_label(source, tables), on_grid))
-    return items
-
-
-def require_outside(sources: Sequence[Source], output_dir: Path) -> None:
-    """Raises ValueError where scans lie in the output folder: results could take their place."""
-    for source in sources:
-        for path in (source.path, source.path.resolve()):
-            if path.is_relative_to(output_dir.resolve()):
-                raise ValueError(
-                    f"{path}: lies in --output_dir {output_dir}, where results could take the "
-                    "place of scans; give another folder"
-                )
-
 
 @dataclass(frozen=True)
 class People:
-    """Rows of a label sheet by name, and the folder whose scans it is of; None: of all."""
+    """Rows of a label sheet by name, and the folder whose scans they describe; None: any scan."""
 
     labels: dict[str, Label]
     folder: Path | None = None
 
 
+def find_items(
+    inputs: Sequence[str],
+    tables: Sequence[People],
+    *,
+    output_dir: Path,
+    contents: str = "auto",
+    participants: Sequence[str] = (),
+) -> list[Item]:
+    """All scans of the inputs in the order of their names, with their rows in the sheets.
+
+    Args:
+        inputs: see pipeline/inputs.py.
+        tables: from `read_people`; may be empty.
+        output_dir: for results, which are no inputs.
+        contents: `head`, `brain`, `grid`, or `auto`: a scan that lies on the grid is used as it is.
+        participants: of BIDS datasets, these alone; all where empty.
+
+    Raises:
+        ValueError: inputs without scans or inside the output folder; participants without scans.
+    """
+    sources = find_sources(inputs, output_dir=output_dir)
+    paths = (path for source in sources for path in (source.path, source.path.resolve()))
+    if inside := [path for path in paths if path.is_relative_to(output_dir.resolve())]:
+        text = "where results could take the place of scans; give another folder"
+        raise ValueError(f"{inside[0]}: lies in --output_dir {output_dir}, {text}")
+    if participants:
+        sources = select_participants(sources, participants)
+    found = [parse_bids_name(source.name) for source in sources]
+    times = Counter(bids.derivative.lower() for bids in found if bids)
+    items = []
+    for source, bids in zip(sources, found, strict=True):
+        # Two files that would become one derivative keep their own names.
+        unique = bids and times[bids.derivative.lower()] == 1
+        name = bids.derivative if unique else f"scans/{source.name}"
+        on_grid = contents == "grid" or (contents == "auto" and _lies_on_grid(source))
+        who, label = _bids_name(source), find_label(source, tables)
+        participant, session = who[:2] if who else (source.name, None)
+        items.append(Item(Source(name, source.path, on_grid), participant, session, label))
+    return items
+
+
+def _lies_on_grid(source: Source) -> bool:
+    """Whether a scan is a NIfTI file on the network's grid, by its header alone."""
+    if source.is_dicom or not source.path.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    try:
+        open_scan(source.path)
+    except ValueError:
+        return False
+    return True
+
+
+def _bids_name(source: Source) -> BidsName | None:
+    """What BIDS says of a scan: by its name or, with folders in front of that, by its file's."""
+    return parse_bids_name(source.name) or parse_bids_name(scan_stem(source.path))
+
+
+def select_participants(sources: Sequence[Source], labels: Sequence[str]) -> list[Source]:
+    """The scans of some participants.
+
+    Args:
+        sources: scans.
+        labels: of the participants, with or without `sub-`.
+
+    Raises:
+        ValueError: a participant without a scan.
+    """
+    asked = {label if label.startswith("sub-") else f"sub-{label}" for label in labels}
+    named = [(source, name.participant) for source in sources if (name := _bids_name(source))]
+    known = sorted({participant for _, participant in named})
+    if missing := sorted(asked.difference(known)):
+        found = f"found {', '.join(known[:8])}" if known else "none has a name of BIDS"
+        more = f" and {len(known) - 8} more" if len(known) > 8 else ""
+        raise ValueError(f"--participant_label: no scan of {', '.join(missing)}; {found}{more}")
+    return [source for source, participant in named if participant in asked]
+
+
 def read_people(
     sheet: str | None, inputs: Sequence[str], sex_codes: dict[str, int] | None
 ) -> list[People]:
-    """The rows of a label sheet, or of every participants.tsv of the inputs and its sessions'.
+    """The rows of a label sheet, or of every participants.tsv of the inputs and its sessions.tsv.
 
-    Ages may be missing. What is wrong in a table that nobody named is unknown, and said.
+    Ages may be missing. Wrong cells of a table that the user did not name count as unknown, and a
+    note is printed.
 
     Args:
         sheet: its path; "": no labels; None: participants.tsv.
@@ -128,7 +140,7 @@ def read_people(
         sex_codes: as for `read_labels`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_labels`, of a sheet that was named.
+        FileNotFoundError, ValueError: as `read_labels`, for a sheet that the user named.
     """
     if sheet == "":
         return []
@@ -144,7 +156,7 @@ def read_people(
 
 
 def _known_labels(table: Path, sex_codes: dict[str, int] | None) -> dict[str, Label]:
-    """The rows of a table that nobody named; what is wrong in it is said."""
+    """The rows of a table that the user did not name; prints a note where cells are wrong."""
     try:
         labels, problems = examine_labels(table, sex_codes=sex_codes, need_ages=False)
     except ValueError as error:
@@ -158,7 +170,7 @@ def _known_labels(table: Path, sex_codes: dict[str, int] | None) -> dict[str, La
 def _session_labels(
     table: Path, people: dict[str, Label], sex_codes: dict[str, int] | None
 ) -> dict[str, Label]:
-    """The rows of a BIDS sessions.tsv as `sub-1_ses-2`; what they leave open is the person's."""
+    """The rows of a BIDS sessions.tsv as `sub-1_ses-2`, completed with the person's own row."""
     name = table.name.removesuffix("_sessions.tsv")
     person = people.get(name, Label(name, None, None, row=0))
     return {
@@ -174,14 +186,14 @@ def _session_labels(
 
 
 def find_label(source: Source, tables: Sequence[People]) -> Label | None:
-    """The row of a scan: by the name that tells it from the others, or by its file's name.
+    """The row of a scan: by its name among all scans of the call, or by its file's name.
 
-    The file's name alone says nothing where folders had to be put in front of it, unless it is one
-    of BIDS.
+    A file's name that needed folders in front of it is not unique, so it finds a row only where it
+    is a name of BIDS.
     """
-    names = [source.name]
-    if split_name(scan_stem(source.path)) or plain(scan_stem(source.path)) == source.name:
-        names.append(scan_stem(source.path))
+    stem, names = scan_stem(source.path), [source.name]
+    if parse_bids_name(stem) or UNSAFE.sub("_", stem) == source.name:
+        names.append(stem)
     for people in tables:
         if people.folder is None or source.path.is_relative_to(people.folder):
             for name in names:
@@ -190,13 +202,8 @@ def find_label(source: Source, tables: Sequence[People]) -> Label | None:
     return None
 
 
-def _bids_name(source: Source) -> str:
-    """The name that BIDS gives: the scan's or, with folders in front of it, the file's."""
-    return source.name if split_name(source.name) else scan_stem(source.path)
-
-
-def require_table_of(items: Sequence[Item], table: Path) -> None:
-    """Raises FileExistsError where a table holds scans that are not in this call, and be lost.
+def require_all_rows(items: Sequence[Item], table: Path) -> None:
+    """Raises FileExistsError for a table with scans that this call lacks: they would be lost.
 
     Args:
         items: of this call.
@@ -206,15 +213,12 @@ def require_table_of(items: Sequence[Item], table: Path) -> None:
         return
     header, *rows = read_rows(table) or [[]]
     place = header.index("scan") if "scan" in header else len(header)
-    ours = {" ".join(shown(item.source.path).split()) for item in items}
+    # As tables have paths: bytes that are not UTF-8 are escapes.
+    paths = (str(item.source.path).encode("utf-8", "backslashreplace") for item in items)
+    ours = {" ".join(path.decode().split()) for path in paths}
     others = [row for row in rows if any(row) and (len(row) <= place or row[place] not in ours)]
     if others:
         raise FileExistsError(
             f"{table} has {len(others)} rows of scans that are not in this call, such as "
             f"{others[0][0]}: give all scans, another --output_dir, or --overwrite to replace it"
         )
-
-
-def shown(path: Path) -> str:
-    """A path as tables have it: bytes that are no text as escapes."""
-    return str(path).encode("utf-8", "backslashreplace").decode()

@@ -1,9 +1,8 @@
-"""Which voxels moved each age: SmoothGrad over the template, a picture a scan."""
+"""Which voxels moved each age: SmoothGrad over the template, one picture per scan."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from analysis.saliency.attribution import SmoothGrad
@@ -11,53 +10,42 @@ from analysis.saliency.map_picture import draw_map
 from analysis.saliency.maps import to_grid
 from data_preprocessing.pipeline.inputs import Source
 from prediction.items import Item
+from prediction.records import SALIENCY, PredictionRequest
 from utils.files import replacing
-from utils.networks.predictor import Predictor
 from utils.scans.dataset import ScanDataset
 
 
 def draw_overlays(
-    items: Sequence[Item],
-    records: Mapping[Source, dict],
-    predictor: Predictor,
-    folder: Path,
+    items: Sequence[Item], records: Mapping[Source, dict], request: PredictionRequest
 ) -> dict[str, Path]:
-    """Draws the map of every scan that has an age, unless it is there: a new age removes it.
+    """Draws the map of every scan that has an age, unless the picture of this age exists.
 
     Args:
         items: the scans of the call.
-        records: from `predict_all`.
-        predictor: that gave the ages.
-        folder: for results.
+        records: from `predict_all`, which removes the picture of an earlier age.
+        request: whose networks gave the ages.
 
     Returns:
         Pictures by the scan as it was given.
     """
-    found = {}
+    predictor, method, found = request.predictor, SmoothGrad(), {}
+    input_rule = predictor.checkpoint.input_rule
     done = [item for item in items if records[item.source]["ages"]]
     for item in tqdm(done, "saliency", disable=None, leave=False):
-        picture = item.overlay_path(folder)
+        picture = request.scans.path(item.source, SALIENCY)
         if not picture.is_file():
             try:
                 scan = predictor.scan(records[item.source]["scan"], item.sex)
-                dataset = ScanDataset([scan], predictor.checkpoint.input_rule)
-                image = predictor.execution.images(dataset[[0]])
+                image = predictor.execution.images(ScanDataset([scan], input_rule)[[0]])
             except (ValueError, OSError) as error:
                 print(f"warning: no saliency: {error}")
                 continue
-            _draw(image, item, predictor, picture)
+            effect = method(predictor.network, image, item.sex).cpu().numpy()
+            title = f"SmoothGrad, {Path(item.source.name).name}"
+            figure = draw_map(
+                to_grid(effect, input_rule), title=title, unit=method.unit, signed=method.signed
+            )
+            with replacing(picture) as temporary:
+                figure.savefig(temporary, dpi=80)
         found[str(item.source.path)] = picture
     return found
-
-
-def _draw(image: Tensor, item: Item, predictor: Predictor, picture: Path) -> None:
-    method, input_rule = SmoothGrad(), predictor.checkpoint.input_rule
-    effect = method(predictor.network, image, item.sex).cpu().numpy()
-    figure = draw_map(
-        to_grid(effect, input_rule),
-        title=f"SmoothGrad, {Path(item.source.name).name}",
-        unit=method.unit,
-        signed=method.signed,
-    )
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, dpi=80)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Measures the authors' approach, stated plainly, against ours: inference, training, loader, memory.
-# Leave the machine alone meanwhile. Whether it runs at all: bash script/benchmark.sh --quick
+# Run nothing else meanwhile. To see in a minute whether it runs: bash script/benchmark.sh --quick
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 WIDTH=compact # compact, released, or both: "compact released"
-REPEATS=5     # rounds of every form, in turned order
+REPEATS=5     # rounds of every form, in alternating order
 SCANS=48      # files that the loaders read
 OUTPUT="$ROOT/runs/benchmark/performance.json" # all figures of all rounds
 

@@ -4,7 +4,7 @@
 # DISCS holds disc1/, disc2/ ... unpacked; TABLE is oasis_cross-sectional.csv or .xlsx. OUT gets
 #   train/ val/ test/   healthy people, one scan each, split by person and balanced in age
 #   retest/ dementia/   second scans within 90 days; people with a CDR above 0: never for training
-#   Dataset.xls participants.tsv   one row a scan of every folder
+#   Dataset.xls participants.tsv   one row per scan of every folder
 #   raw/ healthy/ folds/           what these are made from; raw/left_out.tsv says what is missing
 # Run again, it goes on where it was.
 set -euo pipefail
@@ -22,8 +22,8 @@ SEED=0                    # of the split
 # The T88_111 images are brains already; affine, so that atrophy is not warped away.
 RECIPE=(--registration affine --mask subject --contents brain)
 
-# build FOLDER LAST PROGRAM FLAGS...: fills OUT/FOLDER unless its LAST file is there, under the name
-# FOLDER.part until it is whole; what an interruption left of that is thrown away.
+# build FOLDER LAST PROGRAM FLAGS...: fills OUT/FOLDER unless its LAST file exists. The folder is
+# called FOLDER.part until it is complete; what an interruption left of it is deleted.
 build() {
   local folder="$OUT/$1" last="$2"
   shift 2

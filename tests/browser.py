@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -29,8 +30,8 @@ class Browser:
     """A headless Chromium with one page; a context manager that ends it.
 
     Attributes:
-        complaints: what the page wrote to the console or the browser wrote about it, as text.
-        requests: addresses that the page asked for, other than `data:`.
+        complaints: what the open page wrote to the console or the browser wrote about it, as text.
+        requests: addresses that the open page asked for, other than `data:`.
     """
 
     def __init__(self, program: str, folder: Path):
@@ -40,7 +41,7 @@ class Browser:
             stdout=subprocess.PIPE,
         )
         self._count, self._session, self._bytes = 0, {}, b""
-        self.complaints, self.requests, self._loaded = [], [], False
+        self.complaints, self.requests = [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
@@ -51,28 +52,27 @@ class Browser:
         return self
 
     def __exit__(self, *_) -> None:
-        self._session = {}
-        try:
-            self.call("Browser.close")
-            self._process.wait(SECONDS)
-        finally:
-            self._process.kill()
-            self._process.communicate()
+        self._process.terminate()
+        self._process.communicate(timeout=SECONDS)
 
     def call(self, method: str, **parameters) -> dict:
-        """Asks the browser for something and waits for its answer."""
+        """Asks the browser for something, waits for its answer, and notes events before it."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters} | self._session
         self._process.stdin.write(json.dumps(message).encode() + b"\0")
         self._process.stdin.flush()
         while (answer := self._receive()).get("id") != self._count:
-            pass
+            event, found = answer["method"], answer["params"]
+            if event == "Network.requestWillBeSent":
+                address = found["request"]["url"]
+                self.requests += [] if address.startswith("data:") else [address]
+            elif event in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+                self.complaints.append(json.dumps(found))
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
     def _receive(self) -> dict:
-        """The next message; notes what the page complains about and asks for."""
         while b"\0" not in self._bytes:
             if not select.select([self._process.stdout], [], [], SECONDS)[0]:
                 raise TimeoutError(f"no message from the browser for {SECONDS} s")
@@ -80,16 +80,8 @@ class Browser:
             if not received:
                 raise RuntimeError("the browser ended")
             self._bytes += received
-        content, self._bytes = self._bytes.split(b"\0", 1)
-        message = json.loads(content)
-        method, parameters = message.get("method"), message.get("params", {})
-        self._loaded |= method == "Page.loadEventFired"
-        if method == "Network.requestWillBeSent":
-            address = parameters["request"]["url"]
-            self.requests += [] if address.startswith("data:") else [address]
-        elif method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
-            self.complaints.append(json.dumps(parameters))
-        return message
+        message, self._bytes = self._bytes.split(b"\0", 1)
+        return json.loads(message)
 
     def open(self, path: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
         """Loads a file in a window of so many CSS pixels; up to 500 wide it is a telephone."""
@@ -99,10 +91,11 @@ class Browser:
         )  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not self._loaded:
-            self._receive()
+        self.complaints, self.requests = [], []
+        address = path.resolve().as_uri()
+        self.call("Page.navigate", url=address)
+        while self.evaluate("() => location.href + document.readyState") != f"{address}complete":
+            time.sleep(0.05)
 
     def evaluate(self, function: str, *arguments):
         """What a function of JavaScript returns or promises; RuntimeError if it throws."""

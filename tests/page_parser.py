@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,68 +13,62 @@ from PIL import Image
 VOID = {"meta", "img"}
 
 
-class Page(HTMLParser):
-    """A page that is well-formed, needs nothing from elsewhere and has no handlers of events.
+@dataclass
+class Element:
+    """An element and all text inside it."""
 
-    Attributes:
-        text: all that is shown.
-        tags: every element.
-        names, states: heading and class of each article.
-        cells: texts of the cells of each row of a table.
-        images: attributes of each picture.
-        scripts: their texts.
-        policy: Content-Security-Policy.
-    """
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+
+
+class Page(HTMLParser):
+    """A page that is well-formed, needs nothing from elsewhere and has no handlers of events."""
 
     def __init__(self, path: Path):
         super().__init__()
-        self.text, self.policy, self.open, self.addresses, self.anchors = "", "", [], [], []
-        self.tags, self.names, self.states, self.cells, self.images, self.scripts = (
-            [], [], [], [[]], [], []
-        )  # fmt: skip
+        self.elements, self.open = [], []
         content = path.read_text(encoding="utf-8")
         self.feed(content)
         self.close()
         assert self.open == []
         assert content.startswith("<!DOCTYPE html>\n")
         assert "url(" not in content
-        assert self.policy.startswith("default-src 'none'; img-src data:;")
-        assert not {"link", "iframe", "object"} & {*self.tags}
+        assert not self.find("link", "iframe", "object")
+        attributes = [pair for e in self.elements for pair in e.attributes.items()]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        self.addresses = [text for name, text in attributes if name in ("href", "src")]
         assert all(re.match(r"#|data:image/", address) for address in self.addresses)
+        self.anchors = [text for name, text in attributes if name == "id"]
         assert len(self.anchors) == len(set(self.anchors))
+        self.policy = self.find("meta")[1].attributes["content"]
+        assert self.policy.startswith("default-src 'none'; img-src data:; style-src")
+        assert self.policy.endswith("base-uri 'none'; form-action 'none'")
+        self.text = self.find("body")[0].text
+        self.images = [image.attributes for image in self.find("img")]
+        self.scripts = [script.text for script in self.find("script")]
+        self.names = [article.text.split("\n")[1] for article in self.find("article")]
+        self.states = [article.attributes["class"] for article in self.find("article")]
+        self.rows = []  # the texts of the cells of each row of a table
+        for element in self.find("tr", "td", "th"):
+            if element.tag == "tr":
+                self.rows.append([])
+            else:
+                self.rows[-1].append(element.text)
+
+    def find(self, *tags: str) -> list[Element]:
+        return [element for element in self.elements if element.tag in tags]
 
     def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        assert not [name for name in attributes if name.startswith("on")]
-        self.tags.append(tag)
-        self.open += [] if tag in VOID else [tag]
-        self.addresses += [attributes[name] for name in ("href", "src") if name in attributes]
-        self.anchors += [attributes["id"]] if "id" in attributes else []
-        if attributes.get("http-equiv") == "Content-Security-Policy":
-            self.policy = attributes["content"]
-        if tag == "img":
-            self.images.append(attributes)
-        elif tag == "article":
-            self.states.append(attributes["class"])
-        elif tag == "script":
-            self.scripts.append("")
-        elif tag == "tr":
-            self.cells.append([])
-        elif tag in ("td", "th"):
-            self.cells[-1].append("")
+        self.elements.append(Element(tag, dict(attrs)))
+        self.open += [] if tag in VOID else self.elements[-1:]
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+        assert self.open.pop().tag == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
-        elif "style" not in self.open:
-            self.text += data
-        if "article" in self.open and self.open[-1] in ("h2", "h3"):
-            self.names.append(data)
-        if {"td", "th"} & set(self.open):
-            self.cells[-1][-1] += data
+        for element in self.open:
+            element.text += data
 
     def photos(self) -> list[Image.Image]:
         """The pictures that are not drawings, decoded."""

@@ -13,16 +13,18 @@ import torch
 from benchmark import cases as benchmark_cases
 from benchmark.__main__ import CASES, build_parser, main
 from benchmark.cases import MEASURES, SMALL_SHAPE, network_case, plan
-from benchmark.compare import Row, alternate, better, compare, in_own_process, table, with_shares
-from benchmark.loading import write_scans
-from benchmark.measure import (
-    PLAIN,
+from benchmark.compare import (
     MeasurementFailed,
-    Meter,
-    Settings,
-    private_memory,
-    resident_memory,
+    Row,
+    alternate,
+    better,
+    compare,
+    in_own_process,
+    table,
+    with_shares,
 )
+from benchmark.loading import write_scans
+from benchmark.measure import PLAIN, Meter, Settings, private_memory, resident_memory
 from benchmark.networks import network_flops
 from benchmark.run import plan_for
 from utils.scans.volumes import GRID_SHAPE
@@ -205,7 +207,7 @@ def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys, mo
 
     monkeypatch.setattr(benchmark_cases, "in_own_process", in_this_process)
     file = tmp_path / "performance.json"
-    flags = ["--quick", "--device", "cpu", "--scans", "2", "--num_workers", "0"]
+    flags = ["--quick", "--device", "cpu", "--batch", "2", "--scans", "2", "--num_workers", "0"]
 
     rows = main([*flags, "--cache", "disk", "--json", str(file)])
 

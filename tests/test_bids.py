@@ -1,17 +1,18 @@
 """Names of BIDS, and what is written for a derivative dataset."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from data_preprocessing.pipeline.inputs import (
-    derivative_name,
+    Source,
     describe_dataset,
     find_participant_tables,
-    select_participants,
-    split_name,
+    parse_bids_name,
 )
 from data_preprocessing.pipeline.one_scan import BIDS_KEYS
+from prediction.items import select_participants
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,8 @@ from data_preprocessing.pipeline.one_scan import BIDS_KEYS
     ],
 )
 def test_participant_and_session_of_a_name(name, who):
-    assert split_name(name) == who
+    found = parse_bids_name(name)
+    assert (found and found[:2]) == who
 
 
 @pytest.mark.parametrize(
@@ -41,20 +43,20 @@ def test_participant_and_session_of_a_name(name, who):
             "sub-01_space-MNI152NLin6Asym_res-2_desc-brain_T1w",
             "sub-01/anat/sub-01_space-MNI152NLin6Asym_res-2_desc-brain_T1w",
         ),
-        ("OAS1_0001_MR1", None),
     ],
 )
 def test_the_name_of_a_brain_on_the_grid(name, derivative):
-    assert derivative_name(name) == derivative
+    assert parse_bids_name(name).derivative == derivative
 
 
 def test_participants_are_asked_for_with_or_without_sub():
     names = ["sub-01_T1w", "sub-1_T1w", "sub-10_ses-1_T1w", "sub-10_ses-2_T1w", "other"]
-    assert select_participants(names, ["sub-01", "10"]) == [0, 2, 3]
+    sources = [Source(name, Path(f"{name}.nii")) for name in names]
+    assert select_participants(sources, ["sub-01", "10"]) == [sources[at] for at in (0, 2, 3)]
     with pytest.raises(ValueError, match=r"no scan of sub-11, sub-2; found sub-01, sub-1, sub-10"):
-        select_participants(names, ["2", "11", "1"])
+        select_participants(sources, ["2", "11", "1"])
     with pytest.raises(ValueError, match="none has a name of BIDS"):
-        select_participants(["other"], ["1"])
+        select_participants(sources[-1:], ["1"])
 
 
 def test_tables_of_participants_are_found_and_nothing_else(tmp_path):

@@ -246,14 +246,6 @@ def test_odd_sheet_is_read_with_the_right_ages_and_sexes(tmp_path, name, make, e
     assert {key: (label.age, label.sex) for key, label in labels.items()} == expected
 
 
-def test_sheet_of_sexes_1_and_2_is_read_with_their_meaning(tmp_path):
-    path = sheet(HEAD + "a,50,1\nb,60,2\n")(tmp_path)
-    with pytest.raises(ValueError, match="--sex_codes 1=male 2=female"):
-        read_labels(path)
-    labels = read_labels(path, sex_codes=parse_sex_codes(["1=male", "2=female"]))
-    assert [label.sex for label in labels.values()] == [1, 0]
-
-
 @pytest.mark.parametrize("pair", ["1", "=male", "1=", "1=x", "1:male", ""])
 def test_sex_codes_of_another_form_are_refused(pair):
     with pytest.raises(ValueError, match="CODE=male or CODE=female expected"):

@@ -21,7 +21,6 @@ from utils.scans.volumes import (
     GRID_SHAPE,
     InputRule,
     decode,
-    find_scans,
     open_scan,
 )
 
@@ -416,11 +415,6 @@ FOLDERS = (
 @pytest.mark.parametrize(("name", "make", "message"), FOLDERS, ids=[case[0] for case in FOLDERS])
 def test_folder_without_usable_scans_is_refused_by_name(tmp_path, name, make, message):
     refused(tmp_path, re.escape(message), open_cohort, make(tmp_path), None, ANY)
-
-
-def test_hidden_files_beside_scans_are_left_out(tmp_path):
-    folder = folder_of("a.nii.gz", ".b.nii.gz", "._a.nii.gz", "notes.txt")(tmp_path)
-    assert [path.name for path in find_scans(folder)] == ["a.nii.gz"]
 
 
 def test_all_broken_scans_of_a_folder_are_named_at_once(tmp_path):

@@ -6,13 +6,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 from synthetic_head import make_head, rotation
 
 from data_preprocessing.pipeline import builtin
-from data_preprocessing.pipeline.native import Native
+from data_preprocessing.pipeline.builtin import Transform, resample
 from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import REQUIREMENTS, Mapped, Recipe
-from data_preprocessing.pipeline.registration import Transform, grid_points, resample
+from tests.audit.transforms import load_transform, template_to_scan
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -38,6 +39,11 @@ def affine_head(tmp_path_factory):
 
 def judged(mapped, registration):
     return inspect(mapped.volume, registration=registration, brain=mapped.brain)
+
+
+def grid_points():
+    """(91, 109, 91, 3) RAS mm of the voxels of the grid."""
+    return apply_affine(GRID_AFFINE, np.argwhere(np.ones(GRID_SHAPE))).reshape(*GRID_SHAPE, 3)
 
 
 def brain_points(count=2000):
@@ -90,14 +96,14 @@ def test_transform_survives_its_files(tmp_path):
         rng.normal(size=(*GRID_SHAPE, 3)).astype(np.float32),
     )
     kept = builtin.save_transform(transform, tmp_path)
-    read = builtin.load_transform(kept)
+    read = load_transform(kept)
     np.testing.assert_allclose(read.affine, transform.affine, rtol=1e-9)
     np.testing.assert_array_equal(read.displacement, transform.displacement)
     voxels = rng.integers(0, GRID_SHAPE, (50, 3))
     points = voxels @ GRID_AFFINE[:3, :3].T + GRID_AFFINE[:3, 3]
     moved = points + transform.displacement[tuple(voxels.T)]
     expected = moved @ transform.affine[:3, :3].T + transform.affine[:3, 3]
-    np.testing.assert_allclose(builtin.template_to_scan(points, kept), expected, atol=1e-4)
+    np.testing.assert_allclose(template_to_scan(points, kept), expected, atol=1e-4)
 
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypatch):
@@ -105,29 +111,6 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     with pytest.raises(ValueError, match=r"deepbet.*picsl-greedy: .* -m pip install -r .*\.txt"):
         builtin.check(AFFINE)
     assert REQUIREMENTS.is_file()
-
-
-def test_faint_background_of_an_extracted_brain_is_not_in_its_mask():
-    brain = np.asarray(make_head(stripped=True).dataobj)
-    faint = np.where(brain > 0, brain, 0.0005 * brain.max()).astype(np.float32)
-    mask = builtin.find_brain(Path("scan.nii"), Native(faint, GRID_AFFINE, []), "brain")
-    clean = builtin.find_brain(Path("scan.nii"), Native(brain, GRID_AFFINE, []), "brain")
-    assert clean.sum() == pytest.approx((brain > 0).sum(), rel=0.01)
-    assert mask.sum() == pytest.approx(clean.sum(), rel=0.01)
-
-
-@pytest.mark.engines
-@pytest.mark.slow
-def test_faint_background_of_an_extracted_brain_is_not_in_the_output(tmp_path):
-    head = make_head(stripped=True)
-    brain = head.get_fdata()
-    faint = np.where(brain > 0, brain, 0.0005 * brain.max()).astype(np.float32)
-    image = nibabel.Nifti1Image(faint, head.affine)
-    mapped = make(image, Recipe(registration="affine", mask="template"), tmp_path).mapped
-    assert mapped.contents == "brain"
-    around = ~builtin.ndimage.binary_dilation(mapped.brain)
-    assert (mapped.volume[around] == 0).all()
-    assert judged(mapped, "affine").flags == {}
 
 
 @pytest.mark.engines
@@ -151,8 +134,8 @@ def test_turned_head_maps_to_the_same_place(affine_head, tmp_path):
     placed[:3, 3] = 30, -20, 10
     turned = make(make_head(placed=placed, seed=1), AFFINE, tmp_path)
     points = brain_points()
-    here = builtin.template_to_scan(points, affine_head.mapped.kept)
-    there = builtin.template_to_scan(points, turned.mapped.kept)
+    here = template_to_scan(points, affine_head.mapped.kept)
+    there = template_to_scan(points, turned.mapped.kept)
     carried = here @ placed[:3, :3].T + placed[:3, 3]
     assert np.linalg.norm(there - carried, axis=1).mean() < 0.5  # mm
 
@@ -182,24 +165,32 @@ def test_bent_head_maps_to_the_same_place_twice_to_the_bit(affine_head, tmp_path
 
     # bent(x) = head(x + field(x)): a template point's place in the bent head, carried back.
     points = brain_points()
-    there = builtin.template_to_scan(points, results[0].kept)
+    there = template_to_scan(points, results[0].kept)
     voxels = np.linalg.inv(head.affine) @ np.column_stack([there, np.ones(len(there))]).T
     back = there + np.stack(
         [builtin.ndimage.map_coordinates(field[..., k], voxels[:3], order=1) for k in range(3)], -1
     )
-    here = builtin.template_to_scan(points, affine_head.mapped.kept)
+    here = template_to_scan(points, affine_head.mapped.kept)
     assert np.linalg.norm(back - here, axis=1).mean() < 1.0  # mm
     assert np.linalg.norm(field, axis=-1).mean() > 2.0
 
 
 @pytest.mark.engines
 @pytest.mark.slow
-def test_extracted_brain_is_recognised_and_kept_whole(affine_head, tmp_path):
-    brain = make(make_head(stripped=True), AFFINE, tmp_path).mapped
-    assert brain.contents == "brain"
+def test_extracted_brain_is_recognised_and_kept_whole_without_its_faint_background(
+    affine_head, tmp_path
+):
+    head = make_head(stripped=True)
+    brain = head.get_fdata()
+    faint = np.where(brain > 0, brain, 0.0005 * brain.max()).astype(np.float32)
+    image = nibabel.Nifti1Image(faint, head.affine)
+    mapped = make(image, Recipe(registration="affine", mask="template"), tmp_path).mapped
+    assert mapped.contents == "brain"
+    around = ~builtin.ndimage.binary_dilation(mapped.brain)
+    assert (mapped.volume[around] == 0).all()
+    assert judged(mapped, "affine").flags == {}
     inside = load_template().mask
-    again = np.corrcoef(brain.volume[inside], affine_head.mapped.volume[inside])[0, 1]
-    assert again > 0.95
+    assert np.corrcoef(mapped.volume[inside], affine_head.mapped.volume[inside])[0, 1] > 0.95
 
 
 @pytest.mark.engines

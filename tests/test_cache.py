@@ -43,7 +43,7 @@ def decoded(monkeypatch) -> list[Path]:
 
 
 def open_scans(folder, kind="disk", into=None):
-    kept = Cache(kind, into or folder.parent / "kept", dtype=torch.float32)
+    kept = Cache(kind, into or folder.parent / "kept", dtype="float32")
     return ScanDataset(open_cohort(folder, None, ANY), ANY, kept)
 
 
@@ -61,9 +61,9 @@ def test_kept_scans_are_exact_to_half_precision(tmp_path, intensity):
     path = write_scan(tmp_path / "a.nii.gz", volume)
     image = normalise(volume, intensity)
     rule = InputRule(intensity=intensity, any_grid=True)
-    found = read_scan(path, rule, np.float16)[0].astype(np.float32)
+    found = read_scan(path, rule, "float16")[0].astype(np.float32)
     assert (np.abs(found - image) <= np.abs(image) * 2.0**-11 + 1e-7).all()
-    assert np.array_equal(read_scan(path, rule, np.float32)[0], image)
+    assert np.array_equal(read_scan(path, rule, "float32")[0], image)
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
@@ -72,11 +72,11 @@ def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
     path = write_scan(tmp_path / "a.nii.gz", volume)
     input_rule = InputRule(intensity="authors", any_grid=True)
     with pytest.raises(ValueError, match=r"a\.nii\.gz: z-scores beyond 65504, .* to 0"):
-        read_scan(path, input_rule, np.float16)
-    read_scan(path, input_rule, np.float32)
+        read_scan(path, input_rule, "float16")
+    read_scan(path, input_rule, "float32")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_training_batches_are_the_same_whichever_the_cache(folder, dtype):
     scans, batches = open_cohort(folder, None, ANY), {}
     for kind in ("none", "disk", "device"):
@@ -92,7 +92,7 @@ def test_training_batches_are_the_same_whichever_the_cache(folder, dtype):
             assert torch.equal(image, expected)
             assert image.dtype == torch.float32
     volumes = [normalise(brain(TINY, 20 + 10 * i, i)) for i in batches["none"][0][0].tolist()]
-    expected = torch.from_numpy(np.stack(volumes)).to(dtype).float()
+    expected = torch.from_numpy(np.stack(volumes)).to(getattr(torch, dtype)).float()
     assert torch.equal(batches["none"][0][1][:, 0], expected)
 
 
@@ -102,11 +102,11 @@ def test_kept_files_are_named_by_path_size_time_rule_and_type(folder):
     for file in (path, other):
         os.utime(file, ns=(5, 5))
 
-    def name(path, rule=ANY, dtype=torch.float16):
+    def name(path, rule=ANY, dtype="float16"):
         kept = Cache("disk", folder.parent / "kept", dtype=dtype)
         return DiskCache(kept, [path], rule, TINY).files[0]
 
-    names = [name(path), name(other), name(path, dtype=torch.float32)]
+    names = [name(path), name(other), name(path, dtype="float32")]
     assert name(path) == names[0]
     names += [
         name(path, InputRule(resolution=4, any_grid=True)),
@@ -165,7 +165,7 @@ def _write_for_ever(ready, folder):
 
 def test_a_process_killed_while_writing_leaves_whole_files_or_ignored_ones(folder):
     kept, context = folder.parent / "kept", multiprocessing.get_context("fork")
-    expected = read_scan(folder / "0.nii.gz", ANY, np.float16)[0]
+    expected = read_scan(folder / "0.nii.gz", ANY, "float16")[0]
     for delay in np.linspace(0, 0.03, 12):
         ready = context.Event()
         writer = context.Process(target=_write_for_ever, args=(ready, folder))

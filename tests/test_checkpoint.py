@@ -1,5 +1,3 @@
-import pickle
-
 import pytest
 import torch
 from golden_networks import STATE_DICT_KEYS, narrow_state_dict
@@ -41,14 +39,12 @@ def test_first_stage_comes_back_exactly_with_its_preparation(tmp_path, use_sex):
     assert torch.equal(loaded.model(*batch_of_seed()), model(*batch_of_seed()))
 
 
-def test_how_the_training_scans_were_made_comes_back_and_is_unknown_of_older_files(tmp_path):
+def test_how_the_training_scans_were_made_comes_back(tmp_path):
     affine = Provenance("affine", "subject", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense()
     save_checkpoint(path, model, input_rule=FOUR_MM, provenance=affine, summary={})
     assert load_checkpoint(path).provenance == affine
-    content = torch.load(path, weights_only=True)
-    del content["preprocessing"]
-    torch.save(content, path)
+    save_checkpoint(path, model, input_rule=FOUR_MM, summary={})
     assert load_checkpoint(path).provenance == UNKNOWN
 
 
@@ -146,71 +142,7 @@ def test_networks_of_another_intensity_rule_are_not_exported(tmp_path):
     assert not (tmp_path / "out.pth.tar").exists()
 
 
-def test_second_stage_is_refused_where_a_first_is_expected(tmp_path):
-    path = saved(tmp_path / "b.pt", TSAN(ScaleDense(), SecondStage()))
-    with pytest.raises(ValueError, match="a second stage; --first_stage_net expects"):
-        load_first_stage(path)
-
-
 def test_contradicting_use_of_the_sex_is_refused(tmp_path):
     path = saved(tmp_path / "a.pt", ScaleDense(use_sex=True))
     with pytest.raises(ValueError, match="trained with use_sex True, but --use_sex says False"):
         load_checkpoint(path, use_sex=False)
-
-
-class Payload:
-    def __init__(self, target):
-        self.target = str(target)
-
-    def __reduce__(self):
-        return (open, (self.target, "w"))
-
-
-def test_pickled_code_is_refused_and_not_run(tmp_path):
-    proof = tmp_path / "executed"
-    torch.save({"state_dict": Payload(proof)}, tmp_path / "evil.pth.tar")
-    with pytest.raises(ValueError, match=r"evil\.pth\.tar: refused"):
-        load_checkpoint(tmp_path / "evil.pth.tar")
-    assert not proof.exists()
-    # The payload does what it says where code is allowed to run.
-    pickle.loads(pickle.dumps(Payload(proof)))
-    assert proof.exists()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: path.write_bytes(b"hello"), "checkpoint"),
-        (lambda path: path.write_bytes(b""), "checkpoint"),
-        (lambda path: torch.save([1, 2], path), "a dict expected in a checkpoint, found list"),
-        (lambda path: torch.save({"weights": 1}, path), "found the entries weights"),
-        (
-            lambda path: torch.save({"state_dict": {"pre.0.weight": torch.ones(1)}}, path),
-            "neither a TSAN checkpoint nor",
-        ),
-    ],
-)
-def test_other_files_are_refused_by_name(tmp_path, make, message):
-    path = tmp_path / "other.pt"
-    make(path)
-    with pytest.raises(ValueError, match=rf"other\.pt: .*{message}"):
-        load_checkpoint(path)
-
-
-def test_damaged_and_missing_files_are_refused(tmp_path):
-    path = saved(tmp_path / "a.pt", ScaleDense())
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="not a readable checkpoint, or a damaged one"):
-        load_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match="no such checkpoint file"):
-        load_checkpoint(tmp_path / "none.pt")
-
-
-def test_missing_weights_are_refused(tmp_path):
-    path = saved(tmp_path / "a.pt", ScaleDense())
-    content = torch.load(path, weights_only=True)
-    content["state_dict"].popitem()
-    torch.save(content, path)
-    with pytest.raises(ValueError, match="its network cannot be rebuilt"):
-        load_checkpoint(path)

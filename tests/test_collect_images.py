@@ -1,3 +1,5 @@
+"""Images gathered out of the folders of fsl_anat."""
+
 import csv
 import json
 from pathlib import Path
@@ -48,14 +50,7 @@ def names_of(root, paths, given=None):
         ({"sub-01/T1.anat": "sub-01"}, None),
         ({"sub-01/anat/T1w.anat": "sub-01", "sub-02/anat/T1w.anat": "sub-02"}, None),
         ({"sub-01/anat/sub-01_T1w.anat": "sub-01_T1w"}, None),
-        (
-            {
-                "sub-01/ses-1/T1.anat": "sub-01_ses-1",
-                "sub-01/ses-2/T1.anat": "sub-01_ses-2",
-                "sub-02/ses-1/T1.anat": "sub-02_ses-1",
-            },
-            None,
-        ),
+        ({"sub-1/ses-1/T1.anat": "sub-1_ses-1", "sub-1/ses-2/T1.anat": "sub-1_ses-2"}, None),
         ({"sub-01/T1.anat": "sub-01", "sub-02/ses-1/T1.anat": "sub-02_ses-1"}, None),
         ({"sub-01/T1.anat": "sub-01", "sub-02/struct.anat": "sub-02"}, None),
         ({"OAS30001/MR_d0129/T1.anat": "OAS30001_MR_d0129"}, None),
@@ -125,9 +120,9 @@ def two_people(tmp_path, image):
 @pytest.mark.parametrize(
     "kind, file, registration, mask",
     [
-        ("linear", "T1_to_MNI_lin", "affine", "none"),
-        ("nonlinear", "T1_to_MNI_nonlin", "deformable", "none"),
-        ("nonlinear_brain", "T1_to_MNI_nonlin_brain", "deformable", "template"),
+        ("linear", FILES[0], "affine", "none"),
+        ("nonlinear", FILES[1], "deformable", "none"),
+        ("nonlinear_brain", FILES[2], "deformable", "template"),
     ],
 )
 def test_the_chosen_image_of_each_is_gathered_with_its_record(

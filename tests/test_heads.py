@@ -1,18 +1,18 @@
 """Heads degraded by known transforms, and the errors measured with them."""
 
 import csv
-import math
-import sys
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.spatial.transform import Rotation
 
+from data_preprocessing.pipeline.recipe import Mapped
 from tests.audit import heads
 from tests.audit.degradation import Degradation, degrade
 from tests.audit.heads import CASES
+from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 pytestmark = pytest.mark.slow
@@ -61,24 +61,6 @@ def brightest(image) -> np.ndarray:
     return weights @ points / weights.sum()
 
 
-def turned_slowly(point, vector, *, about, shift):
-    """Rodrigues' formula, written out for one point."""
-    angle = math.radians(math.sqrt(sum(part * part for part in vector)))
-    axis = [part / math.sqrt(sum(other * other for other in vector)) for part in vector]
-    x = [point[i] - about[i] for i in range(3)]
-    cross = [axis[(i + 1) % 3] * x[(i + 2) % 3] - axis[(i + 2) % 3] * x[(i + 1) % 3]
-             for i in range(3)]  # fmt: skip
-    along = sum(axis[i] * x[i] for i in range(3))
-    return [
-        x[i] * math.cos(angle)
-        + cross[i] * math.sin(angle)
-        + axis[i] * along * (1 - math.cos(angle))
-        + about[i]
-        + shift[i]
-        for i in range(3)
-    ]
-
-
 def test_nothing_done_leaves_the_head_and_its_points_alone():
     image = head()
     degraded, known = degrade(image, Degradation(), seed=0)
@@ -89,18 +71,14 @@ def test_nothing_done_leaves_the_head_and_its_points_alone():
     np.testing.assert_allclose(known.back(points), points, atol=1e-9)
 
 
-def test_rotation_and_shift_move_points_as_written_out_by_hand():
+def test_rotation_and_shift_move_points_as_scipy_turns_them():
     image = head()
     _, known = degrade(image, Degradation(**TURNED), seed=0)
     points = np.random.default_rng(0).uniform(-90, 90, (50, 3))
-    expected = [
-        turned_slowly(
-            point, TURNED["rotation_degrees"], about=centre(image), shift=TURNED["shift_mm"]
-        )
-        for point in points
-    ]
+    turn = Rotation.from_rotvec(TURNED["rotation_degrees"], degrees=True)
+    expected = turn.apply(points - centre(image)) + centre(image) + TURNED["shift_mm"]
     np.testing.assert_allclose(known(points), expected, atol=1e-6)
-    np.testing.assert_allclose(known.back(np.array(expected)), points, atol=1e-6)
+    np.testing.assert_allclose(known.back(expected), points, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +112,7 @@ def test_the_all_together_case_has_the_promised_angle_and_shift():
     assert np.linalg.norm(CASES["shift_30_mm"].shift_mm) == pytest.approx(30)
 
 
-@pytest.mark.parametrize("warp_mm", [3, 6, 9])
+@pytest.mark.parametrize("warp_mm", [3, 9])
 def test_a_warp_is_as_large_as_asked_and_has_no_folds(warp_mm):
     image = head()
     _, known = degrade(image, Degradation(warp_mm=warp_mm), seed=2)
@@ -153,12 +131,15 @@ def test_a_warp_is_as_large_as_asked_and_has_no_folds(warp_mm):
     assert determinants.std() > 0.02  # it is no shift
 
 
-def test_a_warp_that_would_fold_is_refused_with_its_size():
+def test_an_empty_image_and_a_warp_that_would_fold_are_refused():
+    empty = nibabel.Nifti1Image(np.zeros(SHAPE, np.float32), AFFINE)
+    with pytest.raises(ValueError, match="no head in the image"):
+        degrade(empty, Degradation(bias=0.1), seed=0)
     with pytest.raises(ValueError, match=r"warp_mm: 60 mm change by .* give less"):
         degrade(head(), Degradation(warp_mm=60), seed=0)
 
 
-@pytest.mark.parametrize("orientation", ["LPS", "ASR", "LPI", "RAS", "PIR"])
+@pytest.mark.parametrize("orientation", ["LPI", "PIR"])
 def test_another_order_of_axes_changes_no_place_and_no_intensity(orientation):
     image = head()
     degraded, known = degrade(image, Degradation(orientation=orientation), seed=0)
@@ -175,13 +156,10 @@ def test_voxels_have_the_size_asked_for_along_the_stored_axes(orientation):
     assert "".join(nibabel.aff2axcodes(degraded.affine)) == (orientation or "PSR")
     np.testing.assert_allclose(degraded.header.get_zooms(), (3, 4, 5.5))
     np.testing.assert_allclose(brightest(degraded), brightest(head()), atol=0.5)
-
-
-def test_a_head_keeps_its_voxel_size_and_axes_where_nothing_else_is_asked():
     affine = AFFINE @ np.diag([1, 1.25, 0.9, 1])
-    degraded, _ = degrade(head(affine=affine), Degradation(shift_mm=(1, 2, 3)), seed=0)
-    np.testing.assert_allclose(degraded.header.get_zooms(), (4, 5, 3.6), rtol=1e-5)
-    assert "".join(nibabel.aff2axcodes(degraded.affine)) == "PSR"
+    kept, _ = degrade(head(affine=affine), Degradation(shift_mm=(1, 2, 3)), seed=0)
+    np.testing.assert_allclose(kept.header.get_zooms(), (4, 5, 3.6), rtol=1e-5)
+    assert "".join(nibabel.aff2axcodes(kept.affine)) == "PSR"
 
 
 def test_nothing_of_the_head_is_cut_off():
@@ -229,15 +207,8 @@ def test_the_same_seed_makes_the_same_head_and_each_part_is_drawn_by_itself():
     assert np.abs(known(points) - another(points)).max() > 1
 
 
-def test_an_empty_image_is_refused():
-    empty = nibabel.Nifti1Image(np.zeros(SHAPE, np.float32), AFFINE)
-    with pytest.raises(ValueError, match="no head in the image"):
-        degrade(empty, Degradation(bias=0.1), seed=0)
-
-
 def centring_backend():
     """A backend that finds the shift of a head and nothing else."""
-    from data_preprocessing.pipeline.recipe import Mapped
 
     def map_scan(path, recipe, *, workspace):
         image = nibabel.load(path)
@@ -251,24 +222,17 @@ def centring_backend():
     def template_to_scan(points, kept):
         return points * 0.5 + np.loadtxt(kept["_affine.txt"])
 
-    return SimpleNamespace(
-        check=lambda recipe: None, map_scan=map_scan, template_to_scan=template_to_scan
-    )
+    return map_scan, template_to_scan
 
 
 @pytest.fixture
 def backend(monkeypatch):
     """Stands in for the real backend: which errors it makes is known."""
-    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in GRID_SHAPE), indexing="ij")
-    mask = sum(axis**2 for axis in axes) < 0.7
-    template = SimpleNamespace(mask=mask, brain=mask.astype(np.float32))
-    fakes = {
-        "builtin": centring_backend(),
-        "template": SimpleNamespace(load_template=lambda: template),
-        "quality": SimpleNamespace(correlation=lambda volume, template: 0.875),
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setitem(sys.modules, f"data_preprocessing.pipeline.{name}", fake)
+    map_scan, template_to_scan = centring_backend()
+    monkeypatch.setattr(heads, "check", lambda recipe: None)
+    monkeypatch.setattr(heads, "map_scan", map_scan)
+    monkeypatch.setattr(heads, "template_to_scan", template_to_scan)
+    monkeypatch.setattr(heads, "correlation", lambda volume, template: 0.875)
 
 
 def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend, tmp_path):
@@ -281,7 +245,7 @@ def test_the_command_tells_the_error_of_a_backend_whose_errors_are_known(backend
     assert axes.max_mm < 1e-6
     # Turned by 25 degrees about z, a point r mm from that axis is off by 2 r sin(12.5 degrees).
     points = world(GRID_SHAPE, GRID_AFFINE)
-    points = points[sys.modules["utils.scans.template"].load_template().mask.ravel()]
+    points = points[load_template().mask.ravel()]
     radius = np.linalg.norm(0.5 * points[:, :2], axis=1)
     expected = 2 * radius * np.sin(np.radians(12.5))
     assert rotation.mean_mm == pytest.approx(expected.mean(), abs=0.3)

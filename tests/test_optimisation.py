@@ -82,9 +82,3 @@ def test_plateau_halves_after_five_epochs_without_improvement():
     assert seen[:8] == [1e-3] * 8
     assert seen[8] == pytest.approx(5e-4)
     assert seen[14] == pytest.approx(2.5e-4)
-
-
-@pytest.mark.parametrize("changes", [{"optimizer": "lion"}, {"schedule": "step"}])
-def test_unknown_names_are_refused(changes):
-    with pytest.raises(ValueError, match="expected, got"):
-        rates(**changes)

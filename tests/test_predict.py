@@ -16,10 +16,10 @@ from synthetic_head import make_head, rotation
 
 import predict
 import test
-from data_preprocessing.pipeline.inputs import Source
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from prediction.items import find_items, read_people
+from prediction.records import flag_age
 from utils.networks.checkpoint import save_checkpoint
 from utils.networks.predictor import Predictor
 from utils.scans.provenance import Provenance
@@ -63,6 +63,18 @@ def run(networks, output, *inputs, flags=()):
     return predict.main([*map(str, inputs), "--output_dir", str(output), *network, *flags])
 
 
+def note_predictions(monkeypatch) -> list[Path]:
+    """A list that gets the path of every scan that is predicted from now on."""
+    asked, original = [], Predictor.predict
+
+    def noted(self, path, **options):
+        asked.append(path)
+        return original(self, path, **options)
+
+    monkeypatch.setattr(Predictor, "predict", noted)
+    return asked
+
+
 @pytest.fixture
 def scans(grid_cohort, tmp_path):
     """A folder of three scans on the grid, and its label sheet."""
@@ -72,30 +84,48 @@ def scans(grid_cohort, tmp_path):
     return folder
 
 
-def test_ages_are_those_of_test_py_and_every_scan_has_a_row_and_a_record(networks, scans, tmp_path):
-    labels = str(tmp_path / "labels.csv")
-    assert run(networks, tmp_path / "out", scans, flags=("--labels", labels, "--csv")) == 0
+@pytest.fixture(scope="session")
+def first_call(networks, grid_cohort, tmp_path_factory):
+    """scans/, labels.csv, and out/ with the results of a call with labels."""
+    folder = tmp_path_factory.mktemp("first_call")
+    shutil.copytree(grid_cohort / "test", folder / "scans")
+    shutil.copy(grid_cohort / "labels.csv", folder)
+    flags = ("--labels", str(folder / "labels.csv"), "--csv")
+    assert run(networks, folder / "out", folder / "scans", flags=flags) == 0
+    return folder
+
+
+@pytest.fixture
+def predicted(first_call, tmp_path):
+    """The scans of a first call, and a copy of its results."""
+    return first_call / "scans", shutil.copytree(first_call / "out", tmp_path / "out")
+
+
+def test_ages_are_those_of_test_py_and_every_scan_has_a_row_and_a_record(
+    networks, first_call, tmp_path
+):
+    output, labels = first_call / "out", str(first_call / "labels.csv")
     test.main(
         [
-            *("--test_folder", str(scans), "--labels", labels, "--device", "cpu"),
+            *("--test_folder", str(first_call / "scans"), "--labels", labels, "--device", "cpu"),
             *("--output_dir", str(tmp_path / "test"), "--model_name", str(networks["second"])),
         ]
     )
     expected = table_of(tmp_path / "test")
-    rows = table_of(tmp_path / "out")
+    rows = table_of(output)
     assert [row["participant_id"] for row in rows] == [row["participant_id"] for row in expected]
     for row, other in zip(rows, expected, strict=True):
         assert row["status"] == "ok"
         assert row["sex"] == other["sex"]
         for name in ("age", "stage_one_age", "predicted_age", "brain_pad"):
             assert float(row[name]) == pytest.approx(float(other[name]), abs=0.011), name
-        record = tmp_path / "out" / "scans" / f"{row['participant_id']}_brainage.json"
+        record = output / "scans" / f"{row['participant_id']}_brainage.json"
         found = json.loads(record.read_text())
         assert found["ages"]["predicted_age"] == pytest.approx(
             float(row["predicted_age"]), abs=0.006
         )
-        assert (tmp_path / "out" / found["picture"]).is_file()
-    assert (tmp_path / "out" / "predictions.csv").is_file()
+        assert (output / found["picture"]).is_file()
+    assert (output / "predictions.csv").is_file()
 
 
 def test_a_bad_scan_costs_its_own_row_alone_and_is_done_again_when_mended(
@@ -111,14 +141,7 @@ def test_a_bad_scan_costs_its_own_row_alone_and_is_done_again_when_mended(
     assert rows[1]["predicted_age"] == rows[1]["qc_flag"] == "n/a"
 
     second.write_bytes(whole)
-    asked = []
-    original = Predictor.predict
-
-    def noted(self, path, **options):
-        asked.append(path)
-        return original(self, path, **options)
-
-    monkeypatch.setattr(Predictor, "predict", noted)
+    asked = note_predictions(monkeypatch)
     assert run(networks, tmp_path / "out", scans) == 0
     assert asked == [second]
     again = table_of(tmp_path / "out")
@@ -144,56 +167,57 @@ def test_another_sex_is_predicted_anew_and_another_age_is_not(
         return ("--labels", str(sheet))
 
     run(networks, tmp_path / "out", scans, flags=labelled("50,0", "60,1", "70,0"))
-    asked = []
-    original = Predictor.predict
-    monkeypatch.setattr(
-        Predictor,
-        "predict",
-        lambda self, path, **options: asked.append(path) or original(self, path, **options),
-    )
+    asked = note_predictions(monkeypatch)
     run(networks, tmp_path / "out", scans, flags=labelled("50,1", "61,1", "70,0"))
     assert [path.name for path in asked] == names[:1]
     assert [row["age"] for row in table_of(tmp_path / "out")] == ["50", "61", "70"]
 
 
-def test_results_of_other_scans_or_networks_are_not_replaced(networks, scans, tmp_path):
-    run(networks, tmp_path / "out", scans)
-    before = (tmp_path / "out" / "predictions.tsv").read_bytes()
+def test_results_of_other_scans_networks_or_contents_are_not_replaced(
+    networks, predicted, tmp_path
+):
+    scans, output = predicted
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     other = write_scan(tmp_path / "more" / "x.nii.gz", brain(GRID_SHAPE, 40))
     with pytest.raises(FileExistsError, match=r"3 rows of scans that are not in this call"):
-        run(networks, tmp_path / "out", other)
+        run(networks, output, other)
     with pytest.raises(ValueError, match=r"of another prediction .*model"):
-        run({"second": networks["first"]}, tmp_path / "out", scans)
-    changed = find_scans(scans)[0]
-    write_scan(changed, brain(GRID_SHAPE, 30, 9))
-    with pytest.raises(ValueError, match=r"of another prediction .*source_sha256"):
-        run(networks, tmp_path / "out", scans)
-    assert (tmp_path / "out" / "predictions.tsv").read_bytes() == before
-    assert run({"second": networks["first"]}, tmp_path / "out", scans, flags=("--overwrite",)) == 0
-    assert table_of(tmp_path / "out")[0]["model"].startswith("first ")
+        run({"second": networks["first"]}, output, scans)
+    with pytest.raises(ValueError, match="asked auto, now grid"):
+        run(networks, output, scans, flags=("--contents", "grid"))
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    flags = ("--overwrite",)
+    assert run({"second": networks["first"]}, output, scans, flags=flags) == 0
+    assert table_of(output)[0]["model"].startswith("first ")
 
 
-def test_a_damaged_record_is_named(networks, scans, tmp_path):
-    run(networks, tmp_path / "out", scans)
-    record = next((tmp_path / "out" / "scans").glob("*_brainage.json"))
-    record.write_text("{")
-    with pytest.raises(ValueError, match=rf"{record.name}: not a record of a prediction"):
-        run(networks, tmp_path / "out", scans)
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("{", "not a record of a prediction"), ("sha", "of another prediction .*source_sha256")],
+)
+def test_a_record_that_is_damaged_or_of_another_file_is_named(
+    networks, predicted, content, problem
+):
+    scans, output = predicted
+    record = next((output / "scans").glob("*_brainage.json"))
+    if content == "sha":
+        content = record.read_text().replace('"source_sha256": "', '"source_sha256": "0')
+    record.write_text(content)
+    with pytest.raises(ValueError, match=rf"{record.name}: {problem}"):
+        run(networks, output, scans)
 
 
 def test_a_bids_dataset_brings_its_participants_and_gets_derivatives(
     networks, grid_cohort, tmp_path
 ):
-    scan = find_scans(grid_cohort / "test")[0]
-    data = tmp_path / "bids"
-    for name in ("sub-01/ses-1/anat/sub-01_ses-1_T1w", "sub-01/ses-2/anat/sub-01_ses-2_T1w",
-                 "sub-02/anat/sub-02_T1w", "sub-03/anat/sub-03_T1w"):  # fmt: skip
-        target = data / f"{name}.nii.gz"
-        target.parent.mkdir(parents=True)
-        shutil.copy(scan, target)
-    (data / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
-    (data / "participants.tsv").write_text(
-        "participant_id\tage\tsex\tsite\nsub-01\t61,5\tfemale\tA\nsub-02\t89+\tM\tB\nsub-03\tn/a\tn/a\tA\n"
+    names = ("sub-01/ses-1/anat/sub-01_ses-1_T1w", "sub-01/ses-2/anat/sub-01_ses-2_T1w",
+             "sub-02/anat/sub-02_T1w", "sub-03/anat/sub-03_T1w")  # fmt: skip
+    people = "participant_id\tage\tsex\tsite\nsub-01\t61,5\tfemale\tA\nsub-02\t89+\tM\tB\n"
+    data = bids_dataset(
+        tmp_path / "bids",
+        find_scans(grid_cohort / "test")[0],
+        people + "sub-03\tn/a\tn/a\tA\n",
+        names,
     )
     output = tmp_path / "derivatives"
     assert run(networks, output, data) == 0
@@ -243,20 +267,18 @@ def test_exit_codes_of_a_run_that_fails_and_of_wrong_usage(tmp_path):
 
 
 def test_ages_beyond_those_of_the_training_are_flagged():
-    from prediction.records import flag_of_age
-
     trained = [20.0, 80.0]
-    assert not flag_of_age({"age": 80.0, "predicted_age": 95.0}, trained)
+    assert not flag_age({"age": 80.0, "predicted_age": 95.0}, trained)
     assert (
         "age 81, trained on 20 to 80"
-        in flag_of_age({"age": 81.0, "predicted_age": 70.0}, trained)["outside_training_ages"]
+        in flag_age({"age": 81.0, "predicted_age": 70.0}, trained)["outside_training_ages"]
     )
     assert (
         "predicted age 12"
-        in flag_of_age({"age": None, "predicted_age": 12.0}, trained)["outside_training_ages"]
+        in flag_age({"age": None, "predicted_age": 12.0}, trained)["outside_training_ages"]
     )
-    assert not flag_of_age({"age": None, "predicted_age": None}, trained)
-    assert not flag_of_age({"age": 99.0, "predicted_age": 12.0}, None)
+    assert not flag_age({"age": None, "predicted_age": None}, trained)
+    assert not flag_age({"age": 99.0, "predicted_age": 12.0}, None)
 
 
 def test_the_report_has_every_scan_with_its_picture_and_its_saliency(networks, scans, tmp_path):
@@ -413,21 +435,13 @@ def test_scans_are_never_in_the_output_folder(networks, scans, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "scans"]
 
 
-def test_results_of_an_earlier_call_are_no_scans(networks, scans, tmp_path):
-    run(networks, tmp_path / "in" / "ages", scans)
+def test_results_of_an_earlier_call_are_no_scans(predicted, tmp_path):
+    scans, output = predicted
+    shutil.copytree(output, tmp_path / "in" / "ages")
     shutil.copy(find_scans(scans)[0], tmp_path / "in" / "x.nii.gz")
     shutil.copy(find_scans(scans)[0], tmp_path / "in" / "ages" / "scans" / "y.nii.gz")
-    items = found(tmp_path / "in", output=tmp_path / "out")
+    items = found(tmp_path / "in", output=tmp_path / "elsewhere")
     assert [item.source.path.name for item in items] == ["x.nii.gz"]
-
-
-def test_other_contents_are_another_call(networks, scans, tmp_path):
-    run(networks, tmp_path / "out", scans)
-    record = next((tmp_path / "out" / "scans").glob("*_brainage.json"))
-    before = record.read_bytes()
-    with pytest.raises(ValueError, match="asked auto, now grid"):
-        run(networks, tmp_path / "out", scans, flags=("--contents", "grid"))
-    assert record.read_bytes() == before
 
 
 def test_a_scan_that_is_gone_or_an_age_that_is_no_number_costs_its_row_alone(
@@ -458,34 +472,3 @@ def test_a_link_to_nowhere_costs_its_row_alone(networks, scans, tmp_path):
     others.pop().unlink()
     assert run(networks, tmp_path / "out", scans) == 3
     assert [row["status"] for row in table_of(tmp_path / "out")] == ["failed", "ok"]
-
-
-@pytest.mark.slow
-def test_a_scan_that_kills_its_process_costs_itself_alone(tmp_path):
-    sources = [Source(f"s{number}", tmp_path / f"s{number}.nii.gz") for number in range(4)]
-    for source in sources:
-        write_scan(source.path, brain(GRID_SHAPE, 50))
-    code = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from data_preprocessing import prepare\n"
-        "from data_preprocessing.pipeline.inputs import Source\n"
-        "def work(task, wanted):\n"
-        "    source, _ = task\n"
-        "    if source.name == 's1':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return prepare.Ready(source.path)\n"
-        "prepare._prepare = work\n"
-        "folder = Path(sys.argv[1])\n"
-        "sources = [Source(f's{n}', folder / f's{n}.nii.gz') for n in range(4)]\n"
-        "wanted = prepare.Wanted(folder, None, None)\n"
-        "for source, found in prepare.prepare_all(sources, set(), wanted, jobs=2):\n"
-        "    print(source.name, bool(found.error))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, check=True,
-    )  # fmt: skip
-    assert sorted(done.stdout.split("\n")[:-1]) == [
-        "s0 False", "s1 True", "s2 False", "s3 False",
-    ]  # fmt: skip

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -30,15 +31,29 @@ def brain(seed=0):
     return nibabel.as_closest_canonical(image)
 
 
-@pytest.fixture
-def raw(tmp_path):
-    """Three scans in a folder, the third of them no scan."""
-    folder = tmp_path / "raw"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    """raw/ with three scans, the third of them no scan, and grid/ after a first call."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "raw").mkdir()
     for seed, name in enumerate(("anna", "bob")):
-        brain(seed).to_filename(folder / f"{name}.nii.gz")
-    (folder / "carl.nii.gz").write_bytes(b"not a scan")
+        brain(seed).to_filename(folder / "raw" / f"{name}.nii.gz")
+    (folder / "raw" / "carl.nii.gz").write_bytes(b"not a scan")
+    assert run(folder / "raw") == preprocess.SOME_FAILED
     return folder
+
+
+@pytest.fixture
+def raw(made_once, tmp_path):
+    """The folder of scans, without results yet."""
+    return shutil.copytree(made_once / "raw", tmp_path / "raw")
+
+
+@pytest.fixture
+def done(made_once, tmp_path):
+    """The folder of scans, with the results of a first call beside it in grid/."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "raw"
 
 
 def run(raw, *flags):
@@ -69,7 +84,8 @@ def test_each_scan_gets_grid_record_and_picture_and_an_error_is_a_row(raw, capsy
     expected = brain(0).get_fdata()[::-1]
     np.testing.assert_allclose(volume, expected, rtol=1e-5)
     assert nibabel.load(grid / "anna.nii.gz").get_data_dtype() == np.float32
-    record = read_sidecar(grid / "anna.nii.gz")
+    record = json.loads((grid / "anna.json").read_text())
+    assert record["format"] == "tsan-preprocessing-1"
     assert record["source"] == str(raw / "anna.nii.gz")
     assert record["recipe"]["registration"] == "affine"
     assert record["template_sha256"] == load_template().sha256
@@ -80,27 +96,26 @@ def test_each_scan_gets_grid_record_and_picture_and_an_error_is_a_row(raw, capsy
     assert failure["name"] == "carl"
     assert str(raw / "carl.nii.gz") in failure["message"]
     page = (grid / "preprocessing.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
     assert all(name in page for name in ("anna", "bob", "carl"))
     assert "2 done, 0 flagged, 1 failed" in capsys.readouterr().out
 
 
-def test_what_is_done_is_skipped_and_what_failed_is_tried_again(raw):
-    run(raw)
-    grid = raw.parent / "grid"
+def test_what_is_done_is_skipped_and_what_failed_is_tried_again(done):
+    grid = done.parent / "grid"
     before = state(grid)
-    brain(2).to_filename(raw / "carl.nii.gz")
-    assert run(raw) == 0
+    brain(2).to_filename(done / "carl.nii.gz")
+    assert run(done) == 0
     after = state(grid)
     assert {name: after[name] for name in before} == before
     assert "carl.nii.gz" in after
     assert table(grid / "failures.tsv") == []
 
 
-def test_several_processes_make_what_one_makes(raw):
-    run(raw)
-    one = {path.name: path.read_bytes() for path in find_scans(raw.parent / "grid")}
-    run(raw, "--jobs", "2", "--output_dir", str(raw.parent / "two"))
-    assert {path.name: path.read_bytes() for path in find_scans(raw.parent / "two")} == one
+def test_several_processes_make_what_one_makes(done):
+    one = {path.name: path.read_bytes() for path in find_scans(done.parent / "grid")}
+    run(done, "--jobs", "2", "--output_dir", str(done.parent / "two"))
+    assert {path.name: path.read_bytes() for path in find_scans(done.parent / "two")} == one
 
 
 def test_shards_together_do_every_scan_once(raw):
@@ -112,10 +127,7 @@ def test_shards_together_do_every_scan_once(raw):
     assert len(table(grid / "failures_1_of_2.tsv")) == 1
     assert table(grid / "failures_2_of_2.tsv") == []
     assert (grid / "preprocessing_1_of_2.html").is_file()
-
-
-def test_share_without_a_scan_is_no_error(raw):
-    assert run(raw, "--shard", "9/9") == 0
+    assert run(raw, "--shard", "9/9") == 0  # a share without a scan
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "-1/2"])
@@ -128,26 +140,24 @@ def messages(raw):
     return {row["name"]: row["message"] for row in table(raw.parent / "grid" / "failures.tsv")}
 
 
-def test_output_of_another_recipe_is_neither_mixed_in_nor_replaced_unasked(raw):
-    run(raw)
-    before = state(raw.parent / "grid")
-    run(raw, "--mask", "template")
-    assert "is not what would be made (mask subject, now template): give" in messages(raw)["anna"]
-    assert state(raw.parent / "grid") == before
-    run(raw, "--mask", "template", "--overwrite")
-    assert set(messages(raw)) == {"carl"}
-    assert read_sidecar(raw.parent / "grid" / "anna.nii.gz")["recipe"]["mask"] == "template"
+def test_output_of_another_recipe_is_neither_mixed_in_nor_replaced_unasked(done):
+    before = state(done.parent / "grid")
+    run(done, "--mask", "template")
+    assert "is not what would be made (mask subject, now template): give" in messages(done)["anna"]
+    assert state(done.parent / "grid") == before
+    run(done, "--mask", "template", "--overwrite")
+    assert set(messages(done)) == {"carl"}
+    assert read_sidecar(done.parent / "grid" / "anna.nii.gz")["recipe"]["mask"] == "template"
 
 
-def test_changed_source_changed_output_and_stranger_are_told_apart(raw):
-    run(raw)
-    grid = raw.parent / "grid"
-    brain(7).to_filename(raw / "anna.nii.gz")
+def test_changed_source_changed_output_and_stranger_are_told_apart(done):
+    grid = done.parent / "grid"
+    brain(7).to_filename(done / "anna.nii.gz")
     damaged = grid / "bob.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-9])
     brain(3).to_filename(grid / "carl.nii.gz")
-    run(raw)
-    said = messages(raw)
+    run(done)
+    said = messages(done)
     assert "source_sha256" in said["anna"]
     assert "changed or damaged" in said["bob"]
     assert "there is no record of it" in said["carl"]
@@ -166,21 +176,13 @@ def test_files_of_others_beside_the_results_stay_as_they_are(raw):
     assert not list(grid.glob("*.nii.gz"))
 
 
-def test_folder_of_the_scans_is_not_written_to(raw):
-    before = sorted(path.name for path in raw.iterdir())
-    with pytest.raises(ValueError, match="lies in --output_dir itself"):
-        run(raw, "--output_dir", str(raw), "--overwrite")
-    assert sorted(path.name for path in raw.iterdir()) == before
-
-
-def test_damaged_record_is_named_and_replaced_when_asked(raw):
-    run(raw)
-    record = raw.parent / "grid" / "anna.json"
+def test_damaged_record_is_named_and_replaced_when_asked(done):
+    record = done.parent / "grid" / "anna.json"
     record.write_text(record.read_text()[:50])
-    run(raw)
-    assert "anna.json" in messages(raw)["anna"]
-    run(raw, "--overwrite")
-    assert set(messages(raw)) == {"carl"}
+    run(done)
+    assert "anna.json" in messages(done)["anna"]
+    run(done, "--overwrite")
+    assert set(messages(done)) == {"carl"}
     assert json.loads(record.read_text())["qc"]
 
 
@@ -200,20 +202,18 @@ def test_other_call_that_was_faster_is_not_replaced(raw, monkeypatch):
     assert read_sidecar(raw.parent / "grid" / "anna.nii.gz")["recipe"]["mask"] == "template"
 
 
-def test_scan_that_was_done_under_another_name_is_pointed_out(raw, capsys):
-    run(raw)
-    (raw / "siteA").mkdir()
-    (raw / "siteB").mkdir()
-    (raw / "anna.nii.gz").rename(raw / "siteA" / "anna.nii.gz")
-    brain(5).to_filename(raw / "siteB" / "anna.nii.gz")
-    run(raw)
+def test_scan_that_was_done_under_another_name_is_pointed_out(done, capsys):
+    (done / "siteA").mkdir()
+    (done / "siteB").mkdir()
+    (done / "anna.nii.gz").rename(done / "siteA" / "anna.nii.gz")
+    brain(5).to_filename(done / "siteB" / "anna.nii.gz")
+    run(done)
     assert "anna.nii.gz and siteA_anna.nii.gz" in capsys.readouterr().err
 
 
-def test_page_shows_what_earlier_calls_did(raw):
-    run(raw)
-    run(raw / "bob.nii.gz", "--output_dir", str(raw.parent / "grid"))
-    page = (raw.parent / "grid" / "preprocessing.html").read_text()
+def test_page_shows_what_earlier_calls_did(done):
+    run(done / "bob.nii.gz", "--output_dir", str(done.parent / "grid"))
+    page = (done.parent / "grid" / "preprocessing.html").read_text()
     assert page.count("<article") == 2
 
 
@@ -231,14 +231,13 @@ def test_unwritable_output_is_found_before_the_work(raw):
 
 
 @pytest.mark.parametrize("lost", [["anna.nii.gz"], ["anna.nii.gz", "anna.png"]])
-def test_what_a_kill_leaves_behind_is_done_again(raw, lost):
-    run(raw)
-    grid = raw.parent / "grid"
+def test_what_a_kill_leaves_behind_is_done_again(done, lost):
+    grid = done.parent / "grid"
     whole = (grid / "anna.nii.gz").read_bytes()
     for name in lost:  # written in the other order
         (grid / name).unlink()
-    run(raw)
-    assert set(messages(raw)) == {"carl"}
+    run(done)
+    assert set(messages(done)) == {"carl"}
     assert (grid / "anna.nii.gz").read_bytes() == whole
     assert (grid / "anna.png").is_file()
 
@@ -311,40 +310,24 @@ def test_resample_asks_how_the_scans_were_registered(raw):
 )
 def test_mask_follows_the_registration_unless_given(flags, expected):
     args = preprocess.build_parser().parse_args(["a.nii", "--output_dir", "b", *flags])
-    recipe = preprocess.recipe_of(args)
+    recipe = preprocess.choose_recipe(args)
     assert (recipe.backend, recipe.registration, recipe.mask) == expected
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    path = tmp_path / "net.pth.tar"
+def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(tmp_path, capsys):
+    made = Provenance("affine", "subject", "builtin")
     save_checkpoint(
-        path,
-        ScaleDense(),
-        input_rule=InputRule(),
-        provenance=Provenance("affine", "subject", "builtin"),
-        summary={},
+        tmp_path / "net.pt", ScaleDense(), input_rule=InputRule(), provenance=made, summary={}
     )
-    return path
 
+    def choose(*flags):
+        given = ["a.nii", "--output_dir", "b", "--like", str(tmp_path / "net.pt"), *flags]
+        return preprocess.choose_recipe(preprocess.build_parser().parse_args(given))
 
-def parse_like(checkpoint, *flags):
-    given = ["a.nii", "--output_dir", "b", "--like", str(checkpoint), *flags]
-    return preprocess.recipe_of(preprocess.build_parser().parse_args(given))
-
-
-def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(checkpoint, capsys):
-    recipe = parse_like(checkpoint)
+    recipe = choose()
     assert (recipe.registration, recipe.mask) == ("affine", "subject")
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="registration deformable, not affine"):
-        parse_like(checkpoint, "--registration", "deformable")
-    parse_like(checkpoint, "--backend", "resample", "--registration", "affine")
+        choose("--registration", "deformable")
+    choose("--backend", "resample", "--registration", "affine")
     assert "trained on scans of --backend builtin" in capsys.readouterr().out
-
-
-def test_page_and_records_are_plain_json_and_html(raw):
-    run(raw)
-    grid = raw.parent / "grid"
-    assert json.loads((grid / "anna.json").read_text())["format"] == "tsan-preprocessing-1"
-    assert (grid / "preprocessing.html").read_text().startswith("<!DOCTYPE html>")

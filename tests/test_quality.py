@@ -10,18 +10,17 @@ from scipy import stats
 from scipy.spatial import distance
 from synthetic_head import PAD, make_head, rotation
 
-from data_preprocessing.pipeline.placement import find_placement
 from data_preprocessing.pipeline.quality import (
     CODES,
     RULES,
     SIDES,
     Measures,
     correlation,
-    flags_of,
+    find_flags,
+    find_placement,
     inspect,
+    measure,
     noise,
-    overlap,
-    sentences,
 )
 from tests.audit import quality as benchmark
 from utils.scans.template import load_template
@@ -134,7 +133,7 @@ def test_correlation_and_overlap_are_those_of_a_reference(brain):
     assert correlation(ours, template) == pytest.approx(reference, abs=1e-6)
     assert correlation(np.ones_like(ours), template) == 0
     unlike = distance.dice((ours > 0).ravel(), template.mask.ravel())
-    assert overlap(ours > 0, template) == pytest.approx(1 - unlike)
+    assert measure(ours, ours > 0).overlap == pytest.approx(1 - unlike, abs=1e-4)
 
 
 def test_missing_share_is_told_of_the_part_that_lacks_most(brain):
@@ -159,18 +158,12 @@ def test_sentences_say_value_and_limit_and_the_laxer_one_where_it_is_not_known(c
     assert {rule.limit("affine"), rule.limit("deformable")} == {laxer, stricter}
     beyond = laxer - 0.003 if rule.lowest else laxer * 1.02
     values = {field: getattr(good, field) for field in vars(good)}
-    flags = flags_of(Measures(**values | {rule.measure: beyond}), None)
+    flags = find_flags(Measures(**values | {rule.measure: beyond}), None)
     assert list(flags) == [code]
-    assert flags_of(Measures(**values | {rule.measure: laxer}), None) == {}
+    assert find_flags(Measures(**values | {rule.measure: laxer}), None) == {}
     assert rule.sentence.format(value=beyond, limit=laxer, part=good.part) == flags[code]
-    assert flags_of(good, None) == {}
+    assert find_flags(good, None) == {}
     assert set(flags) < set(CODES)
-
-
-def test_sentences_of_records_with_and_without_codes():
-    assert sentences(["correlation low"]) == ["correlation low"]
-    assert sentences({"correlation": "correlation low"}) == ["correlation low"]
-    assert sentences([]) == sentences({}) == []
 
 
 def test_scale_of_intensities_does_not_matter(brain):

@@ -68,17 +68,37 @@ def written(rows, tmp_path, **settings) -> Page:
     return Page(tmp_path / "report.html")
 
 
-def test_every_scan_stands_once_in_table_and_pictures_the_failed_and_flagged_first(tmp_path):
-    rows = cohort()
-    page = written(rows, tmp_path)
-    names = [f"{row['participant_id']} {row['session_id']}" for row in rows]
-    assert sorted(page.names) == sorted(names)
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """A folder with a report that has everything in it and a page of mosaics; rows of the first."""
+    folder, rows = tmp_path_factory.mktemp("pages"), cohort()
+    rows[2] |= {"participant_id": EVIL, "message": f"{'long' * 60} {EVIL}", "age": 9.5}
+    pictures = {row["scan"]: picture(folder / "one.png", size=(440, 300)) for row in rows[:-1]}
+    write_report(
+        rows, folder / "report.html", title="A report " + "x" * 80, pictures=pictures,
+        overlays=dict(list(pictures.items())[:3]),
+        origin=Origin(CALIBRATION, "card " * 500, "python --long=" + "x" * 200, {"torch": "2"}),
+    )  # fmt: skip
+    scans = [PageRow("x" * 200, "failed", message=EVIL * 9), PageRow("a", "flagged", 0.2, 0.9),
+             *(PageRow(name, "done", picture=folder / "one.png") for name in "bc")]  # fmt: skip
+    write_page(scans, folder / "mosaics.html")
+    return folder, rows
+
+
+@pytest.fixture(scope="module")
+def usual(shown):
+    """The rows of the report in `shown`, and what is in it."""
+    return shown[1], Page(shown[0] / "report.html")
+
+
+def test_every_scan_stands_once_in_table_and_pictures_the_failed_and_flagged_first(usual):
+    rows, page = usual
+    pads = {f"{row['participant_id']} ses-1": abs(row["brain_pad"] or 0) for row in rows}
+    assert sorted(page.names) == sorted(pads)
     assert page.states == ["failed"] + ["flagged"] * 4 + ["ok"] * 19
-    table = [cells[0] for cells in page.cells if cells and cells[0].startswith("sub-")]
-    assert table == [row["participant_id"] for row in rows]
+    assert [cells[0] for cells in page.rows][-24:] == [row["participant_id"] for row in rows]
     assert "▲ flagged tilt, dim" in page.text
     assert "✕ failed" in page.text
-    pads = {name: abs(row["brain_pad"] or 0) for name, row in zip(names, rows, strict=True)}
     for inside in (page.names[1:5], page.names[5:]):
         sizes = [pads[name] for name in inside]
         assert sizes == sorted(sizes, reverse=True)
@@ -90,14 +110,12 @@ def test_a_group_with_a_name_that_cannot_be_drawn_is_drawn(tmp_path):
     assert len(page.images) == 6
 
 
-def test_links_lead_into_the_page_and_drawings_load_nothing(tmp_path):
-    rows = cohort()
-    shown = {row["scan"]: picture(tmp_path / "one.png") for row in rows}
-    page = written(rows, tmp_path, pictures=shown, overlays=shown, origin=Origin(CALIBRATION))
+def test_links_lead_into_the_page_and_drawings_load_nothing(usual):
+    _, page = usual
     assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.anchors)
     drawings = [image["src"] for image in page.images if "svg" in image["src"][:20]]
     assert len(drawings) == 6
-    assert len(page.photos()) == 2 * len(rows)
+    assert len(page.photos()) == 23 + 3
     for source in drawings:
         tree = ElementTree.fromstring(base64.b64decode(source.split("base64,")[1]))
         links = [v for e in tree.iter() for k, v in e.attrib.items() if k.endswith("href")]
@@ -106,29 +124,27 @@ def test_links_lead_into_the_page_and_drawings_load_nothing(tmp_path):
 
 def test_the_same_rows_make_the_same_bytes(tmp_path):
     for name in ("one", "two"):
-        write_report(cohort(), tmp_path / f"{name}.html", title="Ages", pictures={})
+        write_report(cohort(8), tmp_path / f"{name}.html", title="Ages", pictures={})
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
 
 
-def test_figures_are_those_of_the_metrics(tmp_path):
-    rows = cohort()
+def test_figures_are_those_of_the_metrics(usual):
+    rows, page = usual
     known = [row for row in rows if row["age"] is not None and row["status"] == "ok"]
-    age = np.array([row["age"] for row in known])
-    page = written(rows, tmp_path)
-    lines = {cells[0]: cells[1:] for cells in page.cells if cells}
-    for title, name in (("Stage one", "stage_one_age"), ("Stage two", "predicted_age"),
-                        ("Stage two, corrected (Cole)", "predicted_age_cole")):  # fmt: skip
-        figures = score_with_intervals(age, np.array([row[name] for row in known]))
-        expected = [format_figure(figures[figure]) for figure in FIGURES]
-        assert lines[title] == [str(len(known)), *expected]
-    unflagged = [row for row in known if row["qc_flag"] == "ok"]
-    assert lines["Stage two, unflagged scans"][0] == str(len(unflagged))
-    women = [row for row in known if row["sex"] == "F"]
-    pair = (np.array([row[name] for row in women]) for name in ("age", "predicted_age"))
-    figures = score_with_intervals(*pair)
-    assert lines["sex F"] == [
-        str(len(women)), format_figure(figures["mae"]), format_figure(figures["mean_brain_pad"])
-    ]  # fmt: skip
+    lines = {cells[0]: cells[1:] for cells in page.rows}
+    for title, name, scans, names in (
+        ("Stage one", "stage_one_age", known, FIGURES),
+        ("Stage two", "predicted_age", known, FIGURES),
+        ("Stage two, corrected (Cole)", "predicted_age_cole", known, FIGURES),
+        ("Stage two, unflagged scans", "predicted_age",
+         [row for row in known if row["qc_flag"] == "ok"], FIGURES),
+        ("sex F", "predicted_age", [row for row in known if row["sex"] == "F"],
+         ("mae", "mean_brain_pad")),
+    ):  # fmt: skip
+        ages = (np.array([row[key] for row in scans]) for key in ("age", name))
+        figures = score_with_intervals(*ages)
+        expected = [format_figure(figures[figure]) for figure in names]
+        assert lines[title] == [str(len(scans)), *expected]
 
 
 def test_groups_hold_every_scan_once_a_kind_and_small_ones_have_no_interval():
@@ -137,11 +153,9 @@ def test_groups_hold_every_scan_once_a_kind_and_small_ones_have_no_interval():
         assert sum(line.scans for line in lines if line.kind == kind) == 22
     decades = [line.title for line in lines if line.kind == "age"]
     assert decades == sorted(decades)
-    small = [line for line in lines if line.scans < 5]
+    small = [line.figures for line in lines if line.scans < 5]
     assert small
-    for line in small:
-        assert line.figures["mae"]["low"] is None
-        assert line.figures["pearson"]["value"] is None
+    assert all(line["mae"]["low"] is line["pearson"]["value"] is None for line in small)
 
 
 def test_coverage_counts_the_ages_in_their_intervals():
@@ -158,25 +172,21 @@ def test_without_ages_there_are_no_errors_but_all_scans(tmp_path):
     assert "MAE" not in page.text
     assert [image["alt"][:26] for image in page.images] == ["Histogram of predicted age"]
     assert len(page.names) == 6
-    headings = next(cells for cells in page.cells if cells and cells[0] == "Person")
+    (headings,) = (cells for cells in page.rows if cells[0] == "Person")
     assert "PAD" not in headings and "Predicted age" in headings
 
 
-def test_all_failed_and_one_scan_make_a_report(tmp_path):
+def test_one_scan_a_single_stage_and_none_but_failed_ones_make_a_report(tmp_path):
     page = written([failed(i, f"reason {i}") for i in range(3)], tmp_path)
     assert "No scan could be predicted" in page.text
-    assert page.images == []
     assert all(f"reason {i}" in page.text for i in range(3))
     page = written([row(0, 40.0, 44.5)], tmp_path)
     assert "4.50" in page.text
     assert "too few scans" in page.text
     assert page.images == []
-
-
-def test_a_single_stage_is_not_called_two(tmp_path):
     page = written([row(i, 40.0 + i, 44.0, stage_one_age=None) for i in range(6)], tmp_path)
     assert "Stage two" not in page.text
-    assert ["Predicted", "6"] in [cells[:2] for cells in page.cells]
+    assert ["Predicted", "6"] in [cells[:2] for cells in page.rows]
 
 
 def test_scans_outside_the_calibration_are_counted(tmp_path):
@@ -207,34 +217,15 @@ def test_rows_that_contradict_themselves_are_refused(rows, message, tmp_path):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    program = find_chromium()
-    if program is None:
+    if (program := find_chromium()) is None:
         pytest.skip("no chromium, chromium-browser or google-chrome; or name one in CHROMIUM")
     with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    """A folder with a report that has everything in it and a page of mosaics; rows of the first."""
-    folder, rows = tmp_path_factory.mktemp("report"), cohort()
-    rows[2] |= {"participant_id": EVIL, "message": f"{'long' * 60} {EVIL}", "age": 9.5}
-    pictures = {row["scan"]: picture(folder / "one.png", size=(946, 520)) for row in rows[:-1]}
-    write_report(
-        rows, folder / "report.html", title="A report " + "x" * 80, pictures=pictures,
-        overlays=dict(list(pictures.items())[:3]),
-        origin=Origin(CALIBRATION, "card " * 500, "python --long=" + "x" * 200, {"torch": "2"}),
-    )  # fmt: skip
-    scans = [PageRow("x" * 200, "failed", message=EVIL * 9), PageRow("a", "flagged", 0.2, 0.9),
-             *(PageRow(name, "done", picture=folder / "one.png") for name in "bc")]  # fmt: skip
-    write_page(scans, folder / "mosaics.html")
-    return folder, rows
-
-
 def press(browser, heading: str) -> list[str]:
     """Presses Enter on the heading of a column; its cells from top to bottom."""
-    place = browser.evaluate(
-        """(heading) => {
+    find = """(heading) => {
         const heads = [...document.querySelectorAll('.sortable thead th')];
         const place = heads.findIndex((head) => head.textContent === heading);
         const button = heads[place].querySelector('button');
@@ -243,49 +234,51 @@ def press(browser, heading: str) -> list[str]:
         const { x, y, width, height } = button.getBoundingClientRect();
         const hit = document.elementFromPoint(x + width / 2, y + height / 2);
         return hit === button ? place : 'a mouse would hit something else';
-    }""",
-        heading,
-    )
+    }"""
+    place = browser.evaluate(find, heading)
     browser.press_enter()
-    return browser.evaluate(
-        """(place) => [...document.querySelectorAll('.sortable tbody tr')]
-        .map((row) => row.cells[place].textContent)""",
-        place,
-    )
+    read = """(place) => [...document.querySelectorAll('.sortable tbody tr')]
+        .map((row) => row.cells[place].textContent)"""
+    return browser.evaluate(read, place)
+
+
+LOOK = """async () => {
+    document.querySelectorAll('details').forEach((details) => { details.open = true; });
+    const images = [...document.images];
+    images.forEach((image) => { image.loading = 'eager'; });
+    await Promise.all(images.map((image) => image.decode()));
+    const { scrollWidth, clientWidth } = document.documentElement;
+    const { matches } = matchMedia('(prefers-color-scheme: dark)');
+    return [window.innerWidth, scrollWidth - clientWidth, matches,
+        images.filter((image) => image.naturalWidth > 0).length];
+}"""
+ATTACK = """async () => {
+    const script = document.createElement('script');
+    script.textContent = 'window.ran = true';
+    document.body.append(script);
+    const image = new Image();
+    image.src = 'http://127.0.0.1:9/picture.png';
+    await image.decode().catch(() => null);
+    return [window.ran === true, await fetch('http://127.0.0.1:9/').then(() => 1, () => 0)];
+}"""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("width", "dark"),
-    [
-        pytest.param(1280, False, id="desktop"),
-        pytest.param(360, False, id="telephone"),
-        pytest.param(360, True, id="dark telephone"),
-    ],
-)
+    ("width", "dark"), [(1280, False), (360, False), (360, True)],
+    ids=["desktop", "telephone", "dark telephone"],
+)  # fmt: skip
 @pytest.mark.parametrize(("name", "pictures"), [("report", 6 + 23 + 3), ("mosaics", 2)])
-def test_a_browser_shows_all_pictures_and_no_complaint(browser, shown, name, pictures, width, dark):
+def test_a_browser_shows_all_pictures_without_complaint_and_runs_no_other_script(
+    browser, shown, name, pictures, width, dark
+):
     path = shown[0] / f"{name}.html"
-    browser.complaints.clear()
-    browser.requests.clear()
     browser.open(path, width=width, dark=dark)
-    assert browser.evaluate("() => window.innerWidth") == width
-    overflow = """() => document.documentElement.scrollWidth
-        - document.documentElement.clientWidth"""
-    assert browser.evaluate(overflow) == 0
-    assert browser.evaluate("() => matchMedia('(prefers-color-scheme: dark)').matches") == dark
-    widths = browser.evaluate("""async () => {
-        document.querySelectorAll('details').forEach((details) => { details.open = true; });
-        const images = [...document.images];
-        images.forEach((image) => { image.loading = 'eager'; });
-        await Promise.all(images.map((image) => image.decode()));
-        return images.map((image) => image.naturalWidth);
-    }""")
-    assert len(widths) == pictures
-    assert min(widths) > 0
-    assert browser.evaluate(overflow) == 0  # with all details open
+    assert browser.evaluate(LOOK) == [width, 0, dark, pictures]
     assert browser.complaints == []
     assert browser.requests == [path.as_uri()]
+    assert browser.evaluate(ATTACK) == [False, 0]
+    assert any("Content Security Policy" in text for text in browser.complaints)
 
 
 @pytest.mark.slow
@@ -294,32 +287,14 @@ def test_pressing_a_heading_sorts_numbers_as_numbers_and_leaves_the_unknown_at_t
 ):
     folder, rows = shown
     browser.open(folder / "report.html", width=1280)
-    ages = sorted(row["age"] for row in rows if row["age"] is not None)
-    assert press(browser, "Age") == [f"{age:.1f}" for age in ages] + ["n/a"]
-    assert f"{ages[0]:.1f}" == "9.5"  # the first as a number, the last as a word
+    ages = [f"{age:.1f}" for age in sorted(row["age"] for row in rows if row["age"] is not None)]
+    pads = sorted(row["brain_pad"] for row in rows if row["brain_pad"] is not None)
+    assert ages[0] == "9.5"  # the first as a number, the last as a word
     sorting = """() => [...document.querySelectorAll('[aria-sort]')]
         .map((head) => `${head.textContent} ${head.ariaSort}`)"""
+    assert press(browser, "Age") == [*ages, "n/a"]
     assert browser.evaluate(sorting) == ["Age ascending"]
-    assert press(browser, "Age") == [f"{age:.1f}" for age in ages[::-1]] + ["n/a"]
+    assert press(browser, "Age") == [*ages[::-1], "n/a"]
     assert browser.evaluate(sorting) == ["Age descending"]
-    pads = sorted(row["brain_pad"] for row in rows if row["brain_pad"] is not None)
     assert press(browser, "PAD") == [f"{pad:+.1f}" for pad in pads] + ["n/a"] * 2
     assert browser.evaluate(sorting) == ["PAD ascending"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["report", "mosaics"])
-def test_the_browser_would_run_no_other_script_and_fetch_nothing(browser, shown, name):
-    browser.open(shown[0] / f"{name}.html", width=1280)
-    browser.complaints.clear()
-    ran = browser.evaluate("""async () => {
-        const script = document.createElement('script');
-        script.textContent = 'window.ran = true';
-        document.body.append(script);
-        const image = new Image();
-        image.src = 'http://127.0.0.1:9/picture.png';
-        await image.decode().catch(() => null);
-        return [window.ran === true, await fetch('http://127.0.0.1:9/').then(() => 1, () => 0)];
-    }""")
-    assert ran == [False, 0]
-    assert any("Content Security Policy" in text for text in browser.complaints)

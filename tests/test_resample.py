@@ -54,14 +54,7 @@ def test_an_axis_that_runs_the_other_way_is_turned_without_touching_a_value(tmp_
     assert mapped.transform["interpolated"] is False
 
 
-def test_the_grid_itself_is_left_as_it_is(tmp_path):
-    voxels, _ = own_brain()
-    scan = write_scan(tmp_path / "left.nii.gz", voxels[::-1], GRID_AFFINE)
-    mapped = map_scan(scan, SUBJECT)
-    np.testing.assert_array_equal(mapped.volume, voxels[::-1])
-
-
-@pytest.mark.parametrize("order", ["LAS", "RAS", "PIR", "ASL"])
+@pytest.mark.parametrize("order", ["LAS", "PIR"])
 def test_axes_may_be_stored_in_any_order(tmp_path, order):
     voxels, affine = own_brain()
     image = nibabel.Nifti1Image(voxels, affine)
@@ -147,33 +140,15 @@ def test_contents_between_a_brain_and_a_head_are_noted_unless_given(tmp_path):
     assert map_scan(scan, Recipe("resample", contents="brain")).notes == []
 
 
-def test_a_background_of_nan_is_background(tmp_path):
-    voxels, affine = own_brain()
-    scan = write_scan(tmp_path / "scan.nii.gz", np.where(voxels > 0, voxels, np.nan), affine)
-    np.testing.assert_array_equal(map_scan(scan, SUBJECT).volume, voxels[::-1])
-
-
-def test_intensities_below_0_are_raised_where_0_is_no_background(tmp_path):
-    voxels = head(GRID_SHAPE, RIGHT_AFFINE)
-    lowered = voxels - voxels.max() - 5
-    scan = write_scan(tmp_path / "scan.nii.gz", lowered, RIGHT_AFFINE)
-    mapped = map_scan(scan, TEMPLATE)
-    expected = (lowered - lowered.min())[::-1] * load_template().mask
-    np.testing.assert_array_equal(mapped.volume, expected)
-
-
 def test_a_head_is_refused_where_only_its_own_brain_should_be_kept(tmp_path):
     scan = write_scan(tmp_path / "scan.nii.gz", head(GRID_SHAPE, RIGHT_AFFINE), RIGHT_AFFINE)
     with pytest.raises(ValueError, match=r"scan.nii.gz.*whole head.*--mask template"):
         map_scan(scan, SUBJECT)
+    for recipe in (TEMPLATE, SUBJECT):
+        resample.check(recipe)
     with pytest.raises(ValueError, match="extracts no brains"):
         resample.check(Recipe("resample", mask="subject", contents="head"))
     assert map_scan(scan, Recipe("resample", mask="subject", contents="brain")).contents == "brain"
-
-
-@pytest.mark.parametrize("recipe", [TEMPLATE, SUBJECT, Recipe("resample", "affine")])
-def test_recipes_it_can_follow_pass(recipe):
-    resample.check(recipe)
 
 
 @pytest.mark.parametrize("side", range(3))

@@ -8,7 +8,7 @@ import test
 from analysis.brain_pad.calibration import read_calibration
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from predict import CALIBRATION
+from prediction.run import CALIBRATION
 from utils.files import sha256_of
 from utils.networks import share
 from utils.networks.checkpoint import (

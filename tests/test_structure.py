@@ -107,7 +107,8 @@ def test_help_is_answered_without_loading_torch(name, tmp_path):
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, check=True, env=environment
     )
-    assert "usage:" in done.stdout
+    called = name if name.endswith(".py") else f"python -m {name}"
+    assert done.stdout.startswith(f"usage: {called} ")
     assert "--debug" in done.stdout
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
     if name.endswith(".py"):  # what is run most: nothing heavy at all
@@ -352,6 +353,20 @@ def test_documents_stay_short():
     for name, lines in most.items():
         assert len((ROOT / name).read_text().splitlines()) <= lines, name
     assert len((ROOT / "README.md").read_text().split()) <= 1900
+
+
+def test_ci_runs_the_test_command_of_the_readme_before_it_installs_more():
+    (command,) = [line for line in commands(ROOT / "README.md") if "run_tests.sh" in line]
+    steps = (ROOT / ".ci" / "run").read_text().splitlines()
+    (tested,) = [at for at, line in enumerate(steps) if line.startswith(command)]
+    (installed,) = [at for at, line in enumerate(steps) if line.startswith("make_environment")]
+    assert tested < installed
+    assert "requirements-preprocessing.txt" in steps[installed]
+    assert "-m engines" in "".join(steps[installed:])
+    assert (
+        "make_environment requirements.txt requirements-dev.txt\n"
+        in (ROOT / "script" / "run_tests.sh").read_text()
+    )
 
 
 def test_the_entry_points_are_thin():

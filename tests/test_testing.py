@@ -234,7 +234,7 @@ def test_the_authors_files_give_the_authors_ages(narrow_released, tmp_path):
 def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(
     narrow_released, tmp_path
 ):
-    from utils.networks.checkpoint import load_first_stage
+    from utils.networks.checkpoint import AUTHORS_INPUT_RULE, load_first_stage
     from utils.training.options import parse_second_stage
     from utils.training.run import build_second_stage
 
@@ -242,7 +242,7 @@ def test_second_stage_takes_the_width_of_the_authors_first_stage_by_default(
     torch.save({"state_dict": narrow_state_dict("first_stage", seed=1)}, path)
     flags = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
     args = parse_second_stage([*flags, "--first_stage_net", str(path)])
-    model, _ = build_second_stage(args, [], load_first_stage(path))
+    model, _ = build_second_stage(args, [], AUTHORS_INPUT_RULE, load_first_stage(path))
     assert model.second_stage.encoder.width == "released"
 
 

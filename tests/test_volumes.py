@@ -1,5 +1,3 @@
-import gzip
-
 import nibabel
 import numpy as np
 import pytest
@@ -47,132 +45,16 @@ def test_ras_twin_of_the_same_shape_is_flipped_from_its_affine(tmp_path, volume)
     assert np.array_equal(decode(path), volume)
 
 
-def test_permuted_axes_are_put_back_into_las_order(tmp_path, volume):
-    permuted = GRID_AFFINE[:, [2, 0, 1, 3]]
-    path = write_scan(tmp_path / "p.nii.gz", volume.transpose(2, 0, 1), permuted)
-    assert open_scan(path).orientation == "SLA"
-    assert open_scan(path).shape == volume.shape
-    assert np.array_equal(decode(path), volume)
-
-
-@pytest.mark.parametrize(
-    "affine",
-    [GRID_AFFINE @ np.diag([0.5, 1, 1, 1]), GRID_AFFINE + np.eye(4)[:, [3, 1, 2, 0]] * 3],
-    ids=["voxel size", "origin"],
-)
-def test_same_shape_on_another_grid_is_refused(tmp_path, volume, affine):
-    path = write_scan(tmp_path / "other.nii.gz", volume, affine)
-    with pytest.raises(ValueError, match=r"other.nii.gz: not on the FSL MNI152 2 mm grid"):
-        decode(path)
-    assert decode(path, any_grid=True).shape == GRID_SHAPE
-
-
 def test_other_shapes_are_refused_with_what_was_found_and_expected(tmp_path):
     path = write_scan(tmp_path / "small.nii.gz", brain((32, 36, 32), 40))
     with pytest.raises(ValueError, match=r"found shape \(32, 36, 32\).*expected \(91, 109, 91\)"):
         open_scan(path)
 
 
-def test_scaled_integers_are_read_in_their_own_unit(tmp_path):
-    image = nibabel.Nifti1Image(np.zeros(GRID_SHAPE, np.uint8), GRID_AFFINE)
-    image.header.set_slope_inter(0.5, 0)
-    stored = (brain(GRID_SHAPE, 40) / 0.5).clip(0, 255).astype(np.uint8)
-    image = nibabel.Nifti1Image(stored * 0.5, GRID_AFFINE, image.header)
-    nibabel.save(image, tmp_path / "scaled.nii.gz")
-    read = decode(tmp_path / "scaled.nii.gz")
-    np.testing.assert_allclose(read, stored * 0.5, atol=0.3)
-    assert (read[stored == 0] == 0).all()
-
-
-def test_one_volume_in_four_dimensions_is_one_volume(tmp_path, volume):
-    path = write_scan(tmp_path / "four.nii", volume[..., None])
-    assert np.array_equal(decode(path), volume)
-
-
-def test_several_volumes_are_refused(tmp_path):
-    path = write_scan(tmp_path / "series.nii", np.ones((4, 4, 4, 2), np.float32))
-    with pytest.raises(ValueError, match=r"one 3-D volume expected, found shape \(4, 4, 4, 2\)"):
-        open_scan(path)
-
-
-def test_complex_numbers_and_colours_are_refused_by_name_and_type(tmp_path, volume):
-    path = write_scan(tmp_path / "complex.nii.gz", volume.astype(np.complex64))
-    for read in (open_scan, lambda path: decode(path)):
-        with pytest.raises(ValueError, match=r"complex\.nii\.gz: .*\(complex64\) where"):
-            read(path)
-    colours = np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    with pytest.raises(ValueError, match=r"colours\.nii: .* where intensities are expected"):
-        open_scan(write_scan(tmp_path / "colours.nii", colours), any_grid=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda v: v * 0, "no brain"),
-        (lambda v: v * 0 + 5, "no brain"),
-        (lambda v: np.where(v > 0, np.nan, 0).astype(np.float32), "voxels are NaN or infinite"),
-    ],
-)
-def test_volumes_without_a_brain_are_refused_by_name(tmp_path, change, message):
-    path = write_scan(tmp_path / "bad.nii.gz", change(brain((32, 32, 32), 50)))
-    with pytest.raises(ValueError, match=rf"bad\.nii\.gz: .*{message}"):
-        decode(path, any_grid=True)
-
-
-def test_unreadable_files_are_refused_by_name(tmp_path):
-    good = write_scan(tmp_path / "good.nii.gz", brain((32, 32, 32), 50)).read_bytes()
-    contents = {
-        "cut.nii.gz": good[: len(good) // 2],
-        "text.nii.gz": b"hello",
-        "zipped_text.nii.gz": gzip.compress(b"hello"),
-        "empty.nii": b"",
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=name):
-            decode(tmp_path / name, any_grid=True)
-
-
-def flipped(content: bytes) -> bytes:
-    """With one bit of the checksum changed, which nibabel by itself never reads."""
-    return content[:-8] + bytes([content[-8] ^ 1]) + content[-7:]
-
-
-@pytest.mark.parametrize("damage", [flipped, lambda content: content[:-3]], ids=["bit", "cut"])
-def test_compressed_files_are_read_to_their_checksum(tmp_path, damage):
-    path = write_scan(tmp_path / "a.nii.gz", brain((32, 32, 32), 50))
-    decode(path, any_grid=True)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"a\.nii\.gz: .*damaged or cut: .*copy or download"):
-        decode(path, any_grid=True)
-
-
-def as_scaled_integers(voxels):
-    image = nibabel.Nifti1Image(voxels, GRID_AFFINE)
-    image.set_data_dtype(np.int16)
-    return image
-
-
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda voxels: nibabel.Nifti1Image(voxels, GRID_AFFINE), "a.nii.gz"),
-        (lambda voxels: nibabel.Nifti1Image(voxels, GRID_AFFINE), "A.NII.GZ"),
-        (as_scaled_integers, "a.nii.gz"),
-        (
-            lambda voxels: nibabel.Nifti1Image(
-                voxels, GRID_AFFINE, nibabel.Nifti1Header(endianness=">")
-            ),
-            "a.nii.gz",
-        ),
-        (lambda voxels: nibabel.Nifti2Image(voxels, GRID_AFFINE), "a.nii.gz"),
-        (lambda voxels: nibabel.MGHImage(voxels, GRID_AFFINE), "a.mgz"),
-    ],
-    ids=["float", "capitals", "scaled", "big-endian", "nifti2", "mgz"],
-)
-def test_voxels_of_compressed_files_are_those_that_nibabel_reads(tmp_path, make, name):
-    path = tmp_path / name
-    make(brain((20, 24, 22), 50)).to_filename(path)
+@pytest.mark.parametrize("kind", [nibabel.Nifti2Image, nibabel.MGHImage])
+def test_voxels_of_compressed_files_are_those_that_nibabel_reads(tmp_path, kind):
+    path = tmp_path / ("a.mgz" if kind is nibabel.MGHImage else "a.nii.gz")
+    kind(brain((20, 24, 22), 50), GRID_AFFINE).to_filename(path)
     image = nibabel.load(path)
     read = read_voxels(image)
     assert read.dtype == np.float32
@@ -222,17 +104,6 @@ def test_scans_are_found_in_name_order_without_hidden_files(tmp_path):
     for name in ("b.nii.gz", "a.nii", ".hidden.nii.gz", "notes.txt", "c.NII.GZ"):
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in find_scans(tmp_path)] == ["a.nii", "b.nii.gz", "c.NII.GZ"]
-
-
-def test_missing_and_empty_folders_and_twins_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder of scans"):
-        find_scans(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"no \.nii\.gz or \.nii file"):
-        find_scans(tmp_path)
-    (tmp_path / "a.nii").touch()
-    (tmp_path / "a.nii.gz").touch()
-    with pytest.raises(ValueError, match="two scans of one name"):
-        find_scans(tmp_path)
 
 
 def test_stem_is_the_name_without_its_image_suffix():

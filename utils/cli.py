@@ -27,7 +27,11 @@ def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
         allow_abbrev=False,
         **kwargs,
     )
-    parser.add_argument("--debug", action=ShowTracebacks)
+    parser.add_argument(
+        "--debug", action=ShowTracebacks, nargs=0, dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        help=f"show tracebacks of errors, as {DEBUG}=1 in the environment does",
+    )  # fmt: skip
     return parser
 
 
@@ -37,19 +41,10 @@ def shows_tracebacks() -> bool:
 
 
 class ShowTracebacks(argparse.Action):
-    """`--debug`: sets the variable, which processes that are started inherit; no flag is stored.
+    """`--debug` sets the environment variable, which started processes inherit.
 
-    So it is no part of what checkpoints and resumed runs say and compare.
+    No flag is stored, so that checkpoints and resumed runs do not compare it.
     """
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs):
-        super().__init__(
-            option_strings,
-            argparse.SUPPRESS,
-            nargs=0,
-            default=argparse.SUPPRESS,
-            help=f"show tracebacks of errors, as {DEBUG}=1 in the environment does",
-        )
 
     def __call__(self, parser, namespace, values, option_string=None):
         """Turns tracebacks on for this process and those it starts."""
@@ -113,7 +108,7 @@ def regular_expression(text: str) -> re.Pattern:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where it interrupts."""
+    """Raised upon SIGTERM."""
 
 
 def run_entry(main: Callable[[], None]) -> None:
@@ -147,42 +142,30 @@ def raise_all(problems: list[str]) -> None:
 def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
     """The label sheet."""
     group.add_argument(
-        "--labels",
-        "--excel_path",
-        required=required,
-        metavar="SHEET",
-        help="name or id, age in years, sex (0 female, 1 male): .xls, .xlsx, .csv "
-        "or .tsv, with a header row or without",
-    )
+        "--labels", "--excel_path", required=required, metavar="SHEET",
+        help="name or id, age in years, sex (0 female, 1 male): .xls, .xlsx, .csv or .tsv, with a "
+        "header row or without",
+    )  # fmt: skip
     group.add_argument(
-        "--sex_codes",
-        nargs="+",
-        metavar="CODE=SEX",
+        "--sex_codes", nargs="+", metavar="CODE=SEX",
         help="for sheets with other codes, such as 1=male 2=female",
-    )
+    )  # fmt: skip
 
 
 def add_device_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Where and how exactly it computes; returns the group for more of the kind."""
     group = parser.add_argument_group("machine")
-    group.add_argument(
-        "--device",
-        default="auto",
-        help="auto: a GPU when there is one; several processes take one each",
-    )
-    group.add_argument(
-        "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        default="auto",
+    add = group.add_argument
+    add("--device", default="auto", help="auto: a GPU if any; several processes take one each")
+    add(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto",
         help="auto: bfloat16 on a GPU that has it (test.py: where ages of a few scans agree with "
         "float32 to 0.1 years), float32 on a CPU",
-    )
-    group.add_argument(
-        "--threads",
-        type=number(int, low=0),
-        default=0,
+    )  # fmt: skip
+    add(
+        "--threads", type=number(int, low=0), default=0,
         help="CPU threads; 0: as many as the process may use",
-    )
+    )  # fmt: skip
     return group
 
 
@@ -190,17 +173,13 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     """`add_device_flags`, compilation and the processes that read scans; returns the group."""
     group = add_device_flags(parser)
     group.add_argument(
-        "--compile",
-        action=Switch,
-        default=False,
+        "--compile", action=Switch, default=False,
         help="torch.compile; takes minutes to start, worth trying on a GPU",
-    )
+    )  # fmt: skip
     group.add_argument(
-        "--num_workers",
-        type=number(int, low=0),
-        default=2,
+        "--num_workers", type=number(int, low=0), default=2,
         help="processes that read scans: of --cache none, and on a GPU of --cache disk",
-    )
+    )  # fmt: skip
     return group
 
 

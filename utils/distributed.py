@@ -70,6 +70,8 @@ class World:
 
     def run_in_first(self, function: Callable[[], T]) -> T:
         """Runs `function` in process 0 alone; all return its value, or raise its error."""
+        if self.size == 1:
+            return function()
         value = self.run_in_all(function if self.rank == 0 else lambda: None)
         return self.gather(value)[0]
 

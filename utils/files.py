@@ -25,8 +25,8 @@ def replacing(
     Args:
         path: the file to make; its folder is made when missing.
         overwrite: whether `path` may exist already.
-        keep_as: the name in the same folder that the file that is replaced gets. Stopped between
-            its two renames, the program leaves that name alone and no `path`.
+        keep_as: a new name, in the same folder, for the file that is replaced. A program that is
+            killed between the two renames leaves a file of this name and none at `path`.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -35,8 +35,8 @@ def replacing(
     if not overwrite:
         require_absent(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffixes stay at the end: nibabel and pandas choose the format from them.
-    # A process number is no name: containers and machines that share a folder share numbers too.
+    # The suffixes stay at the end: nibabel and pandas choose the format from them. A process number
+    # would not do as a name: containers and machines that share a folder have the same numbers.
     temporary = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
     try:
         yield temporary
@@ -45,19 +45,16 @@ def replacing(
         if keep_as is not None and path.exists():
             path.replace(keep_as)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        # The folder's names are to reach the disk too. Windows cannot open folders, and some
+        # network shares cannot sync them.
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Has the names in a folder written out, where the file system can be asked to."""
-    with suppress(OSError):  # Windows opens no folders, and some network shares sync none
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -70,9 +67,9 @@ def sha256_of(path: str | Path) -> str:
 
 
 def as_spreadsheet_text(cell: str) -> str:
-    """A cell that spreadsheets take for text: what they would calculate gets an apostrophe.
+    """The cell, with an apostrophe in front where a spreadsheet would calculate it.
 
-    A participant called `=HYPERLINK(...)` is a name, whoever opens the table.
+    So a participant called `=HYPERLINK(...)` stays a name when the table is opened.
     """
     return f"'{cell}" if len(cell) > 1 and cell[0] in FORMULA_SIGNS else cell
 
@@ -99,8 +96,8 @@ def write_tsv(
 ) -> None:
     """Writes rows, the header first, as separated text; each row stays one line.
 
-    Tabs and line ends within a cell become blanks, what is not UTF-8 in a file's name an escape;
-    text that a spreadsheet would calculate is marked as text, numbers are left as they are.
+    Tabs and line ends within a cell become blanks, file names that are not valid UTF-8 are escaped,
+    and text that a spreadsheet would calculate is marked as text; numbers stay as they are.
     """
     with (
         replacing(path, overwrite=overwrite) as temporary,
@@ -145,11 +142,11 @@ def require_absent(*paths: Path) -> None:
 
 
 def require_empty(folder: Path, *, instead: str = "") -> None:
-    """Raises FileExistsError if `folder` is a file, or a folder that holds anything.
+    """Raises FileExistsError if `folder` is a file, or a folder with anything in it.
 
     Args:
         folder: may be missing.
-        instead: what else the caller could do, put at the end of the message.
+        instead: another remedy, for the end of the message.
     """
     advice = ", ".join(filter(None, ("give a new or empty --output_dir", instead)))
     if folder.is_dir():

@@ -1,6 +1,6 @@
-"""What a process asks of the machine it runs on, so that torch is not slower than it could be.
+"""Threads, memory and determinism of a process; docs/PERFORMANCE.md has the measurements.
 
-Measured in docs/PERFORMANCE.md.
+torch is imported where it is used: preprocessing asks for the free memory without it.
 """
 
 import ctypes
@@ -8,60 +8,58 @@ import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import joblib
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # Parameters of glibc's mallopt(3).
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 
 def use_machine_well(threads: int = 0) -> None:
-    """Sets torch's threads and keeps the memory that it gives back, for its next tensors.
+    """Sets torch's threads, and keeps freed memory for its next tensors.
+
+    By default the C library maps every tensor of more than some MiB anew and fills its pages with
+    zeros when they are touched, which took a third to a half of a training step on a CPU. Here it
+    reuses large freed blocks; peak memory grows somewhat. Other libraries than glibc (Linux) are
+    left alone.
 
     Args:
         threads: 0: as many as torch chose, but no more than the cores that this process may use,
             which on a cluster or in a container are fewer than the machine has.
     """
+    import torch
+
     torch.set_num_threads(threads or min(torch.get_num_threads(), joblib.cpu_count()))
-    keep_freed_memory()
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, -1)  # never
 
 
 def be_deterministic() -> None:
-    """Has torch use kernels that give the same result each time, wherever it has them.
+    """Makes torch use kernels that give the same result each time, and warn where it has none.
 
-    Where it has none it warns. Of max-pooling's backward pass it would do so without need: its sums
-    depend on their order only where windows overlap, and those of the networks here do not.
+    Its warning about the backward pass of max-pooling is silenced: sums there depend on their order
+    only where windows overlap, and those of our networks do not.
     """
+    import torch
+
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
     warnings.filterwarnings("ignore", message="max_pool3d_with_indices_backward_cuda")
 
 
-def keep_freed_memory() -> bool:
-    """Makes the allocator reuse large freed blocks instead of handing them back to the system.
-
-    By default every tensor of more than some MiB is mapped anew and its pages are filled with zeros
-    as they are touched, which took a third to a half of a training step on a CPU. Peak memory grows
-    somewhat.
-
-    Returns:
-        Whether the C library took the settings: glibc (Linux) does, others are left alone.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(MMAP_MAX, 0)) and bool(mallopt(TRIM_THRESHOLD, -1))  # -1: never trim
-
-
-def require_memory(needed: int, scans: int, device: torch.device) -> None:
-    """Raises ValueError now rather than running out of memory half way.
+def require_memory(needed: int, scans: int, device: "torch.device") -> None:
+    """Raises ValueError where scans would fill the memory that the network needs.
 
     Args:
-        needed: bytes; a third of what is free is left to the network.
-        scans: how many take them.
+        needed: bytes; a third of the free memory is left to the network.
+        scans: how many scans need them.
         device: a GPU, or the CPU for main memory.
     """
     free = free_memory(device)
@@ -72,11 +70,13 @@ def require_memory(needed: int, scans: int, device: torch.device) -> None:
         )
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a GPU, or main memory, has left."""
-    if device.type == "cuda":
+def free_memory(device: "torch.device | None" = None) -> int:
+    """Free bytes of a GPU, or of main memory."""
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
-    table = Path("/proc/meminfo")  # Linux; counts what the file cache would give back as well
+    table = Path("/proc/meminfo")  # Linux; MemAvailable includes the file cache
     if not table.is_file():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = dict(line.split(":") for line in table.read_text().splitlines())
@@ -86,7 +86,7 @@ def free_memory(device: torch.device) -> int:
 def _job_limits(
     table: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> list[int]:
-    """Bytes that the limits of a cluster's job or a container leave (Linux control groups, v2)."""
+    """Free bytes by the limits of a cluster's job or a container (Linux control groups, v2)."""
     limits = []
     with suppress(OSError, ValueError, StopIteration):
         lines = table.read_text().splitlines()
@@ -98,6 +98,6 @@ def _job_limits(
             if limit != "max":
                 used = int((group / "memory.current").read_text())
                 fields = dict(line.split() for line in (group / "memory.stat").open())
-                # What was read from files lately counts as used, and is given back on demand.
+                # The file cache counts as used, but the system frees it on demand.
                 limits.append(int(limit) - used + int(fields["inactive_file"]))
     return limits

@@ -71,7 +71,7 @@ def draw_figures(table: pd.DataFrame, known: pd.DataFrame, groups: Sequence[Line
     with rc_context(STYLE):
         found = draw_errors(known, groups) if len(known) >= FEWEST_DRAWN else []
         if len(predicted) >= FEWEST_DRAWN and len(predicted) > 2 * len(known):
-            found.append(histogram_of_ages(predicted))
+            found.append(draw_histogram(predicted))
     return found
 
 
@@ -81,20 +81,20 @@ def draw_errors(known: pd.DataFrame, groups: Sequence[Line]) -> list[Drawing]:
         "brain_pad": ("Brain-PAD against age, as predicted.", "A slope is the age bias."),
         "brain_pad_cole": ("Corrected after Cole.", "Uses no chronological age."),
         "brain_pad_beheshti": (
-            "Corrected after Beheshti.", "Uses the chronological age: its small errors flatter.",
+            "Corrected after Beheshti.", "Uses the chronological age, so errors look too small.",
         ),
     }  # fmt: skip
     pads = {name: words for name, words in pads.items() if known[name].notna().any()}
-    found = [scatter_of_ages(known), bland_altman(known)]
+    found = [draw_scatter(known), draw_bland_altman(known)]
     limit = np.nanmax(np.abs(known[[*pads]].to_numpy())) * 1.05 if pads else 0.0
-    found += [pad_against_age(known, name, *words, limit) for name, words in pads.items()]
+    found += [draw_pad_against_age(known, name, *words, limit) for name, words in pads.items()]
     if sum(line.scans >= MINIMUM for line in groups) > 1:
-        found.append(error_by_group(groups))
+        found.append(draw_error_by_group(groups))
     return found
 
 
-def scatter_of_ages(known: pd.DataFrame) -> Drawing:
-    """Predicted against chronological age, with the line where both are equal."""
+def draw_scatter(known: pd.DataFrame) -> Drawing:
+    """Draws predicted against chronological age, with the line where both are equal."""
     figure, axes = _new_figure("chronological age (years)", "predicted age (years)")
     columns = ["age", "predicted_age"]
     note = "On the line both are equal."
@@ -106,17 +106,17 @@ def scatter_of_ages(known: pd.DataFrame) -> Drawing:
     values = known[columns].to_numpy()
     low, high = np.nanmin(values) - 3, np.nanmax(values) + 3
     axes.plot([low, high], [low, high], color="black", linewidth=1, zorder=4, label="identity")
-    _points(axes, known, "age", "predicted_age")
+    _draw_points(axes, known, "age", "predicted_age")
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-    _legend(figure)
+    _draw_legend(figure)
     mae = np.abs(known["predicted_age"] - known["age"]).mean()
-    alt = f"Scatter of predicted against chronological age with the identity line: {_who(known)}, "
-    alt += f"mean absolute error {mae:.2f} years."
+    alt = "Scatter of predicted against chronological age with the identity line: "
+    alt += f"{_count(known)}, mean absolute error {mae:.2f} years."
     return Drawing("Predicted against chronological age.", note, alt, figure)
 
 
-def bland_altman(known: pd.DataFrame) -> Drawing:
-    """Brain-PAD against the mean of both ages, with its mean and limits of agreement."""
+def draw_bland_altman(known: pd.DataFrame) -> Drawing:
+    """Draws brain-PAD against the mean of both ages, with its mean and limits of agreement."""
     figure, axes = _new_figure(
         "mean of predicted and chronological age (years)", "predicted − chronological (years)"
     )
@@ -132,23 +132,23 @@ def bland_altman(known: pd.DataFrame) -> Drawing:
             axes.axhline(at, color="black", linewidth=1, linestyle="--", label=label)
         ends = (difference.mean() - half, difference.mean() + half)
         words += ", limits of agreement {:+.1f} and {:+.1f}".format(*ends)
-    _points(axes, shown, "mean", "difference")
-    _legend(figure)
-    alt = f"Bland-Altman plot of predicted and chronological age: {_who(known)}, {words} years."
+    _draw_points(axes, shown, "mean", "difference")
+    _draw_legend(figure)
+    alt = f"Bland-Altman plot of predicted and chronological age: {_count(known)}, {words} years."
     return Drawing("Bland-Altman.", f"Years: {words}.", alt, figure)
 
 
-def pad_against_age(
+def draw_pad_against_age(
     known: pd.DataFrame, column: str, title: str, note: str, limit: float
 ) -> Drawing:
-    """One of the brain-PADs against chronological age.
+    """Draws one of the brain-PADs against chronological age.
 
     Args:
         known: from `select_known`.
         column: which PAD.
         title: of the figure.
         note: what to keep in mind.
-        limit: the figure reaches to this many years up and down, to be compared with others.
+        limit: years at the top and the bottom, the same for all PADs, to compare them.
     """
     scans = known.dropna(subset=column)
     figure, axes = _new_figure("chronological age (years)", "brain-PAD (years)")
@@ -161,15 +161,15 @@ def pad_against_age(
             ends, line(ends), "--", color="black", linewidth=1.2, zorder=4, label="least squares"
         )
         slope = f" Slope {line.convert().coef[1]:+.2f} years per year."
-    _points(axes, scans, "age", column)
+    _draw_points(axes, scans, "age", column)
     axes.set_ylim(-limit, limit)
-    _legend(figure)
-    alt = f"Scatter of brain-PAD against chronological age. {title} {_who(scans)}.{slope}"
+    _draw_legend(figure)
+    alt = f"Scatter of brain-PAD against chronological age. {title} {_count(scans)}.{slope}"
     return Drawing(title, note + slope, alt, figure)
 
 
-def error_by_group(groups: Sequence[Line]) -> Drawing:
-    """MAE of each group that is large enough for an interval, in the order given."""
+def draw_error_by_group(groups: Sequence[Line]) -> Drawing:
+    """Draws the MAE of each group that is large enough for an interval, in the order given."""
     shown = [line for line in groups if line.scans >= MINIMUM]
     left_out = len(groups) - len(shown[:GROUPS])
     shown = shown[:GROUPS]
@@ -182,7 +182,7 @@ def error_by_group(groups: Sequence[Line]) -> Drawing:
     )
     axes.errorbar(value, places, xerr=(value - low, high - value), fmt="o", color=BLUE, ms=5,
                   ecolor=GREY, capsize=3)  # fmt: skip
-    names = [f"{line.kind} {_drawable(line.title)}, n = {line.scans}" for line in shown]
+    names = [f"{line.kind} {_shorten(line.title)}, n = {line.scans}" for line in shown]
     for label in axes.set_yticks(places, names):
         label.label1.set_parse_math(False)
     axes.set_ylim(-len(shown) + 0.4, 0.6)
@@ -190,13 +190,13 @@ def error_by_group(groups: Sequence[Line]) -> Drawing:
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.8)
     note = "Dots: mean absolute error; lines: 95\u00a0% intervals."
     if left_out:
-        note += f" {left_out} more groups, most of fewer than {MINIMUM} scans, only in the table."
+        note += f" {left_out} more groups, mostly of fewer than {MINIMUM} scans, are in the table."
     words = "; ".join(f"{name}: {at:.1f}" for name, at in zip(names, value, strict=True))
     return Drawing("Error by group.", note, f"Mean absolute error in years. {words}.", figure)
 
 
-def histogram_of_ages(predicted: pd.DataFrame) -> Drawing:
-    """How many scans have which predicted age; it needs no chronological ages.
+def draw_histogram(predicted: pd.DataFrame) -> Drawing:
+    """Draws how many scans have which predicted age; needs no chronological ages.
 
     Args:
         predicted: scans of `build_table` with a predicted age, at least one.
@@ -211,8 +211,9 @@ def histogram_of_ages(predicted: pd.DataFrame) -> Drawing:
     for bar in bars[1]:
         bar.set_hatch("////")
     axes.yaxis.get_major_locator().set_params(integer=True)
-    _legend(figure)
-    alt = f"Histogram of predicted ages: {_who(predicted)}, {ages.min():.0f} to {ages.max():.0f}."
+    _draw_legend(figure)
+    span = f"{ages.min():.0f} to {ages.max():.0f}"
+    alt = f"Histogram of predicted ages: {_count(predicted)}, {span}."
     return Drawing("Predicted ages.", "In steps of five years.", alt, figure)
 
 
@@ -223,7 +224,7 @@ def _new_figure(across: str, up: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _points(axes: Axes, scans: pd.DataFrame, across: str, up: str) -> None:
+def _draw_points(axes: Axes, scans: pd.DataFrame, across: str, up: str) -> None:
     """The scans as points, flagged ones as triangles above the others."""
     flagged = scans["state"] == "flagged"
     area = 1 if len(scans) <= MANY else 0.4
@@ -239,19 +240,19 @@ def _points(axes: Axes, scans: pd.DataFrame, across: str, up: str) -> None:
             )  # fmt: skip
 
 
-def _legend(figure: Figure) -> None:
+def _draw_legend(figure: Figure) -> None:
     """Above the axes, where it covers no point."""
     figure.legend(
         loc="outside upper left", ncols=4, columnspacing=0.8, handletextpad=0.3, handlelength=1.3
     )
 
 
-def _who(scans: pd.DataFrame) -> str:
+def _count(scans: pd.DataFrame) -> str:
     flagged = int((scans["state"] == "flagged").sum())
     return f"{len(scans)} scans, {flagged} of them flagged"
 
 
-def _drawable(name: str) -> str:
+def _shorten(name: str) -> str:
     """At most NAME characters, all of which can stand in a drawing."""
     name = "".join(letter if letter.isprintable() else "�" for letter in name)
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"

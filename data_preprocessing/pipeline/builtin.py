@@ -3,8 +3,12 @@
     read -> brain mask (deepbet) -> crop to the brain -> bias field (N4, SimpleITK)
          -> affine, then deformable registration to the template (greedy) -> one interpolation
 
-All steps use one thread: scans are done side by side in processes instead. docs/preprocess.md says
-how the output differs from FSL's, docs/LOG.md which settings were compared.
+Every step uses one thread: scans are done side by side in processes instead. docs/preprocess.md
+says how the output differs from FSL's, docs/LOG.md which settings were compared.
+
+Greedy (Yushkevich et al., github.com/pyushkevich/greedy) maps points of the fixed image, the
+template, to points of the moving one, the scan: x -> A (x + u(x)), with u a displacement in mm on
+the template's grid. Arrays are in nibabel's axis order, (x, y, z), and affines in RAS mm.
 """
 
 import importlib.util
@@ -12,6 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -20,30 +25,49 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from data_preprocessing.pipeline import registration
-from data_preprocessing.pipeline.native import Native, foreground, read_native, seen_contents
+from data_preprocessing.pipeline.native import Native, foreground, guess_contents, read_native
 from data_preprocessing.pipeline.quality import correlation
 from data_preprocessing.pipeline.recipe import INSTALL, Identity, Mapped, Recipe
-from data_preprocessing.pipeline.registration import (
-    Transform,
-    register_affine,
-    register_deformable,
-    resample,
-    to_itk,
-)
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 ENGINES = {"deepbet": "deepbet", "SimpleITK": "SimpleITK", "picsl_greedy": "picsl-greedy"}
 MARGIN = 12.0  # mm kept around the brain
-# Four levels over-correct weak fields; at 6 mm a third of the time of 4 mm, as good.
+# Four levels over-correct weak fields; 6 mm takes a third of the time of 4 mm and is as good.
 N4_ITERATIONS = (50, 50, 50)
 N4_SPACING = 6.0  # mm
 N4_THRESHOLD = 1e-4
-# Correlation after the affine step below which it is tried from other first guesses. Good affines
-# reach 0.41 to 0.70, with the brains of the old and ill at the lower end; failed ones 0.2 to 0.35.
+# Where the correlation after the affine step is lower than this, it is tried from other first
+# guesses. Good affines reach 0.41 to 0.70 (the brains of the old and ill at the lower end), failed
+# ones 0.2 to 0.35.
 SEARCH_BELOW = 0.45
+# ITK's world is LPS: left and posterior are positive.
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Without a seed two runs differ by 1 mm, with two threads by 0.2 mm.
+REPRODUCIBLE = "-seed 1234 -threads 1 -V 0"
+AFFINE = "-a -dof 12 -m NCC 2x2x2 -n 100x50x0 -ia-image-centers"
+# Tried one after the other where the affine ends badly: 1,000 first guesses that are turned by 45
+# degrees and moved by 20 mm (SD), for heads that lie askew; then any turn, for wrong headers.
+SEARCHES = ("-search 1000 45 20 -det 1", "-search 1000 any 20 -det 1")
+# Smoothing by 2.5 voxels per step instead of 2 costs nothing: one head bent by 12 mm lands 0.92 mm
+# apart instead of 1.21, another 1.74 instead of 1.97. Without -wp 0, greedy rounds warps to 0.1
+# voxels.
+DEFORMABLE = "-m NCC 2x2x2 -n 60x30x10 -s 2.5vox 1vox -wp 0"
 AFFINE_SUFFIX, WARP_SUFFIX = "_affine.txt", "_warp.nii.gz"
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From the template to a scan.
+
+    Attributes:
+        affine: (4, 4) float64, template RAS mm to scan RAS mm.
+        displacement: (X, Y, Z, 3) float32 on the template's grid, RAS mm, added before the affine;
+            None for an affine registration.
+    """
+
+    affine: np.ndarray
+    displacement: np.ndarray | None
 
 
 def check(recipe: Recipe) -> None:
@@ -58,12 +82,12 @@ def identity(recipe: Recipe) -> Identity:
     parameters = {
         "bias_field": {"iterations": list(N4_ITERATIONS), "spacing_mm": N4_SPACING},
         "margin_mm": MARGIN,
-        "affine": registration.AFFINE,
-        "searches": list(registration.SEARCHES),
+        "affine": AFFINE,
+        "searches": list(SEARCHES),
         "search_below": SEARCH_BELOW,
     }
     if recipe.registration == "deformable":
-        parameters["deformable"] = registration.DEFORMABLE
+        parameters["deformable"] = DEFORMABLE
     versions = {name: version(name) for name in ENGINES.values()}
     return Identity(versions, load_template().sha256, parameters)
 
@@ -81,10 +105,10 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         RuntimeError: an engine failed.
     """
     native = read_native(image)
-    contents = seen_contents(native) if recipe.contents == "auto" else recipe.contents
-    with single_threaded(), engine_output_to(workspace / "engines.log"):
+    contents = guess_contents(native) if recipe.contents == "auto" else recipe.contents
+    with engines_contained(workspace / "engines.log"):
         mask = find_brain(image, native, contents)
-        if contents == "brain":  # what is faint around it would pass the template's mask
+        if contents == "brain":  # faint voxels around it would pass the template's mask
             native.voxels = native.voxels * mask
         native, mask = crop(native, mask)
         native.voxels = correct_bias(native, mask)
@@ -100,20 +124,14 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         volume,
         brain,
         contents,
-        {**summary(transform, template.mask), "searched": searched},
+        {**summarise(transform, template.mask), "searched": searched},
         notes,
         save_transform(transform, workspace),
     )
 
 
 def find_brain(image: Path, native: Native, contents: str) -> np.ndarray:
-    """The brain's mask, bool on the scan's voxels.
-
-    Args:
-        image: the file, for the message.
-        native: the scan.
-        contents: `brain` where it is extracted already, else `head`.
-    """
+    """The brain's mask, (X, Y, Z) bool; `image` is named where a head has none."""
     if contents == "brain":
         return ndimage.binary_fill_holes(foreground(native))
     found = _deepbet().run(nibabel.Nifti1Image(native.voxels, native.affine))[1]
@@ -125,7 +143,7 @@ def find_brain(image: Path, native: Native, contents: str) -> np.ndarray:
 
 @cache
 def _deepbet():
-    """The network, loaded once a process; its weights come with the package."""
+    """The network, loaded once per process; its weights come with the package."""
     from deepbet import BrainExtraction
 
     return BrainExtraction(no_gpu=True)
@@ -164,30 +182,100 @@ def align(
     native: Native, mask: np.ndarray, kind: str, *, workspace: Path
 ) -> tuple[Transform, bool]:
     """The registration to the template, and whether wider searches were needed."""
-    template = load_template()
-    brain = native.voxels * mask
+    template, brain = load_template(), native.voxels * mask
     fixed, moving = to_itk(template.brain, GRID_AFFINE), to_itk(brain, native.affine)
-
-    def likeness(transform: Transform) -> float:
-        return correlation(resample(brain, native.affine, transform), template)
-
-    best = register_affine(fixed, moving)
-    searched = likeness(best) < SEARCH_BELOW
-    for search in registration.SEARCHES:
-        if likeness(best) < SEARCH_BELOW:
-            best = max(best, register_affine(fixed, moving, search=search), key=likeness)
+    tried = []
+    for search in ("", *SEARCHES):
+        found = register_affine(fixed, moving, search=search)
+        tried.append((correlation(resample(brain, native.affine, found), template), found))
+        if tried[-1][0] >= SEARCH_BELOW:
+            break
+    best = max(tried, key=lambda one: one[0])[1]
     if kind == "deformable":
         best = register_deformable(fixed, moving, best, workspace=workspace)
-    return best, searched
+    return best, len(tried) > 1
 
 
-def summary(transform: Transform, inside: np.ndarray) -> dict:
-    """Plain numbers that tell a sane transform from a wild one.
+def to_itk(volume: np.ndarray, affine: np.ndarray):
+    """A SimpleITK image of a (X, Y, Z) volume whose affine has no shear."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.T))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    placed = LPS @ affine
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((placed[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(placed[:3, 3].tolist())
+    return image
+
+
+def register_affine(fixed, moving, *, search: str = "") -> Transform:
+    """Registers a brain to the template's with 12 degrees of freedom.
 
     Args:
-        transform: from the template to the scan.
-        inside: (91, 109, 91) bool, where the displacement is looked at.
+        fixed: SimpleITK float32 image, the template.
+        moving: SimpleITK float32 image, a brain, cropped to it: its centre is the first guess.
+        search: greedy's flags for other first guesses, one of SEARCHES.
     """
+    from picsl_greedy import Greedy3D
+
+    greedy = Greedy3D()  # keeps the results of its commands by name
+    command = f"-i fixed moving {AFFINE} {search} {REPRODUCIBLE} -o affine"
+    greedy.execute(command, fixed=fixed, moving=moving, affine=None)
+    return Transform(np.array(greedy["affine"], dtype=float), None)
+
+
+def register_deformable(
+    fixed, moving, start: Transform, *, workspace: Path, parameters: str = DEFORMABLE
+) -> Transform:
+    """Adds the displacement that remains after `start`, the affine registration of these images.
+
+    Args:
+        fixed: as in `register_affine`.
+        moving: as in `register_affine`.
+        start: from `register_affine`.
+        workspace: a folder for the matrix, which greedy reads from a file only.
+        parameters: greedy's flags.
+    """
+    import SimpleITK
+    from picsl_greedy import Greedy3D
+
+    matrix = workspace / "start.mat"
+    np.savetxt(matrix, start.affine, fmt="%.17g")
+    greedy = Greedy3D()
+    command = f"-i fixed moving -it '{matrix}' {parameters} {REPRODUCIBLE} -o warp"
+    greedy.execute(command, fixed=fixed, moving=moving, warp=None)
+    warp = SimpleITK.GetArrayFromImage(greedy["warp"]).transpose(2, 1, 0, 3)
+    return Transform(start.affine, (warp * np.diag(LPS)[:3]).astype(np.float32))
+
+
+def resample(
+    volume: np.ndarray, affine: np.ndarray, transform: Transform, *, order: int = 1
+) -> np.ndarray:
+    """Reads a scan at the points of the template's grid, in one interpolation.
+
+    Args:
+        volume: (X, Y, Z) voxels of the scan.
+        affine: (4, 4) of the scan, voxels to RAS mm.
+        transform: from the template to the scan.
+        order: of the spline; 1 is trilinear, 0 takes the nearest voxel.
+
+    Returns:
+        float32 on the MNI152 2 mm grid, (91, 109, 91) in LAS order; 0 beyond the scan.
+    """
+    indices = np.stack(np.meshgrid(*map(np.arange, GRID_SHAPE), indexing="ij"), axis=-1)
+    points = indices @ GRID_AFFINE[:3, :3].T + GRID_AFFINE[:3, 3]
+    if transform.displacement is not None:
+        points = points + transform.displacement
+    to_voxels = np.linalg.inv(affine) @ transform.affine
+    voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+    return ndimage.map_coordinates(
+        volume, np.moveaxis(voxels, -1, 0), output=np.float32, order=order
+    )
+
+
+def summarise(transform: Transform, inside: np.ndarray) -> dict:
+    """Plain numbers that tell a sane transform from a wild one; `inside` is the brain's mask."""
     linear = transform.affine[:3, :3]
     left, scales, right = np.linalg.svd(linear)
     rotation = left @ right
@@ -211,7 +299,7 @@ def summary(transform: Transform, inside: np.ndarray) -> dict:
 
 
 def jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
-    """Local change of volume of x + u(x), (91, 109, 91); 0 and below is a fold."""
+    """Local change of volume of x + u(x), (91, 109, 91); at 0 and below the map folds."""
     steps = np.diag(GRID_AFFINE)[:3]
     gradient = np.stack(np.gradient(displacement.astype(float), *steps, axis=(0, 1, 2)), axis=-1)
     return np.linalg.det(np.eye(3) + gradient)
@@ -226,73 +314,38 @@ def save_transform(transform: Transform, workspace: Path) -> dict[str, Path]:
     np.savetxt(kept[AFFINE_SUFFIX], transform.affine, fmt="%.10g")
     if transform.displacement is not None:
         kept[WARP_SUFFIX] = workspace / "warp.nii.gz"
-        vectors = transform.displacement * np.diag(registration.LPS)[:3].astype(np.float32)
+        vectors = transform.displacement * np.diag(LPS)[:3].astype(np.float32)
         image = nibabel.Nifti1Image(vectors[:, :, :, None, :], GRID_AFFINE)
         image.header.set_intent("vector")
         image.to_filename(kept[WARP_SUFFIX])
     return kept
 
 
-def load_transform(kept: dict[str, Path]) -> Transform:
-    """The transform that `save_transform` wrote."""
-    affine = np.loadtxt(kept[AFFINE_SUFFIX])
-    if WARP_SUFFIX not in kept:
-        return Transform(affine, None)
-    vectors = np.asarray(nibabel.load(kept[WARP_SUFFIX]).dataobj, dtype=np.float32)[:, :, :, 0]
-    return Transform(affine, vectors * np.diag(registration.LPS)[:3].astype(np.float32))
-
-
-def template_to_scan(points: np.ndarray, kept: dict[str, Path]) -> np.ndarray:
-    """Where points of the template lie in the scan.
-
-    Args:
-        points: (N, 3) RAS mm in MNI152 space, on the grid.
-        kept: files of a transform, as in `Mapped.kept`.
-
-    Returns:
-        (N, 3) RAS mm in the scan.
-    """
-    transform = load_transform(kept)
-    if transform.displacement is not None:
-        to_voxels = np.linalg.inv(GRID_AFFINE)
-        voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-        moved = [
-            ndimage.map_coordinates(transform.displacement[..., axis], voxels.T, order=1)
-            for axis in range(3)
-        ]
-        points = points + np.stack(moved, axis=-1)
-    return points @ transform.affine[:3, :3].T + transform.affine[:3, 3]
-
-
 @contextmanager
-def single_threaded() -> Iterator[None]:
-    """One thread for torch and ITK, as the results depend on their number."""
+def engines_contained(log: Path) -> Iterator[None]:
+    """Gives torch and ITK one thread each, and sends what engines print to a file.
+
+    The results depend on the number of threads. The engines print past Python, straight to the
+    descriptors 1 and 2.
+    """
     import SimpleITK
     import torch
 
     torch_threads = torch.get_num_threads()
     itk_threads = SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    torch.set_num_threads(1)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(torch_threads)
-        SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(itk_threads)
-
-
-@contextmanager
-def engine_output_to(log: Path) -> Iterator[None]:
-    """Sends what the engines print past Python, on descriptors 1 and 2, to a file."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
     with log.open("ab") as file:
-        for descriptor, _ in saved:
-            os.dup2(file.fileno(), descriptor)
         try:
+            for descriptor, _ in saved:
+                os.dup2(file.fileno(), descriptor)
+            torch.set_num_threads(1)
+            SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
             yield
         finally:
             for descriptor, copy in saved:
                 os.dup2(copy, descriptor)
                 os.close(copy)
+            torch.set_num_threads(torch_threads)
+            SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(itk_threads)

@@ -1,12 +1,12 @@
 """Backend `fsl`: FSL's own fsl_anat, then one applywarp.
 
-This makes what the published script makes. That script is fsl_anat with one line more: it warps the
-bias-corrected brain to MNI152 with the coefficients of FNIRT, trilinearly. The line works as well
+The result is that of the published script, which is fsl_anat with one more line: it warps the
+bias-corrected brain to MNI152 with the coefficients of FNIRT, trilinearly. The line also works
 after an unchanged fsl_anat, as long as that does not segment: segmentation replaces the brain by
-one with FAST's bias correction. The brain is what lies in MNI152's mask, brought back to the scan
+one with FAST's bias correction. The brain is the inside of MNI152's mask, brought back to the scan
 through FNIRT's warp, so it is known only where the whole of fsl_anat has run.
 
-fsl_anat ends with exit status 0 after steps that failed, so what each step made is looked at.
+fsl_anat ends with exit status 0 even after a step that failed, so the files of each step are read.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
 
-from data_preprocessing.pipeline.native import Native, read_native, seen_contents
+from data_preprocessing.pipeline.native import Native, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.cli import raise_all
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, IMAGE_SUFFIXES, READ_ERRORS
@@ -33,8 +33,7 @@ FSL_ANAT_FLAGS = ("--noseg", "--nosubcortseg", "--clobber")
 LEAST_FILLED = 0.1
 SHOWN_LINES = 5
 AFFINE_FILE = "T1_to_MNI_lin.mat"
-# What fsl_anat makes of `-o T1`.
-ANAT = "T1.anat"
+ANAT = "T1.anat"  # the folder that fsl_anat makes for `-o T1`
 
 
 def _read_voxels(path: Path) -> np.ndarray:
@@ -72,49 +71,31 @@ def _read_matrix(path: Path) -> np.ndarray:
     return matrix
 
 
-@dataclass(frozen=True)
-class Route:
-    """How the brain goes from fsl_anat's folder to the grid.
+class Route(NamedTuple):
+    """How the brain goes from fsl_anat's folder to the grid."""
 
-    Attributes:
-        flag: of applywarp, what it applies.
-        transform: the file that `flag` names, in fsl_anat's folder.
-        head: what fsl_anat registered in this way, a whole head on the grid.
-        brain: what applywarp makes, without suffix.
-        kept_as: suffix of the transform behind a scan's name.
-        read_transform: raises where the transform is not right.
-    """
-
-    flag: str
-    transform: str
-    head: str
-    brain: str
-    kept_as: str
-    read_transform: Callable[[Path], np.ndarray]
+    flag: str  # for applywarp, naming the transform
+    transform: str  # the file that `flag` names, in fsl_anat's folder
+    head: str  # the whole head on the grid that fsl_anat made with this transform
+    brain: str  # the file that applywarp makes, without suffix
+    kept_as: str  # suffix of the transform behind a scan's name
+    read_transform: Callable[[Path], np.ndarray]  # raises ValueError for a wrong transform
 
 
 ROUTES = {
     "deformable": Route(
-        flag=f"--warp={ANAT}/T1_to_MNI_nonlin_coeff",
-        transform="T1_to_MNI_nonlin_coeff.nii.gz",
-        head="T1_to_MNI_nonlin.nii.gz",
-        brain="T1_to_MNI_nonlin_brain",
-        kept_as="_warpcoef.nii.gz",
-        read_transform=_read_voxels,
+        f"--warp={ANAT}/T1_to_MNI_nonlin_coeff", "T1_to_MNI_nonlin_coeff.nii.gz",
+        "T1_to_MNI_nonlin.nii.gz", "T1_to_MNI_nonlin_brain", "_warpcoef.nii.gz", _read_voxels,
     ),
     "affine": Route(
-        flag=f"--premat={ANAT}/{AFFINE_FILE}",
-        transform=AFFINE_FILE,
-        head="T1_to_MNI_lin.nii.gz",
-        brain="T1_to_MNI_lin_brain",
-        kept_as="_affine.mat",
-        read_transform=_read_matrix,
+        f"--premat={ANAT}/{AFFINE_FILE}", AFFINE_FILE,
+        "T1_to_MNI_lin.nii.gz", "T1_to_MNI_lin_brain", "_affine.mat", _read_matrix,
     ),
-}
+}  # fmt: skip
 
 
 def check(recipe: Recipe) -> None:
-    """Raises one ValueError with all that keeps FSL from this recipe, here."""
+    """Raises one ValueError with everything that keeps FSL from following this recipe here."""
     problems = []
     if recipe.mask != "template":
         problems.append(
@@ -130,7 +111,7 @@ def check(recipe: Recipe) -> None:
 
 
 def _installation_problems() -> list[str]:
-    """What of FSL is missing on this machine."""
+    """The parts of FSL that are missing on this machine."""
     if not os.environ.get("FSLDIR"):
         return [
             "FSLDIR is not set: install FSL (fsl.fmrib.ox.ac.uk) and export FSLDIR, or give "
@@ -141,15 +122,12 @@ def _installation_problems() -> list[str]:
         return [
             f"FSLDIR is {str(fsl)!r}: FSL's scripts break on blanks in it, install it elsewhere"
         ]
+    wanted = {fsl / "bin" / name: "program" for name in PROGRAMS}
+    wanted |= {fsl / name: "file" for name in STANDARD_FILES}
     problems = [
-        f"{fsl / 'bin' / program}: no such program; is FSLDIR right?"
-        for program in PROGRAMS
-        if not shutil.which(fsl / "bin" / program)
-    ]
-    problems += [
-        f"{fsl / name}: no such file; is FSLDIR right?"
-        for name in STANDARD_FILES
-        if not (fsl / name).is_file()
+        f"{path}: no such {kind}; is FSLDIR right?"
+        for path, kind in wanted.items()
+        if not (shutil.which(path) if kind == "program" else path.is_file())
     ]
     if not shutil.which("bc", path=_environment()["PATH"]):
         problems.append("bc is not installed: fsl_anat calculates with it")
@@ -174,68 +152,39 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
 
     Args:
         image: a head, NIfTI or MGH.
-        recipe: one that `check` lets pass.
+        recipe: one that `check` accepts.
         workspace: a folder of this scan alone; its path may hold blanks.
 
     Raises:
         ValueError: an unreadable scan, an extracted brain, or a step that failed: names the scan,
-            the step, what is wrong with what it made, and the end of its log.
+            the step, what is wrong with its files, and the end of its log.
     """
     native = read_native(image)
-    if recipe.contents == "auto" and seen_contents(native) == "brain":
+    if recipe.contents == "auto" and guess_contents(native) == "brain":
         raise ValueError(
             f"{image}: looks like an extracted brain, a head expected: fsl_anat cannot register "
             "it; give --backend builtin, or --contents head if it is a head"
         )
-    route = ROUTES[recipe.registration]
-    matrix = _run_fsl_anat(image, native, route, workspace=workspace)
-    volume = _run_applywarp(image, route, workspace=workspace)
-    anat = workspace / ANAT
+    route, anat = ROUTES[recipe.registration], workspace / ANAT
+    placed = _place(image, native, workspace=workspace)
+    # Names from the workspace, where it runs: fsl_anat breaks on blanks in a path.
+    fsl_anat = ["fsl_anat", "-i", placed.name, "-o", "T1", *FSL_ANAT_FLAGS]
+    files = {
+        AFFINE_FILE: _read_matrix,
+        "T1_biascorr_brain.nii.gz": _read_voxels,
+        route.head: _read_on_grid,
+        route.transform: route.read_transform,
+    }
+    matrix, *_ = _run_step(fsl_anat, scan=image, workspace=workspace, files=files)
+    reference, brain = _fsl_dir() / STANDARD, f"{ANAT}/T1_biascorr_brain"
+    applywarp = ["applywarp", f"--ref={reference}", f"--in={brain}", route.flag]
+    applywarp.append(f"--out={ANAT}/{route.brain}")  # the published script's one line
+    files = {f"{route.brain}.nii.gz": _read_on_grid}
+    (volume,) = _run_step(applywarp, scan=image, workspace=workspace, files=files)
     # Both transforms start from the scan as fsl_anat turned and cropped it.
     kept = {route.kept_as: anat / route.transform, "_orig2roi.mat": anat / "T1_orig2roi.mat"}
-    return Mapped(
-        volume=volume,
-        brain=None,
-        contents="head",
-        transform={"flirt_matrix": matrix.tolist()},
-        notes=native.notes,
-        kept={suffix: path for suffix, path in kept.items() if path.is_file()},
-    )
-
-
-def _run_fsl_anat(image: Path, native: Native, route: Route, *, workspace: Path) -> np.ndarray:
-    """Bias field, registrations and brain; returns FLIRT's (4, 4) matrix."""
-    placed = _place(image, native, workspace=workspace)
-    matrix, *_ = _run_step(
-        # Names from the workspace, where it runs: it breaks on blanks in a path.
-        ["fsl_anat", "-i", placed.name, "-o", "T1", *FSL_ANAT_FLAGS],
-        scan=image,
-        workspace=workspace,
-        made={
-            AFFINE_FILE: _read_matrix,
-            "T1_biascorr_brain.nii.gz": _read_voxels,
-            route.head: _read_on_grid,
-            route.transform: route.read_transform,
-        },
-    )
-    return matrix
-
-
-def _run_applywarp(image: Path, route: Route, *, workspace: Path) -> np.ndarray:
-    """The published script's one line; returns the brain on the grid."""
-    (volume,) = _run_step(
-        [
-            "applywarp",
-            f"--ref={_fsl_dir() / STANDARD}",
-            f"--in={ANAT}/T1_biascorr_brain",
-            route.flag,
-            f"--out={ANAT}/{route.brain}",
-        ],
-        scan=image,
-        workspace=workspace,
-        made={f"{route.brain}.nii.gz": _read_on_grid},
-    )
-    return volume
+    kept = {suffix: path for suffix, path in kept.items() if path.is_file()}
+    return Mapped(volume, None, "head", {"flirt_matrix": matrix.tolist()}, native.notes, kept)
 
 
 def _fsl_dir() -> Path:
@@ -243,7 +192,7 @@ def _fsl_dir() -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """The environment FSL's programs run in: compressed output, one thread."""
+    """The environment of FSL's programs: compressed output, one thread."""
     fsl = _fsl_dir()
     return os.environ | {
         "FSLDIR": str(fsl),
@@ -265,22 +214,21 @@ def _place(image: Path, native: Native, *, workspace: Path) -> Path:
 
 
 def _run_step(
-    argv: list[str], *, scan: Path, workspace: Path, made: dict[str, Callable[[Path], np.ndarray]]
+    argv: list[str], *, scan: Path, workspace: Path, files: dict[str, Callable[[Path], np.ndarray]]
 ) -> list[np.ndarray]:
-    """Runs one of FSL's programs in the workspace and reads what it made.
+    """Runs one of FSL's programs in the workspace and reads the files that it made.
 
     Args:
         argv: the program's name and its arguments.
         scan: for messages.
         workspace: the folder to run in.
-        made: by file in fsl_anat's folder, a reader that raises where the file is not right.
+        files: for each file in fsl_anat's folder a reader, which raises where the file is wrong.
 
     Returns:
-        What the readers found, in order.
+        The results of the readers, in order.
     """
-    program, *arguments = argv
     done = subprocess.run(
-        [str(_fsl_dir() / "bin" / program), *arguments],
+        [str(_fsl_dir() / "bin" / argv[0]), *argv[1:]],
         cwd=workspace,
         env=_environment(),
         stdin=subprocess.DEVNULL,
@@ -289,15 +237,11 @@ def _run_step(
         errors="replace",
         check=False,
     )
-    found, problems = [], []
-    if done.returncode:
-        ended = (
-            f"signal {-done.returncode} (short of memory?)"
-            if done.returncode < 0
-            else f"{done.returncode}"
-        )
-        raise ValueError(f"{scan}: {program} ended with {ended}{_logs(workspace, done.stderr)}")
-    for name, read in made.items():
+    found, problems, status = [], [], done.returncode
+    if status:
+        ended = f"signal {-status} (short of memory?)" if status < 0 else str(status)
+        raise ValueError(f"{scan}: {argv[0]} ended with {ended}{_logs(workspace, done.stderr)}")
+    for name, read in files.items():
         try:
             found.append(read(workspace / ANAT / name))
         except FileNotFoundError:
@@ -305,13 +249,13 @@ def _run_step(
         except READ_ERRORS as error:
             problems.append(f"{name}: {error}")
     if problems:
-        problems = "; ".join(problems) + _logs(workspace, done.stderr)
-        raise ValueError(f"{scan}: {program} failed: {problems}")
+        text = "; ".join(problems) + _logs(workspace, done.stderr)
+        raise ValueError(f"{scan}: {argv[0]} failed: {text}")
     return found
 
 
 def _logs(workspace: Path, stderr: str) -> str:
-    """The last lines of fsl_anat's log, which are the commands it ran, and of the errors."""
+    """The last lines of fsl_anat's log, which lists the commands that it ran, and of the errors."""
     log = workspace / ANAT / "log.txt"
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     ends = ""

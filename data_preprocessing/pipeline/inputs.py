@@ -1,8 +1,8 @@
-"""What the user named on the command line, as single scans with names of their own.
+"""Which scans a call means, and what they are called: names in BIDS included.
 
-Files, folders, BIDS datasets (`sub-*`, with or without `ses-*`), outputs of fsl_anat and folders of
-DICOM files. Names are file names without suffix; where two scans share one, the folders that tell
-them apart are put in front, so that no scan takes the place of another.
+The user names files, folders, BIDS datasets (`sub-*`, with or without `ses-*`), outputs of fsl_anat
+and folders of DICOM files. A scan is called by its file name without suffix. Where two scans share
+a name, the folders that tell them apart are put in front, so that no scan overwrites another.
 """
 
 import hashlib
@@ -13,54 +13,53 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from data_preprocessing.pipeline.recipe import INSTALL
 from utils.cli import raise_all
 from utils.files import replacing, sha256_of, write_json
 from utils.scans.volumes import IMAGE_SUFFIXES
 
-VERSION = "1.10.0"
+SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
+UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
+# A folder is one of DICOM files if one of its first files is.
+DICOM_FILES_TRIED = 3
+# The results of fsl_anat, the best to start from first: brain, head, head as it came.
+FSL_ANAT = ".anat"
+FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
+# Both lie in a folder of predict.py's results, whose brains on the grid are no new scans.
+RESULTS = ("predictions.tsv", "predictions.json")
+# Beside raw data in a BIDS dataset: not scans of people, or not raw.
+NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
 
-NAME = re.compile(
-    r"(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?"
+BIDS_VERSION = "1.10.0"
+BIDS_NAME = re.compile(
+    r"(?P<participant>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?"
     r"(?P<entities>(?:_[a-z]+-[A-Za-z0-9]+)*)_T1w"
 )
-
-# Entities of a derivative that ours replace.
+# Entities of a derivative that are replaced by those of ours.
 DERIVED = re.compile(r"_(?:space|res|desc)-[A-Za-z0-9]+")
-
 OURS = "_space-MNI152NLin6Asym_res-2_desc-brain"
-
-# What lies in our folders and has no name in BIDS.
+# Files in our folders that have no name in BIDS.
 IGNORED = (
     "predictions.*", "report.html", "preprocessing*.html", "failures*.tsv", "*_brainage.json",
     "*.png", "scans",
 )  # fmt: skip
 
 
-SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
-# A folder is one of DICOM files if one of its first files is.
-DICOM_FILES_TRIED = 3
-# What fsl_anat leaves in its folder, the best to start from first: brain, head, head as it came.
-FSL_ANAT = ".anat"
-FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
-# In a folder of predict.py's results, whose brains on the grid are no new scans.
-RESULTS = ("predictions.tsv", "predictions.json")
-# Beside raw data in a BIDS dataset: not scans of people, or not raw.
-NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
-
-
 @dataclass(frozen=True)
 class Source:
-    """One scan to be preprocessed.
+    """One scan of a call.
 
     Attributes:
-        name: of its output, unique among all inputs of a call, without a suffix.
+        name: of its output, unique among all scans of the call, without suffix; may hold folders.
         path: a file, or the folder of a DICOM series.
+        on_grid: whether it lies on the network's grid already and is used as it is.
     """
 
     name: str
     path: Path
+    on_grid: bool = False
 
     @property
     def is_dicom(self) -> bool:
@@ -75,10 +74,26 @@ class Source:
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+class BidsName(NamedTuple):
+    """What the name of a T1-weighted scan in BIDS says.
+
+    Attributes:
+        participant: `sub-...`.
+        session: `ses-...` or None.
+        derivative: where its brain on the grid belongs in a derivative dataset, without suffix:
+            `sub-01_ses-1_run-2_T1w` becomes
+            `sub-01/ses-1/anat/sub-01_ses-1_run-2_space-..._T1w`.
+    """
+
+    participant: str
+    session: str | None
+    derivative: str
+
+
 def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Source]:
     """All scans of the inputs, each once, sorted by name.
 
-    What lies in `output_dir` is left out: those are results, not scans.
+    Files below `output_dir` are left out of the folders given: those are results, not scans.
 
     Raises:
         ValueError: every input that is missing, unknown, or holds no scan; scans beside which the
@@ -88,10 +103,10 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
     problems = []
     for given in map(Path, inputs):
         try:
-            found = _scans_of(given, beyond=output_dir.resolve())
+            found = _find_scans(given, output_dir=output_dir.resolve())
             # Not resolved: a scan that is a link (as in DataLad) keeps its name.
-            plain = (Path(os.path.abspath(path)) for path in found)  # noqa: PTH100
-            paths.update(dict.fromkeys(plain))
+            whole = (Path(os.path.abspath(path)) for path in found)  # noqa: PTH100
+            paths.update(dict.fromkeys(whole))
         except (ValueError, OSError) as error:
             problems.append(str(error))
     beside = [path for path in paths if path.parent.resolve() == output_dir.resolve()]
@@ -101,10 +116,11 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
             "could replace files beside them; give another folder"
         )
     raise_all(problems)
-    return sorted(_named(list(paths)), key=lambda source: source.name)
+    return sorted(_give_names(list(paths)), key=lambda source: source.name)
 
 
-def _scans_of(given: Path, *, beyond: Path) -> list[Path]:
+def _find_scans(given: Path, *, output_dir: Path) -> list[Path]:
+    """The scans of one input."""
     if not (given.exists() or given.is_symlink()):
         raise ValueError(f"{given}: no such file or folder")
     if not given.is_dir():
@@ -117,24 +133,24 @@ def _scans_of(given: Path, *, beyond: Path) -> list[Path]:
     bids = sorted(_bids_scans(given))
     if not bids and (given / "dataset_description.json").is_file():
         raise ValueError(f"{given}: a BIDS dataset without a sub-*/[ses-*/]anat/*_T1w.nii.gz")
-    found = bids or sorted(_all_scans(given, beyond=beyond))
+    found = bids or sorted(_all_scans(given, output_dir=output_dir))
     if not found:
         raise ValueError(f"{given}: nothing to preprocess in it; scans or DICOM files expected")
     return found
 
 
 def _bids_scans(folder: Path) -> Iterator[Path]:
-    """Of a dataset, of one participant's folder in it, or of one session's."""
+    """The T1-weighted scans of a dataset, or of the folder of one participant or one session."""
     name = folder.resolve().name
-    beyond = "sub-*/" * (not name.startswith(("sub-", "ses-")))
-    for session in ("", *(["ses-*/"] if not name.startswith("ses-") else [])):
-        for path in folder.glob(f"{beyond}{session}anat/*_T1w.nii*"):
+    participants = "sub-*/" * (not name.startswith(("sub-", "ses-")))
+    for sessions in ("", *(["ses-*/"] if not name.startswith("ses-") else [])):
+        for path in folder.glob(f"{participants}{sessions}anat/*_T1w.nii*"):
             if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith("."):
                 yield path
 
 
-def _all_scans(folder: Path, *, beyond: Path) -> Iterator[Path]:
-    """Scan files and DICOM folders at any depth; hidden ones and links to folders are left out."""
+def _all_scans(folder: Path, *, output_dir: Path) -> Iterator[Path]:
+    """Scan files and DICOM folders at any depth, without hidden ones and links to folders."""
     files = sorted(_visible_files(folder))
     scans = [path for path in files if path.name.lower().endswith(SCAN_SUFFIXES)]
     yield from scans
@@ -142,18 +158,17 @@ def _all_scans(folder: Path, *, beyond: Path) -> Iterator[Path]:
         yield folder
     for inner in sorted(folder.iterdir()):
         hidden = inner.name[0] == "." or inner.name in NOT_RAW
-        ours = inner.resolve() == beyond
-        results = all((inner / file).is_file() for file in RESULTS)
-        if not inner.is_dir() or inner.is_symlink() or hidden or ours or results:
+        ours = inner.resolve() == output_dir or all((inner / name).is_file() for name in RESULTS)
+        if not inner.is_dir() or inner.is_symlink() or hidden or ours:
             continue
         if inner.name.endswith(FSL_ANAT):
             yield _fsl_anat_scan(inner)
         else:
-            yield from _all_scans(inner, beyond=beyond)
+            yield from _all_scans(inner, output_dir=output_dir)
 
 
 def _fsl_anat_scan(folder: Path) -> Path:
-    """The scan in an output folder of fsl_anat; its other images are steps on the way."""
+    """The scan in an output folder of fsl_anat; its other images are intermediate steps."""
     for name in FSL_ANAT_SCANS:
         if (folder / name).is_file():
             return folder / name
@@ -161,7 +176,7 @@ def _fsl_anat_scan(folder: Path) -> Path:
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
-    """Files, and links that lead nowhere, of which a scan's failure will tell."""
+    """Files, and links to nothing, which later fail as scans with a message of their own."""
     return (path for path in folder.iterdir() if not path.is_dir() and path.name[0] != ".")
 
 
@@ -172,7 +187,7 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _named(paths: list[Path]) -> list[Source]:
+def _give_names(paths: list[Path]) -> list[Source]:
     """Puts as many parent folders in front of equal names as tell them apart."""
     names = {path: _with_parents(path, 0) for path in paths}
     for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
@@ -188,21 +203,17 @@ def _named(paths: list[Path]) -> list[Source]:
 
 
 def _with_parents(path: Path, count: int) -> str:
+    """The name of a scan with this many parent folders in front."""
     parents, stem = path.parts[1:-1], scan_stem(path)
     if parents and parents[-1].endswith(FSL_ANAT):  # all have the same file names
         *parents, stem = (*parents[:-1], parents[-1].removesuffix(FSL_ANAT))
-    return plain("_".join((*parents[max(0, len(parents) - count) :], stem)))
+    return UNSAFE.sub("_", "_".join((*parents[max(0, len(parents) - count) :], stem)))
 
 
 def scan_stem(path: Path) -> str:
-    """The name of a file without the suffix of a scan; of a folder all of it."""
+    """The name of a file without the suffix of a scan; the whole name of a folder."""
     suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
     return path.name[: len(path.name) - len(suffix)]
-
-
-def plain(name: str) -> str:
-    """A name that every file system takes."""
-    return re.sub(r"[^\w.+-]+", "_", name)
 
 
 def convert_dicom(folder: Path, workspace: Path) -> Path:
@@ -230,52 +241,19 @@ def convert_dicom(folder: Path, workspace: Path) -> Path:
     raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")
 
 
-def split_name(name: str) -> tuple[str, str | None] | None:
-    """(`sub-...`, `ses-...` or None) of a file name without suffix; None if it is not of BIDS."""
-    found = NAME.fullmatch(name)
-    return (found["subject"], found["session"]) if found else None
-
-
-def derivative_name(name: str) -> str | None:
-    """Where a scan's brain on the grid belongs in a derivative dataset, without a suffix.
-
-    `sub-01_ses-1_run-2_T1w` becomes `sub-01/ses-1/anat/sub-01_ses-1_run-2_space-..._T1w`; None if
-    the name is not of BIDS.
-    """
-    found = NAME.fullmatch(name)
+def parse_bids_name(name: str) -> BidsName | None:
+    """The parts of a file name without suffix; None if it is not a BIDS name of a T1 scan."""
+    found = BIDS_NAME.fullmatch(name)
     if not found:
         return None
-    folders = [found["subject"], *([found["session"]] if found["session"] else []), "anat"]
-    stem = "_".join(folders[:-1]) + DERIVED.sub("", found["entities"])
-    return "/".join((*folders, f"{stem}{OURS}_T1w"))
-
-
-def select_participants(names: Sequence[str], labels: Sequence[str]) -> list[int]:
-    """The places of the scans of the participants asked for.
-
-    Args:
-        names: of the scans, file names without suffix.
-        labels: participants, with or without `sub-`.
-
-    Raises:
-        ValueError: a participant of whom there is no scan.
-    """
-    asked = {label if label.startswith("sub-") else f"sub-{label}" for label in labels}
-    found = [(split_name(name) or (None,))[0] for name in names]
-    missing = sorted(asked - set(found))
-    if missing:
-        known = sorted({one for one in found if one})
-        raise ValueError(
-            f"--participant_label: no scan of {', '.join(missing)}; found {', '.join(known[:8])}"
-            + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-            if known
-            else f"--participant_label: no scan of {', '.join(missing)}: none has a name of BIDS"
-        )
-    return [place for place, one in enumerate(found) if one in asked]
+    participant, session = found["participant"], found["session"]
+    people = [participant, session] if session else [participant]
+    stem = f"{'_'.join(people)}{DERIVED.sub('', found['entities'])}{OURS}_T1w"
+    return BidsName(participant, session, "/".join((*people, "anat", stem)))
 
 
 def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
-    """`participants.tsv` of the datasets that the inputs are, or lie in as `sub-*/...`.
+    """The participants.tsv of datasets that are an input, or hold one below a folder `sub-*`.
 
     Returns:
         Absolute paths, each once.
@@ -291,10 +269,10 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 def describe_dataset(folder: Path) -> None:
-    """Writes dataset_description.json and .bidsignore to `folder`, unless they are there."""
+    """Writes dataset_description.json and .bidsignore to `folder`, unless they exist."""
     description = {
         "Name": "TSAN brain age",
-        "BIDSVersion": VERSION,
+        "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "TSAN brain age"}],
     }

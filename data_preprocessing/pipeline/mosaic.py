@@ -154,7 +154,7 @@ def mosaic_figure(
     image, labels = _assemble(volume, box)
     outline, _ = _assemble(template_mask, box)
     height, width = image.shape
-    lines = [_shortened(line) for line in title.splitlines()] or [""]
+    lines = [_shorten(line) for line in title.splitlines()] or [""]
     if flagged:
         lines[0] = f"▲ FLAGGED  {lines[0]}"
     above, below = 12 * len(lines) + 6, 14  # voxels
@@ -223,7 +223,7 @@ def _assemble(volume: np.ndarray, box: tuple[slice, ...]) -> tuple[np.ndarray, l
     return np.concatenate(rows), labels
 
 
-def _shortened(line: str) -> str:
+def _shorten(line: str) -> str:
     """At most `LINE` characters of a title: the start of the name and the figures at the end."""
     line = line.encode("utf-8", "backslashreplace").decode()  # a file name may be invalid UTF-8
     half = LINE // 2

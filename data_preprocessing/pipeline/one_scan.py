@@ -1,31 +1,36 @@
-"""One raw scan onto the grid, whatever happens: skipped when done, never half-written or raised.
+"""One scan, made ready for the network: judged where it lies on the grid, else brought onto it.
 
-A scan's files are written in an order that lets a later call tell what an interrupted one left: the
-record first, the scan last. Each appears under its name when it is whole.
+Used by preprocess.py and predict.py alike. Whatever goes wrong with a scan becomes its result and
+never stops the others. The files of a scan are written in an order that tells a later call what an
+interrupted one has left: the sidecar first, the scan last. Each file appears under its name only
+when it is whole.
 """
 
 import importlib
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
 from data_preprocessing.pipeline.inputs import Source, convert_dicom
-from data_preprocessing.pipeline.mosaic import PageRow, draw_mosaic
-from data_preprocessing.pipeline.quality import inspect, sentences
-from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
+from data_preprocessing.pipeline.mosaic import draw_mosaic
+from data_preprocessing.pipeline.quality import inspect
+from data_preprocessing.pipeline.recipe import Identity, Recipe
+from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
 from utils.files import replacing, require_absent, sha256_of
-from utils.scans.provenance import read_sidecar, sidecar_path, write_sidecar
+from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE
+from utils.scans.volumes import GRID_AFFINE, decode
 
-# What BIDS requires of the record of a derivative, beside what is ours.
+TRANSFORMS = "transforms"  # a folder of their own: warps are NIfTI files, but not scans
+# What BIDS requires in the sidecar of a derivative, beside our own keys.
 BIDS_KEYS = {
     "Description": "brain in MNI152 space, what lies outside it set to zero",
     "SpatialReference": "MNI152NLin6Asym, 2 mm",
@@ -35,66 +40,144 @@ BIDS_KEYS = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is the same for all scans of a call."""
+class Request:
+    """What is the same for all scans of a call; every worker process gets a copy.
 
-    recipe: Recipe
-    identity: Identity
-    output_dir: Path
-    keep_transform: bool
-    overwrite: bool
-
-
-def preprocess(source: Source, job: Job) -> PageRow:
-    """Brings one scan onto the grid, or finds that this has been done.
-
-    Writes `NAME.nii.gz`, float32; `NAME.json`, how it was made; `NAME.png`, a picture; and in
-    `transforms/` the transform where asked for. The scan comes last: if it is there, all is.
-
-    Returns:
-        How it went; an error is a row of status `failed` and never raised.
+    Attributes:
+        output_dir: for scans, sidecars and pictures.
+        recipe: how a scan is brought onto the grid; None where every scan lies on it already.
+        identity: what the recipe's backend works with, filled in by `check_backend`.
+        registration: of the scans on the grid that have no sidecar; None where unknown.
+        keep_transform: whether the transforms are written as well.
+        overwrite: whether scans that were made in another way are replaced.
     """
-    start = time.perf_counter()
-    try:
-        record = finished(source, job)
-        if record is None:
-            with tempfile.TemporaryDirectory(prefix="tsan-") as folder:
-                record = _make(source, job, Path(folder), start)
-        return row_of(source.name, job.output_dir, record)
-    except Exception as error:  # the engines raise what they like; the other scans go on
-        return PageRow(source.name, "failed", message=message_of(error, source))
+
+    output_dir: Path
+    recipe: Recipe | None = None
+    identity: Identity | None = None
+    registration: str | None = None
+    keep_transform: bool = False
+    overwrite: bool = False
+
+    def path(self, source: Source, suffix: str, *, folder: str = "") -> Path:
+        """The file of a scan with this suffix, such as `.nii.gz`."""
+        return self.output_dir / folder / f"{source.name}{suffix}"
 
 
-def message_of(error: Exception, source: Source) -> str:
-    """What is said of a scan that failed; with `--debug` the traceback is printed as well."""
-    if shows_tracebacks():
-        traceback.print_exception(error)
-    known = isinstance(error, (ValueError, OSError))
-    return str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as the network may read it, or the reason why it may not.
+
+    Attributes:
+        scan: on the grid; None where it failed.
+        contents: what the scan was: `grid` (on the grid already), `head` or `brain`.
+        quality: the fields of `quality.Quality`, among them the flags, sentences by code.
+        notes: what else people should know, one sentence each.
+        picture: its mosaic; None where there is none.
+        seconds: that the preprocessing took; None for a scan that lay on the grid.
+        error: why there is no scan.
+    """
+
+    scan: Path | None = None
+    contents: str = ""
+    quality: dict = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    picture: Path | None = None
+    seconds: float | None = None
+    error: str = ""
 
 
-def finished(source: Source, job: Job) -> dict | None:
-    """The record of this scan where it has been made as asked, None where it is to be made.
+def load_backend(recipe: Recipe):
+    """The backend's module, see recipe.py; its packages are loaded when they are needed."""
+    return importlib.import_module(f"data_preprocessing.pipeline.{recipe.backend}")
+
+
+def check_backend(request: Request) -> Request:
+    """The same request with the identity of its backend.
 
     Raises:
-        FileExistsError: its output exists and is another scan's, or was made in another way; or
-            files that are not ours bear its name.
+        ValueError, OSError: the backend cannot follow the recipe on this machine.
     """
-    scan = _scan_path(source, job)
+    backend = load_backend(request.recipe)
+    backend.check(request.recipe)
+    return replace(request, identity=backend.identity(request.recipe))
+
+
+def prepare_all(
+    sources: Sequence[Source], request: Request, *, jobs: int
+) -> Iterator[tuple[Source, Prepared]]:
+    """Every scan as it becomes ready, in any order; a killed process loses its own scan only.
+
+    Args:
+        sources: scans of different names; a name may hold folders.
+        request: from `check_backend` where any scan lies off the grid.
+        jobs: processes at a time.
+    """
+    for source, prepared in in_processes(partial(prepare, request=request), sources, jobs=jobs):
+        yield source, prepared or Prepared(error=f"{source.path}: {KILLED}")
+
+
+def prepare(source: Source, request: Request) -> Prepared:
+    """Judges a scan that lies on the grid, or brings it there unless this has been done.
+
+    Bringing it there writes `NAME.nii.gz` (float32), `NAME.json` (the sidecar), `NAME.png` (the
+    picture), and its transforms where they are asked for. The scan comes last: if it exists, all
+    the others do. With `--debug` the traceback of an error is printed.
+    """
     try:
-        record = read_sidecar(scan)
-        differing = ["there is no record of it"] if record is None else []
+        if source.on_grid:
+            return _judge(source, request)
+        sidecar = find_sidecar(source, request)
+        if sidecar is None:
+            with tempfile.TemporaryDirectory(prefix="tsan-") as workspace:
+                sidecar = _make(source, request, Path(workspace))
+        return from_sidecar(request.path(source, ".nii.gz"), sidecar)
+    except Exception as error:  # the engines raise anything; the other scans go on
+        if shows_tracebacks():
+            traceback.print_exception(error)
+        known = isinstance(error, (ValueError, OSError))
+        text = str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
+        return Prepared(error=text)
+
+
+def from_sidecar(scan: Path, sidecar: dict) -> Prepared:
+    """The result of a scan that has been preprocessed, from its sidecar."""
+    picture = sidecar_path(scan).with_suffix(".png")
+    return Prepared(
+        scan,
+        sidecar["contents"],
+        sidecar["qc"],
+        sidecar["notes"],
+        picture if picture.is_file() else None,
+        sidecar["seconds"],
+    )
+
+
+def find_sidecar(source: Source, request: Request) -> dict | None:
+    """The sidecar of a scan that has been made as requested; None where it is to be made.
+
+    Raises:
+        FileExistsError: the output exists and comes from another scan or was made in another way;
+            or files of other programs have its name.
+    """
+    scan = request.path(source, ".nii.gz")
+    try:
+        sidecar = read_sidecar(scan)
+        differing = ["there is no record of it"] if sidecar is None else []
     except ValueError as error:
-        record, differing = None, [str(error)]
-    if record is None and not job.overwrite:
-        require_absent(sidecar_path(scan), _picture_path(source, job))
+        sidecar, differing = None, [str(error)]
+    if sidecar is None and not request.overwrite:
+        require_absent(sidecar_path(scan), request.path(source, ".png"))
     if not scan.exists():
         return None
-    differing = differing or _differing(source, job, record)
+    differing = differing or _find_differences(source, request, sidecar)
     if not differing:
-        kept = (_transform_path(source, job, suffix) for suffix in record["transform_files"])
-        return record if not job.keep_transform or all(map(Path.is_file, kept)) else None
-    if job.overwrite:
+        if request.keep_transform:
+            ends = sidecar["transform_files"]
+            kept = (request.path(source, end, folder=TRANSFORMS) for end in ends)
+            return sidecar if all(path.is_file() for path in kept) else None
+        return sidecar
+    if request.overwrite:
         return None
     raise FileExistsError(
         f"{scan} exists and is not what would be made ({'; '.join(differing)}): give another "
@@ -102,20 +185,26 @@ def finished(source: Source, job: Job) -> dict | None:
     )
 
 
-def _differing(source: Source, job: Job, record: dict) -> list[str]:
-    """In what the scan that is there differs from the one that would be made."""
-    wanted = _wanted(source, job)
+def _describe_request(source: Source, request: Request) -> dict:
+    """What the sidecar of a finished scan must say."""
+    asked = {"source_sha256": source.sha256(), "recipe": asdict(request.recipe)}
+    return asked | asdict(request.identity)
+
+
+def _find_differences(source: Source, request: Request, sidecar: dict) -> list[str]:
+    """In what the scan that exists differs from the one that would be made."""
+    expected = _describe_request(source, request)
     # Another recipe has other parameters as well; the recipe is what the user knows.
-    found = list(_changes(record.get("recipe"), wanted["recipe"], "recipe"))
-    for name, value in wanted.items() if not found else ():
-        found += _changes(record.get(name), value, name)
-    if sha256_of(_scan_path(source, job)) != record.get("output_sha256"):
+    found = list(_changes(sidecar.get("recipe"), expected["recipe"], "recipe"))
+    for name, value in expected.items() if not found else ():
+        found += _changes(sidecar.get(name), value, name)
+    if sha256_of(request.path(source, ".nii.gz")) != sidecar.get("output_sha256"):
         found.append("it was changed or damaged since")
     return found
 
 
 def _changes(before: object, now: object, name: str) -> Iterator[str]:
-    """What differs of two nested records, such as `mask subject, now template`."""
+    """What differs between two nested dicts, such as `mask subject, now template`."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in {**before, **now}:
             yield from _changes(before.get(key), now.get(key), key)
@@ -123,25 +212,34 @@ def _changes(before: object, now: object, name: str) -> Iterator[str]:
         yield f"{name} {before}, now {now}"
 
 
-def _wanted(source: Source, job: Job) -> dict:
-    """What the record of a finished scan must say."""
-    return {"source_sha256": source.sha256(), "recipe": asdict(job.recipe)} | asdict(job.identity)
+def _judge(source: Source, request: Request) -> Prepared:
+    """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
+    volume = decode(source.path)
+    sidecar = read_sidecar(source.path)
+    registration = (
+        Provenance.from_sidecar(sidecar).registration if sidecar else request.registration
+    )
+    quality = asdict(inspect(volume, registration=registration))
+    picture = request.path(source, ".png")
+    _draw(volume, picture, title=Path(source.name).name, flags=quality["flags"])
+    notes = () if sidecar else ("no record of how it was preprocessed",)
+    return Prepared(source.path, "grid", quality, notes, picture)
 
 
-def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
-    backend = load_backend(job.recipe)
+def _make(source: Source, request: Request, workspace: Path) -> dict:
+    """Brings a scan onto the grid and writes its files; returns its sidecar."""
+    start, recipe = time.perf_counter(), request.recipe
     image = convert_dicom(source.path, workspace) if source.is_dicom else source.path
-    mapped = backend.map_scan(image, job.recipe, workspace=workspace)
+    mapped = load_backend(recipe).map_scan(image, recipe, workspace=workspace)
     # Another call may have been faster, with this recipe or with another one.
-    if record := finished(source, job):
-        return record
-    made = workspace / "grid.nii.gz"
-    save_scan(mapped.volume, made)
-    registration = job.recipe.registration
-    quality = inspect(mapped.volume, registration=registration, brain=mapped.brain)
-    record = {
+    if sidecar := find_sidecar(source, request):
+        return sidecar
+    made, scan = workspace / "grid.nii.gz", request.path(source, ".nii.gz")
+    _save_on_grid(mapped.volume, made)
+    quality = inspect(mapped.volume, registration=recipe.registration, brain=mapped.brain)
+    sidecar = {
         "source": str(source.path),
-        **_wanted(source, job),
+        **_describe_request(source, request),
         "contents": mapped.contents,
         "transform": mapped.transform,
         "transform_files": sorted(mapped.kept),
@@ -151,75 +249,32 @@ def _make(source: Source, job: Job, workspace: Path, start: float) -> dict:
         "seconds": round(time.perf_counter() - start, 1),
         **BIDS_KEYS,
     }
-    _write(source, job, mapped, record)
-    _copy(made, _scan_path(source, job))
-    return record
-
-
-def _write(source: Source, job: Job, mapped: Mapped, record: dict) -> None:
-    """Everything but the scan; the record first, so that what a kill leaves is known for ours."""
-    write_sidecar(_scan_path(source, job), record, overwrite=True)
-    qc = record["qc"]
+    # Written first: after an interruption it tells that the files are ours.
+    write_sidecar(scan, sidecar, overwrite=True)
     title = (
-        f"{source.name}   {job.recipe.registration}   correlation {qc['correlation']:.2f}   "
-        f"overlap {qc['overlap']:.2f}"
+        f"{source.name}   {recipe.registration}   correlation {quality.correlation:.2f}   "
+        f"overlap {quality.overlap:.2f}"
     )
-    draw_mosaic(
-        mapped.volume,
-        load_template().mask,
-        _picture_path(source, job),
-        title="\n".join((title, *sentences(qc["flags"]))),
-        flagged=bool(qc["flags"]),
-        overwrite=True,
-    )
-    if job.keep_transform:
-        for suffix, path in mapped.kept.items():
-            _copy(path, _transform_path(source, job, suffix))
+    _draw(mapped.volume, request.path(source, ".png"), title=title, flags=quality.flags)
+    kept = mapped.kept if request.keep_transform else {}
+    copies = {request.path(source, end, folder=TRANSFORMS): path for end, path in kept.items()}
+    for target, path in (copies | {scan: made}).items():  # the scan last
+        with replacing(target, overwrite=True) as temporary:
+            temporary.write_bytes(path.read_bytes())
+    return sidecar
 
 
-def save_scan(volume: np.ndarray, path: Path) -> None:
+def _draw(volume: np.ndarray, picture: Path, *, title: str, flags: dict[str, str]) -> None:
+    """Draws the mosaic of a scan, over the one that an interrupted call may have left."""
+    lines = "\n".join((title, *flags.values()))
+    mask = load_template().mask
+    draw_mosaic(volume, mask, picture, title=lines, flagged=bool(flags), overwrite=True)
+
+
+def _save_on_grid(volume: np.ndarray, path: Path) -> None:
     """Writes a (91, 109, 91) volume as float32 NIfTI on the MNI152 2 mm grid."""
     image = nibabel.Nifti1Image(volume.astype(np.float32), GRID_AFFINE)
     image.set_sform(GRID_AFFINE, code="mni")
     image.set_qform(GRID_AFFINE, code="mni")
     image.header.set_xyzt_units("mm")
     image.to_filename(path)
-
-
-def load_backend(recipe: Recipe):
-    """The backend's module, see recipe.py; its packages are loaded when they are needed."""
-    return importlib.import_module(f"data_preprocessing.pipeline.{recipe.backend}")
-
-
-def _scan_path(source: Source, job: Job) -> Path:
-    return job.output_dir / f"{source.name}.nii.gz"
-
-
-def _picture_path(source: Source, job: Job) -> Path:
-    return job.output_dir / f"{source.name}.png"
-
-
-def _transform_path(source: Source, job: Job, suffix: str) -> Path:
-    # In a folder of their own: a displacement is a NIfTI file too, and not a scan.
-    return job.output_dir / "transforms" / f"{source.name}{suffix}"
-
-
-def _copy(made: Path, target: Path) -> None:
-    with replacing(target, overwrite=True) as temporary:
-        temporary.write_bytes(made.read_bytes())
-
-
-def row_of(name: str, folder: Path, record: dict) -> PageRow:
-    """What the page says of a scan that is in `folder`, from its record."""
-    qc = record["qc"]
-    picture = folder / f"{name}.png"
-    return PageRow(
-        name,
-        "flagged" if qc["flags"] else "done",
-        correlation=qc["correlation"],
-        overlap=qc["overlap"],
-        flags=sentences(qc["flags"]),
-        message=" ".join(record["notes"]),
-        picture=picture if picture.is_file() else None,
-        seconds=record["seconds"],
-    )

@@ -1,7 +1,6 @@
-"""How a raw scan is brought onto the network's grid, and what comes of it.
+"""The contract between one_scan.py and the backends: what is asked for, and what is returned.
 
-This is the contract between `preprocess.py` and the backends (`builtin.py`, `fsl.py`,
-`resample.py`). A backend is a module with
+A backend (`builtin.py`, `fsl.py`, `resample.py`) is a module with
 
     check(recipe)                          raises ValueError / OSError where it cannot work here
     identity(recipe) -> Identity           what it works with, for the sidecar and for skipping
@@ -22,20 +21,21 @@ REGISTRATIONS = ("deformable", "affine")
 MASKS = ("template", "subject")
 CONTENTS = ("auto", "head", "brain")
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements-preprocessing.txt"
-# What a missing package needs.
+# The command that installs a missing package.
 INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the user asked for; scans of one training set must share it.
+    """How scans are brought onto the grid; all scans of one training set must share it.
 
     Attributes:
         backend: `builtin` (pip packages), `fsl` (fsl_anat and applywarp), or `resample` (scans
             that are in MNI152 space already, on another grid).
         registration: `deformable` as published, or `affine` with 12 degrees of freedom as the
             released OASIS-1. With `resample`: how somebody registered the scans.
-        mask: what is left of the head: the `template`'s brain, as published, or the `subject`'s.
+        mask: the part of the head that is kept: the `template`'s brain, as published, or the
+            `subject`'s.
         contents: `head` with skull, `brain` extracted already, or `auto`: seen from the image.
     """
 
@@ -45,16 +45,10 @@ class Recipe:
     contents: str = "auto"
 
     def __post_init__(self):
-        for name, known in (
-            ("backend", BACKENDS),
-            ("registration", REGISTRATIONS),
-            ("mask", MASKS),
-            ("contents", CONTENTS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}: one of {', '.join(known)} expected, got {getattr(self, name)!r}"
-                )
+        known = {"backend": BACKENDS, "registration": REGISTRATIONS, "mask": MASKS}
+        for name, words in (known | {"contents": CONTENTS}).items():
+            if (word := getattr(self, name)) not in words:
+                raise ValueError(f"{name}: one of {', '.join(words)} expected, got {word!r}")
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,8 @@ class Mapped:
     Attributes:
         volume: (91, 109, 91) float32 in LAS order, 0 outside the brain.
         brain: (91, 109, 91) bool, the scan's own brain on the grid before the template's mask is
-            laid over it; None where no backend step knows it.
-        contents: `head` or `brain`, what the scan held.
+            applied; None where the backend does not know it.
+        contents: `head` or `brain`, what the scan shows.
         transform: summary for the sidecar, plain values.
         notes: for people, one sentence each.
         kept: files of the transform in the workspace, by the suffix they get behind the scan's

@@ -1,7 +1,8 @@
 """Backend `resample`: scans that lie in MNI152 space (NLin6Asym) already, on another grid.
 
-Such as TemplateFlow's 2 mm grid, whose first axis runs the other way, or grids of 1 and 3 mm.
-Nothing is registered: one trilinear interpolation, none where only axes differ.
+Examples are TemplateFlow's 2 mm grid, whose first axis runs the other way, and grids of 1 and 3 mm.
+Nothing is registered: a scan is interpolated once (trilinear), and not at all where only the order
+of its axes differs.
 """
 
 import re
@@ -13,7 +14,7 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from data_preprocessing.pipeline.native import Native, foreground, read_native, seen_contents
+from data_preprocessing.pipeline.native import Native, foreground, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
@@ -30,7 +31,7 @@ ROUNDING = 0.01  # mm for affines, voxels for the edge of the field of view
 
 
 def check(recipe: Recipe) -> None:
-    """Raises ValueError for a head that nothing would be taken off."""
+    """Raises ValueError where a head is to keep the subject's own brain, which is not known."""
     if recipe.mask == "subject" and recipe.contents == "head":
         raise ValueError(
             "mask subject with contents head: the resample backend extracts no brains; give --mask "
@@ -39,7 +40,7 @@ def check(recipe: Recipe) -> None:
 
 
 def identity(recipe: Recipe) -> Identity:
-    """Versions of what interpolates, the template whose mask is used, and the interpolation."""
+    """The packages that interpolate, the template whose mask is used, and the interpolation."""
     return Identity(
         versions={name: version(name) for name in ("nibabel", "scipy")},
         template_sha256=load_template().sha256,
@@ -52,19 +53,24 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
 
     Args:
         image: a head or brain in MNI152 space, NIfTI or MGH.
-        recipe: one that `check` lets pass.
+        recipe: one that `check` accepts.
         workspace: not used, nothing is written.
 
     Raises:
-        ValueError: named for another space; unreadable; a field of view that leaves out some of
-            the template's brain; a head where only the scan's own brain should be kept; nothing
-            left of it.
+        ValueError: a file name with another space; an unreadable scan; a field of view that lacks
+            a part of the template's brain; a head where only the scan's own brain should be kept;
+            or nothing but 0 in the brain.
     """
-    _require_this_space(image)
+    space = re.search(r"_space-([A-Za-z0-9]+)", image.name)  # in names of BIDS
+    if space and space[1] != SPACE:
+        raise ValueError(
+            f"{image}: its name says space {space[1]}, {SPACE} expected: other templates lie "
+            "millimetres away; give --backend builtin"
+        )
     native = read_native(image, rescale=False)
     template = load_template()
     _require_whole_brain(image, native, template.mask)
-    contents = seen_contents(native) if recipe.contents == "auto" else recipe.contents
+    contents = guess_contents(native) if recipe.contents == "auto" else recipe.contents
     if contents == "head" and recipe.mask == "subject":
         raise ValueError(
             f"{image}: looks like a whole head, --mask subject needs an extracted brain; give "
@@ -74,24 +80,14 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     if contents == "brain":
         own = ndimage.binary_fill_holes(foreground(native))
         brain = _on_grid(native, own.astype(np.float32)) > 0.5
-        voxels = voxels * own  # what is faint around it would pass the template's mask
+        voxels = voxels * own  # faint voxels around it would pass the template's mask
     volume = _on_grid(native, voxels)
     volume *= template.mask if recipe.mask == "template" else brain
     if not volume.any():
         raise ValueError(f"{image}: 0 everywhere in the template's brain; is it in MNI152 space?")
-    interpolated = not _axes_differ_at_most(native)
+    interpolated = not _shares_voxels(native)
     transform = {"from_affine": native.affine.round(6).tolist(), "interpolated": interpolated}
     return Mapped(volume, brain, contents, transform, native.notes)
-
-
-def _require_this_space(image: Path) -> None:
-    """Raises ValueError if a BIDS name says that the scan lies in another space."""
-    space = re.search(r"_space-([A-Za-z0-9]+)", image.name)
-    if space and space[1] != SPACE:
-        raise ValueError(
-            f"{image}: its name says space {space[1]}, {SPACE} expected: other "
-            "templates lie millimetres away; give --backend builtin"
-        )
 
 
 def _require_whole_brain(image: Path, native: Native, mask: np.ndarray) -> None:
@@ -108,8 +104,8 @@ def _require_whole_brain(image: Path, native: Native, mask: np.ndarray) -> None:
         )
 
 
-def _axes_differ_at_most(native: Native) -> bool:
-    """Whether every voxel of the scan is one of the grid."""
+def _shares_voxels(native: Native) -> bool:
+    """Whether the scan differs from the grid by the direction of its first axis at most."""
     return native.voxels.shape == GRID_SHAPE and np.allclose(
         native.affine, FLIPPED_AFFINE, atol=ROUNDING
     )
@@ -117,7 +113,7 @@ def _axes_differ_at_most(native: Native) -> bool:
 
 def _on_grid(native: Native, voxels: np.ndarray) -> np.ndarray:
     """(91, 109, 91) float32 of `voxels`, float32 on the scan's grid."""
-    if _axes_differ_at_most(native):
+    if _shares_voxels(native):
         return voxels[::-1].copy()
     resampled = resample_from_to(
         nibabel.Nifti1Image(voxels, native.affine), (GRID_SHAPE, GRID_AFFINE), order=1

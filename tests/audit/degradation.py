@@ -1,4 +1,4 @@
-"""Degrades heads in ways that are known: moved, bent, seen in other voxels, darkened, noisy."""
+"""Degrades heads in known ways, for heads.py: moved, bent, resampled, darkened, noisy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 HEAD_FROM = 0.1  # of the 99.5th percentile; what is darker is air
-LOOKED_AT = 100_000  # voxels of a head, evenly taken, for its centre, extent and displacements
+SAMPLED = 100_000  # voxels of a head, evenly spread, for its centre, extent and displacements
 AIR = 10.0  # mm around the degraded head
 WARP_LATTICE, BIAS_LATTICE = 45.0, 60.0  # mm; a scan's own smooth distortions are about this coarse
 # Below 1 the warp has no folds and its inverse is found by iteration, the faster the lower.
@@ -93,7 +93,7 @@ class SmoothField:
         return SmoothField(self.coefficients * factor, self.origin, self.spacing)
 
     def steepest(self) -> float:
-        """Largest change of the field, a displacement, for a mm: below 1 nothing folds."""
+        """Largest change of the field, a displacement, per mm: below 1 nothing folds."""
         step = self.spacing / 5
         places = [
             origin + np.arange(0, (size - 1) * self.spacing, step)
@@ -180,11 +180,11 @@ def _inside(volume: np.ndarray) -> np.ndarray:
 
 
 def _head_points(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """(N, 3) mm of voxels of the head, evenly taken."""
+    """(N, 3) mm of voxels of the head, evenly spread."""
     voxels = np.argwhere(_inside(volume))
     if not len(voxels):
         raise ValueError("no head in the image: intensities above 0 that differ expected")
-    return moved(voxels[:: max(1, len(voxels) // LOOKED_AT)], affine)
+    return moved(voxels[:: max(1, len(voxels) // SAMPLED)], affine)
 
 
 def _random_warp(
@@ -198,8 +198,8 @@ def _random_warp(
     steepest = warp.steepest()
     if steepest > STEEPEST:
         raise ValueError(
-            f"warp_mm: {warp_mm:g} mm change by {steepest:.2f} mm a mm, {STEEPEST:g} at most "
-            "expected, so that nothing folds; give less, or another seed"
+            f"warp_mm: {warp_mm:g} mm change by {steepest:.2f} mm per mm, {STEEPEST:g} at "
+            "most expected, so that nothing folds; give less, or another seed"
         )
     return warp
 

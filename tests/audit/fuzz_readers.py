@@ -1,11 +1,11 @@
-"""Fuzzes the readers of sheets and scans, guided by coverage: runs for minutes, and is no test.
+"""Fuzzes the readers of sheets and scans, guided by coverage, for --seconds per kind of file.
 
     pip install atheris
     python -m tests.audit.fuzz_readers .csv .xls .xlsx .nii .nii.gz --seconds 120 --output_dir finds
 
-A reader gives a value or raises ValueError or OSError. Whatever else it raises is a find: its input
-is kept, one for each place in the code, and the exit code is 1, as it is where fuzzing broke off.
-Finds become tests (test_broken_sheets.py, test_broken_volumes.py).
+A reader returns a value or raises ValueError or OSError. Any other exception is a find: its input
+is kept, one per place in the code. The exit code is 1 after a find, or where fuzzing broke off. A
+find becomes a test (test_broken_sheets.py, test_broken_volumes.py).
 """
 
 import argparse
@@ -22,7 +22,7 @@ SHEETS = (".csv", ".tsv", ".xls", ".xlsx")
 SCANS = (".nii", ".nii.gz")
 READERS = ["utils", "nibabel", "xlrd", "openpyxl", "pandas"]
 LONGEST = 20_000  # bytes of an input
-SECONDS_OF_ONE = 20  # an input that takes longer is a find of libFuzzer's
+SECONDS_OF_ONE = 20  # libFuzzer reports an input that takes longer
 
 
 def seeds(suffix: str) -> list[bytes]:

@@ -2,11 +2,12 @@ r"""Interrupts training of both stages in every way, resumes it, and compares wi
 
     python -m tests.audit.interruptions --kills 20 --seed 0
 
-Each stage is trained once uninterrupted on generated volumes. Then runs of the same flags are
-killed (SIGKILL) at random moments and resumed until they end, asked to end (SIGTERM), left with a
-damaged last checkpoint, with no room for files, or without their data. Resumed, each must end with
-the same bits in all weights, the same metrics.jsonl but for times, and one TensorBoard point an
-epoch. Processes are forked from one that has imported everything, so kills hit training itself.
+Takes about 13 minutes on two cores. Each stage is trained once uninterrupted on generated volumes.
+Then runs of the same flags are killed (SIGKILL) at random moments and resumed until they end, asked
+to end (SIGTERM), left with a damaged last checkpoint, with no room for files, or without their
+data. Resumed, each must end with the same bits in all weights, the same metrics.jsonl except for
+times, and one TensorBoard point per epoch. Runs are forked from a process that has imported
+everything, so that kills hit training.
 """
 
 import argparse
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (32, 36, 32)  # voxels
 SIZES = {"train": 8, "val": 4}
 STAGES = ("first", "second")
-MOST_TRIALS = 4  # of an interruption other than kill -9
+MAX_TRIALS = 4  # of each interruption other than kill -9
 PATIENCE = 300.0  # seconds that a run may take
 
 
@@ -48,7 +49,7 @@ class Row:
     interruption: str
     interruptions: int
     as_uninterrupted: str  # runs that ended as the whole one did, of how many
-    told: str = ""
+    message: str = ""  # the last line that an interrupted run printed
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What the last process of the run said."""
+        """What the last process of the run printed."""
         return self.folder.with_suffix(".log")
 
     def start(self, *, file_bytes: int | None = None) -> int:
@@ -103,10 +104,10 @@ class Run:
             os._exit(code)
 
     def finish(self) -> str:
-        """Resumes it to its end; returns what it said.
+        """Resumes it to its end; returns what it printed.
 
         Raises:
-            ValueError: it does not end well.
+            ValueError: its exit code is not 0.
         """
         code = ended(self.start(), PATIENCE)
         if code != 0:
@@ -174,7 +175,7 @@ def logged_steps(folder: Path) -> list[int]:
 
 
 def differences(run: Run, whole: Run) -> list[str]:
-    """What a run left that the whole run did not."""
+    """How the files that a run left differ from those of the whole run."""
     import torch
 
     from utils.training.trainer import LAST_NAME
@@ -222,7 +223,7 @@ def killed(whole: Run, seconds: float, kills: int, rng: random.Random) -> Row:
 
 
 def terminated(whole: Run, seconds: float, trials: int, rng: random.Random) -> Row:
-    """Sends SIGTERM, as schedulers do, in the last two thirds of the time of a whole run."""
+    """Sends SIGTERM, as schedulers do, during the last two thirds of a run."""
     faults, told, sent = [], "", 0
     for trial in range(trials):
         run = replace(whole, folder=whole.folder.with_name(f"terminated{trial}"))
@@ -237,7 +238,7 @@ def terminated(whole: Run, seconds: float, trials: int, rng: random.Random) -> R
 
 
 def damaged(whole: Run, kind: str, trials: int, rng: random.Random) -> Row:
-    """Damages the last checkpoint of finished runs: the epoch before is trained on again."""
+    """Damages the last checkpoint of finished runs, which must go on from the epoch before."""
     from utils.training.trainer import LAST_NAME
 
     faults, told = [], ""
@@ -257,8 +258,8 @@ def damaged(whole: Run, kind: str, trials: int, rng: random.Random) -> Row:
             line for line in said.splitlines() if line.startswith("note: ") and "epoch" in line
         ]
         told = noted[0] if noted else told
-        # Of a bit between the entries, which nothing reads, nothing need be said.
-        missing = [] if noted or kind != "truncated" else ["no word of the damage"]
+        # A flipped bit may lie between the entries, where nothing is read, so no note is needed.
+        missing = [] if noted or kind != "truncated" else ["no note about the damage"]
         faults.append(missing + differences(run, whole))
     return row(whole, f"last checkpoint {kind}", trials, faults, told)
 
@@ -308,12 +309,15 @@ def measure(
     folder: Path, *, kills: int, epochs: int, seed: int, stages: Sequence[str] = STAGES
 ) -> Iterator[Row]:
     """Yields one row for each kind of interruption of each stage; the second needs the first."""
-    import utils.training.run  # noqa: F401  forked runs need not import torch again
+    # Forked runs need not import these again; the optimizer's first step imports the second.
+    import torch._dynamo  # noqa: F401
+
+    import utils.training.run  # noqa: F401
 
     rng = random.Random(seed)
     cohort = folder / "cohort"
     write_cohort(cohort, np.random.default_rng(seed))
-    first_stage, trials = None, min(kills, MOST_TRIALS)
+    first_stage, trials = None, min(kills, MAX_TRIALS)
     for stage in stages:
         whole = Run(stage, folder / stage / "whole", cohort, epochs, first_stage)
         whole.folder.parent.mkdir()
@@ -333,7 +337,7 @@ def measure(
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a table for a document."""
     lines = [
-        "| stage | interruption | times | runs that ended as the whole one | what was said |",
+        "| stage | interruption | times | runs that ended as the whole one | message |",
         "| --- | --- | --: | --- | --- |",
     ]
     lines += [
@@ -371,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         for row in measure(Path(folder), **how):
             rows.append(row)
             print(markdown([row]).splitlines()[-1], flush=True)
-    if any(";" in row.as_uninterrupted or row.told == "a traceback" for row in rows):
+    if any(";" in row.as_uninterrupted or row.message == "a traceback" for row in rows):
         raise ValueError("some runs did not end as the uninterrupted ones, see the table")
     return rows
 

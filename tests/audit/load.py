@@ -2,9 +2,10 @@ r"""Large folders: check, training start-up, prediction and report of up to 10,0
 
     python -m tests.audit.load --counts 1000 3000 10000
 
-Each step runs in a process of its own on generated scans, of which no two are alike; printed are
-its seconds and the highest memory that it or a process of its own held. Scans are on the network's
-grid for the check, and small for the network, whose time would else be all there is.
+Takes about 10 minutes on two cores. Each step runs in a process of its own on generated scans, no
+two of which are alike. Printed are its seconds and the highest memory that it, or a process that it
+started, held. The scans of the check are on the network's grid; those of the other steps are small,
+because otherwise the network would take nearly all of the time.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from benchmark.compare import in_own_process
+from tests.audit.load_steps import STEPS
 from utils.cli import new_parser, number, run_entry
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -24,9 +27,9 @@ SMALL = (32, 36, 32)  # voxels
 
 
 def write_scans(folder: Path, shape: tuple[int, int, int], count: int) -> None:
-    """So many brains without detail, each with a number in its voxels, and their sheet."""
+    """`count` brains without detail, each with its number in its voxels, and their sheet."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij", sparse=True)
-    # 0.75 of each half axis: a quarter of the box, as brains have of the grid.
+    # A radius of 0.75 fills a quarter of the box, as a brain fills a quarter of the grid.
     ball = np.where(sum(axis**2 for axis in axes) < 0.75**2, 100, 0).astype(np.uint8)
     inside = np.argwhere(ball)[:32]
     scans = folder / "scans"
@@ -44,9 +47,6 @@ def write_scans(folder: Path, shape: tuple[int, int, int], count: int) -> None:
 
 def measure(folder: Path, counts: Sequence[int]) -> Iterator[tuple[int, str, dict[str, float]]]:
     """Every step for every count, each in a process of its own."""
-    from benchmark.compare import in_own_process
-    from tests.audit.load_steps import STEPS
-
     for count in counts:
         small, grid = folder / f"small-{count}", folder / f"grid-{count}"
         write_scans(grid, GRID_SHAPE, count)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> list[tuple[int, str, dict[str, fl
     """Measures, prints and returns the rows."""
     args = build_parser().parse_args(argv)
     rows = []
-    print("| scans | step | seconds | ms a scan | MiB | page MB |")
+    print("| scans | step | seconds | ms per scan | MiB | page MB |")
     print("| --: | --- | --: | --: | --: | --: |")
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         for count, step, figures in measure(Path(folder), args.counts):

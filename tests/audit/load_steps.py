@@ -1,6 +1,7 @@
 """The steps whose load tests/audit/load.py measures, each in a process of its own.
 
-The request is one line of JSON on the input, the answer the last line of the output.
+The request is one line of JSON on the input, the answer the last line of the output. Each step
+imports for itself, so that its memory is not that of the others' libraries.
 """
 
 import json
@@ -15,12 +16,12 @@ import numpy as np
 
 def check(folder: Path) -> None:
     """The check of a dataset, as before training."""
-    from data_preprocessing.check_dataset import main
-
-    main([
+    sys.argv = [
+        "check_dataset.py",
         *("--folders", str(folder / "scans"), "--labels", str(folder / "labels.csv")),
         *("--output", str(folder / "check.tsv"), "--overwrite"),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    runpy.run_module("data_preprocessing.check_dataset", run_name="__main__")
 
 
 def start_up(folder: Path) -> None:

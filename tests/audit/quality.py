@@ -1,11 +1,12 @@
-r"""What the flags of quality catch: good scans as they are, and spoilt on purpose.
+r"""Measures what the flags of quality catch, and how often good scans are flagged.
 
     python -m tests.audit.quality --data "$TSAN_DATA" --output_dir flags --heads HEAD...
 
-Every scan of the folders is measured as it is: what is flagged there is a false alarm, or a scan
-that should not be there, which its picture tells. Some of them are then spoilt on the grid, in ways
-that preprocessing or its absence spoils scans. A case is caught where any flag is raised. Heads,
-which need the engines of data_preprocessing, are registered by their brain and keep their skull.
+Takes 0.2 s per volume on one core: a few minutes for 400 scans. Every scan of the folders is
+measured as it is. A flag there is a false alarm, or a scan that should not be there; its picture
+tells which. Some scans are then spoilt on the grid, as failed or missing preprocessing spoils them.
+A case is caught where any flag is raised. Heads, which need the packages of
+requirements-preprocessing.txt, are registered by their brain and keep their skull.
 """
 
 import argparse
@@ -22,9 +23,12 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from data_preprocessing.pipeline.builtin import map_scan, resample
 from data_preprocessing.pipeline.mosaic import draw_mosaic
+from data_preprocessing.pipeline.native import read_native
 from data_preprocessing.pipeline.quality import RULES, Measures, Quality, inspect
 from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
+from tests.audit.transforms import load_transform
 from utils.cli import Switch, new_parser, number, run_entry
 from utils.files import replacing, require_absent, write_tsv
 from utils.scans.template import load_template
@@ -174,10 +178,6 @@ def measure_heads(args: argparse.Namespace) -> Iterator[tuple[Row, np.ndarray]]:
 
 def head_on_grid(path: Path) -> np.ndarray:
     """A whole head on the grid, (91, 109, 91) float32, where the affine of its brain puts it."""
-    from data_preprocessing.pipeline.builtin import load_transform, map_scan
-    from data_preprocessing.pipeline.native import read_native
-    from data_preprocessing.pipeline.registration import resample
-
     recipe = Recipe(registration="affine", mask="subject", contents="head")
     with tempfile.TemporaryDirectory(prefix="quality-") as workspace:
         mapped = map_scan(path, recipe, workspace=Path(workspace))

@@ -1,10 +1,10 @@
-"""Checkpoints: ours, and the authors' published files, read and written without running their code.
+"""Checkpoints, ours and the authors' published files, read without running any code in them.
 
-Ours are one dict of plain values and tensors, read with `weights_only=True`:
-format, stage, options (rebuild the network), input_rule (how its scans are read), preprocessing
-(how they were made), summary (how it was trained), state_dict, and in the last checkpoint of a run
-`resume` (optimiser and progress).
-A second-stage checkpoint holds its first stage as well, so one file is enough to predict.
+Ours are one dict of plain values and tensors, read with `weights_only=True`. Its keys: format,
+stage, options (they rebuild the network), preparation (the InputRule), preprocessing (the
+Provenance), summary (how it was trained), state_dict, and in the last checkpoint of a run `resume`
+(optimiser and progress). A second-stage checkpoint holds its first stage as well, so one file is
+enough to predict.
 """
 
 import pickle
@@ -27,7 +27,7 @@ from utils.scans.provenance import UNKNOWN, Provenance
 from utils.scans.volumes import InputRule
 
 FORMAT = "tsan-brain-age-1"
-# What zipfile and torch raise for bytes that are not those that were written.
+# What zipfile and torch raise for a damaged file.
 DAMAGED = (
     zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, LookupError, ValueError,
     OverflowError, OSError,
@@ -68,26 +68,23 @@ class Checkpoint:
     @property
     def uses_sex(self) -> bool:
         """Whether any of its stages reads the sex."""
-        encoders = [module for module in self.model.modules() if isinstance(module, Encoder)]
-        return any(encoder.use_sex for encoder in encoders)
+        return any(module.use_sex for module in self.model.modules() if isinstance(module, Encoder))
 
     @property
     def smallest_side(self) -> int:
-        """Voxels along each axis of its input that all of its stages need at least."""
-        backbones = [module for module in self.model.modules() if isinstance(module, Backbone)]
-        return max(backbone.smallest_side for backbone in backbones)
+        """Voxels that its stages need along each axis of their input."""
+        return max(
+            module.smallest_side for module in self.model.modules() if isinstance(module, Backbone)
+        )
 
     @property
     def saw_mirrored(self) -> bool:
-        """Whether its training scans were mirrored at random; unknown counts as not."""
+        """Whether its training scans were mirrored at random; False where that is unknown."""
         return bool(self.summary.get("training", {}).get("augmentation", {}).get("flip"))
 
     @property
     def trained_on(self) -> list[str] | None:
-        """Contents of all scans that any of its stages was trained on; None where it is unknown.
-
-        See `content_hash` in utils/scans/leakage.py.
-        """
+        """Content hashes of all scans that any stage was trained on; None where unknown."""
         return self.summary.get("training_hashes")
 
 
@@ -101,9 +98,10 @@ def save_checkpoint(
     resume: dict | None = None,
     keep_as: Path | None = None,
 ) -> None:
-    """Writes a checkpoint through a temporary file; one that exists is replaced.
+    """Writes a checkpoint; the file that it replaces gets the name `keep_as`.
 
-    The one that is replaced gets the name `keep_as`. OSError if it cannot be written.
+    Raises:
+        OSError: it cannot be written.
     """
     content = {
         "format": FORMAT,
@@ -121,7 +119,7 @@ def save_checkpoint(
     with replacing(path, overwrite=True, keep_as=keep_as) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's word for a write that failed
+        except RuntimeError as error:  # torch raises it for a write that failed
             reason = str(error).splitlines()[0]
             raise OSError(f"{path}: cannot be written, is the disk full? ({reason})") from error
 
@@ -133,13 +131,12 @@ def load_checkpoint(
     use_sex: bool | None = None,
     age_step: float = 5.0,
 ) -> Checkpoint:
-    """Loads either stage, ours or the authors'; stage and width are recognised from the content.
+    """Loads either stage, ours or the authors'; the file tells stage and width.
 
     Args:
         path: the file.
         first_stage_net: the first stage for an authors' second stage, which lacks it.
-        use_sex: for the authors' files, whose keys do not tell; None means true. For ours it must
-            agree where given.
+        use_sex: for the authors' files, which do not tell; None means true. Ours must agree.
         age_step: years, for an authors' second stage.
 
     Raises:
@@ -148,35 +145,47 @@ def load_checkpoint(
     """
     path = Path(path)
     content = _read(path)
-    weights = content.get("state_dict")
     if content.get("format") == FORMAT:
         return _load_ours(path, content, use_sex)
-    if not isinstance(weights, dict) or stage_of(weights) is None:
-        raise ValueError(
-            f"{path}: neither a TSAN checkpoint nor one of the authors' released networks; "
-            f"found the entries {', '.join(map(str, list(content)[:8]))}"
-        )
-    try:
-        network = from_authors(weights, use_sex=use_sex is not False)
-        # Exported files say how their scans were made, the authors' own do not.
-        made = Provenance(**content.get("preprocessing", asdict(AUTHORS_PROVENANCE)))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    network, made = _load_authors(path, content, use_sex)
     if isinstance(network, ScaleDense):
         return Checkpoint(network, AUTHORS_INPUT_RULE, made, {}, None, path)
-    first = _first_stage_for(path, first_stage_net, use_sex)
+    if first_stage_net is None:
+        raise ValueError(
+            f"{path}: the authors' second stage holds no first stage: give --first_stage_net FILE"
+        )
+    first = load_first_stage(first_stage_net, use_sex=use_sex)
+    if first.input_rule != AUTHORS_INPUT_RULE:
+        raise ValueError(
+            f"{path} needs scans prepared as {AUTHORS_INPUT_RULE}, its first stage "
+            f"{first_stage_net} as {first.input_rule}: use the authors' first stage with it"
+        )
     require_alike(path, made, first)
-    made = made.filled_from(first.provenance)
     network = TSAN(first.model, network, age_step=age_step).eval()
+    made = made.filled_from(first.provenance)
     return Checkpoint(network, first.input_rule, made, {}, None, path)
+
+
+def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
+    """Loads a checkpoint of either origin that must be a first stage; else ValueError."""
+    path = Path(path)
+    content = _read(path)
+    if content.get("format") == FORMAT:
+        checkpoint = _load_ours(path, content, use_sex)
+    else:
+        network, made = _load_authors(path, content, use_sex)
+        checkpoint = Checkpoint(network, AUTHORS_INPUT_RULE, made, {}, None, path)
+    if checkpoint.stage == 1:
+        return checkpoint
+    raise ValueError(f"{path}: a second stage; --first_stage_net expects a first-stage checkpoint")
 
 
 def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
     """Loads one checkpoint, or several as the mean of their ages; `options` as `load_checkpoint`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`; or they are not of one stage, or for
-            scans prepared or preprocessed in several ways.
+        FileNotFoundError, ValueError: as `load_checkpoint`; or the networks differ in stage, input
+            rule or provenance.
     """
     first, *others = (load_checkpoint(path, **options) for path in paths)
     if not others:
@@ -190,60 +199,40 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
                 f"{first.input_rule}: networks that read scans alike expected"
             )
         require_alike(other.source, other.provenance, first)
-    everyone = (first, *others)
-    means = [one.summary.get("mean_training_age") for one in everyone]
-    ranges = [one.summary.get("training_ages") for one in everyone]
+    members = (first, *others)
+    means = [one.summary.get("mean_training_age") for one in members]
+    ranges = [one.summary.get("training_ages") for one in members]
     summary = {
         "mean_training_age": None if None in means else sum(means) / len(means),
-        # What all of them know.
+        # The ages that all of them were trained on, and the scans that any of them was.
         "training_ages": None
         if None in ranges
         else [max(low for low, _ in ranges), min(high for _, high in ranges)],
-        # What any of them was trained on; None where no one knows.
-        "training_hashes": union_of_hashes(everyone),
-        "card": {Path(one.source).name: one.summary.get("card") for one in everyone},
-        "training": {"augmentation": {"flip": all(one.saw_mirrored for one in everyone)}},
+        "training_hashes": union_of_hashes(members),
+        "card": {Path(one.source).name: one.summary.get("card") for one in members},
+        "training": {"augmentation": {"flip": all(one.saw_mirrored for one in members)}},
     }
-    return Checkpoint(
-        Ensemble([one.model for one in everyone]).eval(),
-        first.input_rule,
-        first.provenance,
-        summary,
-        None,
-        f"the mean of {', '.join(str(one.source) for one in everyone)}",
-    )
+    source = f"the mean of {', '.join(str(one.source) for one in members)}"
+    model = Ensemble([one.model for one in members]).eval()
+    return Checkpoint(model, first.input_rule, first.provenance, summary, None, source)
 
 
 def union_of_hashes(checkpoints: Sequence[Checkpoint], own: Sequence[str] = ()) -> list[str] | None:
-    """Contents of all scans that any of the networks was trained on, and `own`, sorted.
+    """Content hashes of all scans that any of the networks was trained on, and `own`, sorted.
 
-    None where there are none and no checkpoint knows.
+    None where there are none and no checkpoint knows its training scans.
     """
     known = [one.trained_on for one in checkpoints if one.trained_on is not None]
     return sorted({*own, *chain.from_iterable(known)}) if own or known else None
 
 
-def load_first_stage(path: str | Path, *, use_sex: bool | None = None) -> Checkpoint:
-    """Loads a checkpoint that must be a first stage.
-
-    Raises:
-        ValueError: it is a second stage.
-    """
-    weights = _read(Path(path)).get("state_dict")
-    if not isinstance(weights, dict) or stage_of(weights) != 2:
-        checkpoint = load_checkpoint(path, use_sex=use_sex)
-        if checkpoint.stage == 1:
-            return checkpoint
-    raise ValueError(f"{path}: a second stage; --first_stage_net expects a first-stage checkpoint")
-
-
 def start_from_checkpoint(
     network: ScaleDense | SecondStage, checkpoint: Checkpoint, input_rule: InputRule
 ) -> None:
-    """Gives a network of either stage the weights of that stage in a checkpoint.
+    """Copies the weights of a checkpoint into a network of either stage.
 
     Raises:
-        ValueError: the checkpoint lacks that stage, or its network or input_rule is another.
+        ValueError: the checkpoint lacks that stage, or its network or input rule differs.
     """
     path, model = checkpoint.source, checkpoint.model
     if isinstance(network, SecondStage):
@@ -267,7 +256,7 @@ def start_from_checkpoint(
 
 
 def require_alike(source: object, made: Provenance, first_stage: Checkpoint) -> None:
-    """Raises ValueError where scans of `source` were made in another way than the first stage's."""
+    """Raises ValueError where scans of `source` and the first stage's were made differently."""
     differences = made.differences(first_stage.provenance)
     if differences:
         raise ValueError(
@@ -295,7 +284,7 @@ def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bo
     weights = {f"module.{key}": value.cpu() for key, value in to_authors(stage).items()}
     epoch = int(checkpoint.summary.get("epoch", 0))
     content = {"epoch": epoch, "arch": "ScaleDense", "state_dict": weights, "optimizer": {}}
-    content["preprocessing"] = asdict(checkpoint.provenance)  # theirs ignores it
+    content["preprocessing"] = asdict(checkpoint.provenance)  # their code ignores it
     with replacing(path, overwrite=overwrite) as temporary:
         torch.save(content, temporary)
 
@@ -304,7 +293,12 @@ def _read(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
-        _require_whole(path)
+        # torch writes a CRC-32 of every entry and never compares it. Files of torch before 1.6, as
+        # the authors' may be, are no archives and have none.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise zipfile.BadZipFile(f"wrong checksum of {bad}")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnreadableCheckpoint(
@@ -320,24 +314,35 @@ def _read(path: Path) -> dict:
     return content
 
 
-def _require_whole(path: Path) -> None:
-    """Compares every entry's content with its CRC-32; torch writes them and never looks at them.
-
-    Files older than torch 1.6 are no archives and hold none.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
+def _load_authors(
+    path: Path, content: dict, use_sex: bool | None
+) -> tuple[ScaleDense | SecondStage, Provenance]:
+    """The network of a file in the authors' format, and how its training scans were made."""
+    weights = content.get("state_dict")
+    if not isinstance(weights, dict) or stage_of(weights) is None:
+        raise ValueError(
+            f"{path}: neither a TSAN checkpoint nor one of the authors' released networks; "
+            f"found the entries {', '.join(map(str, list(content)[:8]))}"
+        )
+    try:
+        network = from_authors(weights, use_sex=use_sex is not False)
+        # Files that we exported say how their scans were made, the authors' own do not.
+        return network, Provenance(**content.get("preprocessing", asdict(AUTHORS_PROVENANCE)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
     try:
-        model = build(content["options"])
+        options, summary = content["options"], content["summary"]
+        if "second_stage" in options:
+            first, second = ScaleDense(**options["first_stage"]), options["second_stage"]
+            model = TSAN(first, SecondStage(**second), age_step=options["age_step"])
+        else:
+            model = ScaleDense(**options)
         model.load_state_dict(content["state_dict"])
         input_rule = InputRule(**content["preparation"])
-        provenance = Provenance(**content.get("preprocessing", {}))  # older files lack it
+        provenance = Provenance(**content["preprocessing"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: its network cannot be rebuilt ({error})") from error
     broken = [key for key, value in model.state_dict().items() if not torch.isfinite(value).all()]
@@ -349,38 +354,13 @@ def _load_ours(path: Path, content: dict, use_sex: bool | None) -> Checkpoint:
     stored = (model.second_stage if isinstance(model, TSAN) else model).encoder.use_sex
     if use_sex is not None and use_sex != stored:
         raise ValueError(f"{path}: trained with use_sex {stored}, but --use_sex says {use_sex}")
-    resume = content.get("resume")
-    summary = content.get("summary", {})
-    contents = summary.get("training_hashes") if isinstance(summary, dict) else 0
-    if contents is not None and not (
-        isinstance(contents, list) and all(isinstance(one, str) for one in contents)
+    hashes = summary.get("training_hashes") if isinstance(summary, dict) else 0
+    if hashes is not None and not (
+        isinstance(hashes, list) and all(isinstance(one, str) for one in hashes)
     ):
         raise ValueError(
-            f"{path}: what it says of its training cannot be read: a dict expected, and in it a "
+            f"{path}: its summary of the training cannot be read: a dict expected, and in it a "
             "list of hashes as training_hashes"
         )
+    resume = content.get("resume")
     return Checkpoint(model.eval(), input_rule, provenance, summary, resume, path)
-
-
-def build(options: dict) -> ScaleDense | TSAN:
-    """A fresh network from what its `options()` returned."""
-    if "second_stage" not in options:
-        return ScaleDense(**options)
-    first = ScaleDense(**options["first_stage"])
-    return TSAN(first, SecondStage(**options["second_stage"]), age_step=options["age_step"])
-
-
-def _first_stage_for(
-    path: Path, first_stage_net: str | Path | None, use_sex: bool | None
-) -> Checkpoint:
-    if first_stage_net is None:
-        raise ValueError(
-            f"{path}: the authors' second stage holds no first stage: give --first_stage_net FILE"
-        )
-    first = load_first_stage(first_stage_net, use_sex=use_sex)
-    if first.input_rule != AUTHORS_INPUT_RULE:
-        raise ValueError(
-            f"{path} needs scans prepared as {AUTHORS_INPUT_RULE}, its first stage "
-            f"{first_stage_net} as {first.input_rule}: use the authors' first stage with it"
-        )
-    return first

@@ -13,11 +13,9 @@ from model.scaledense import Encoder
 from utils.distributed import SINGLE, World, own_device
 from utils.scans.dataset import UNKNOWN_SEX, ScanDataset
 
-STEPS_UNSEEN = 100  # on a GPU
-
+STEPS_UNSEEN = 100  # steps on a GPU until the loss is looked at again, which makes it wait
 CHECK_SCANS = 16  # predicted in both precisions before bfloat16 is trusted
-
-CHECK_YEARS = 0.1  # how far apart their ages may be
+CHECK_YEARS = 0.1  # by which their ages may differ
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,12 @@ class Execution:
     world: World = SINGLE
 
     def autocast(self) -> torch.autocast:
-        """The one place where precision is chosen."""
+        """The context in which a network runs in the chosen precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     @property
     def steps_unseen(self) -> int:
-        """Steps between two looks at the loss, each of which waits for the device."""
+        """Steps between two looks at the loss; each look waits for the device."""
         return 1 if self.device.type == "cpu" else STEPS_UNSEEN
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -52,7 +50,7 @@ class Execution:
         return tensor.to(self.device, non_blocking=True)
 
     def images(self, batch: dict[str, Tensor]) -> Tensor:
-        """The batch's (N, 1, D, H, W) images on the device, float32; as float16 they travel."""
+        """The batch's (N, 1, D, H, W) images on the device; what was kept in float16 as float32."""
         image = self.take(batch["image"])
         image = image.float() if image.dtype == torch.float16 else image
         return image.contiguous(memory_format=torch.channels_last_3d)
@@ -61,7 +59,7 @@ class Execution:
 def choose_execution(
     device: str = "auto", precision: str = "auto", world: World = SINGLE
 ) -> Execution:
-    """A GPU when there is one, with bfloat16 where it supports it; else the CPU in float32.
+    """Chooses a GPU when there is one, bfloat16 where it supports that; else the CPU and float32.
 
     Raises:
         ValueError: a CUDA device is asked for and there is none.
@@ -77,12 +75,11 @@ def choose_execution(
     if device.startswith("cuda"):
         if ":" not in device:
             device = f"cuda:{torch.cuda.current_device()}"
-        torch.cuda.set_device(device)  # what asks for "the GPU" means this one
-        # torch would run float32 convolutions as TF32, 10 bits a factor: 0.15 % of an age.
+        torch.cuda.set_device(device)  # the default for code that asks for "the GPU"
+        # torch would run float32 convolutions in TF32, with 10 bits per factor: 0.15 % of an age.
         torch.backends.cudnn.allow_tf32 = False
     if precision == "auto":
-        # On a CPU, bfloat16 training measured slower than float32.
-        # Of older GPUs torch only emulates it, slowly.
+        # Training in bfloat16 measured slower than float32 on a CPU; older GPUs emulate it slowly.
         bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(
             including_emulation=False
         )
@@ -92,10 +89,10 @@ def choose_execution(
 
 
 def compile_network(model: nn.Module, execution: Execution) -> bool:
-    """Has torch.compile translate the encoders of `model` when they are first called.
+    """Lets torch.compile translate the encoders of `model` when they are first called.
 
-    Where that does not work, for want of a compiler or of an operation it knows, the network runs
-    as it is, and that is said. Names in state dicts stay as they are.
+    Where there is no working compiler, a note is printed and the network runs as it is. Names in
+    state dicts do not change.
 
     Returns:
         Whether it works here.
@@ -106,8 +103,8 @@ def compile_network(model: nn.Module, execution: Execution) -> bool:
 
     try:
         torch.compile(probe)(torch.ones(8, device=execution.device))
-    except Exception as error:  # whatever a missing or unfit compiler makes of it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # a missing or unfit compiler raises many types
+        reason = [*str(error).strip().splitlines(), type(error).__name__][0]
         print(f"note: --compile: torch.compile does not work here ({reason}); going on without")
         return False
     torch._dynamo.config.suppress_errors = True  # parts that it cannot translate run as they are
@@ -167,16 +164,16 @@ def _possible_sexes(sex: Tensor) -> list[Tensor]:
 def settle_precision(
     model: nn.Module, dataset: ScanDataset, execution: Execution, *, batch_size: int, insist: bool
 ) -> Execution:
-    """Trusts bfloat16 only as far as its ages have been seen to be those of float32.
+    """Keeps bfloat16 only where its ages agree with those of float32.
 
     Predicts CHECK_SCANS scans, spread over the cohort, in both, and prints the largest difference.
 
     Args:
         model: on the device already.
         dataset: the scans to be predicted.
-        execution: returned as it is where it is float32.
+        execution: returned unchanged where it is float32.
         batch_size: scans at a time.
-        insist: whether bfloat16 stays even where an age differs by more than CHECK_YEARS.
+        insist: whether to keep bfloat16 even where an age differs by more than CHECK_YEARS.
 
     Returns:
         The execution to predict with.

@@ -1,6 +1,6 @@
-"""Ages of scans from a checkpoint: the one way from network to age.
+"""Ages of scans from a checkpoint.
 
-test.py, predict.py and the analyses all go through `Predictor`; in Python it is three lines:
+test.py, predict.py and the analyses all predict with `Predictor`. In Python it takes three lines:
 
     from utils.networks.predictor import load_pretrained
     predictor = load_pretrained()
@@ -42,9 +42,9 @@ class PredictionSettings:
         num_workers: processes that read scans.
         fuse: whether convolutions are fused with their normalisations: the same ages, faster.
         compile: whether torch.compile translates the network.
-        mirror: whether an age is the mean over the scan and its mirror image; None: where the
-            network was trained with mirrored scans.
-        insist: whether bfloat16 stays where its ages differ from those of float32.
+        mirror: whether an age is the mean over the scan and its mirror image; None: if the network
+            was trained with mirrored scans.
+        insist: whether bfloat16 is used even where its ages differ from those of float32.
     """
 
     batch_size: int = 8
@@ -70,51 +70,40 @@ class Predictor:
         execution: Execution,
         settings: PredictionSettings | None = None,
     ):
-        self.checkpoint, self.execution, self.settings = (
-            checkpoint,
-            execution,
-            settings or PredictionSettings(),
-        )
-        network = fuse_for_inference(checkpoint.model) if self.settings.fuse else checkpoint.model
+        settings = settings or PredictionSettings()
+        self.checkpoint, self.execution, self.settings = checkpoint, execution, settings
+        network = fuse_for_inference(checkpoint.model) if settings.fuse else checkpoint.model
         self.network = execution.place(network)
-        if self.settings.compile:
+        if settings.compile:
             compile_network(self.network, execution)
-        self.mirror = (
-            checkpoint.saw_mirrored if self.settings.mirror is None else self.settings.mirror
-        )
+        self.mirror = checkpoint.saw_mirrored if settings.mirror is None else settings.mirror
 
     def ages(self, scans: list[Scan] | ScanDataset) -> dict[str, np.ndarray]:
         """The named ages of all scans in file order, (scans,) years each.
 
-        A scan of unknown sex gets the mean of its ages as either sex, where the network reads the
-        sex.
+        Where the network reads the sex, a scan of unknown sex gets the mean of its ages as female
+        and as male.
 
         Args:
-            scans: from `open_cohort`; or opened already, prepared as the checkpoint says.
+            scans: from `open_cohort`; or a dataset with the checkpoint's input rule.
 
         Raises:
             ValueError: all scans that cannot be read, at once.
         """
-        dataset = scans
         if not isinstance(scans, ScanDataset):
-            dataset = open_for_one_pass(scans, self.checkpoint.input_rule)
+            scans = open_for_one_pass(scans, self.checkpoint.input_rule)
+        size, insist = self.settings.batch_size, self.settings.insist
         execution = settle_precision(
-            self.network,
-            dataset,
-            self.execution,
-            batch_size=self.settings.batch_size,
-            insist=self.settings.insist,
+            self.network, scans, self.execution, batch_size=size, insist=insist
         )
-        loader = evaluation_loader(
-            dataset, batch_size=self.settings.batch_size, num_workers=self.settings.num_workers
-        )
+        workers = self.settings.num_workers
+        loader = evaluation_loader(scans, batch_size=size, num_workers=workers)
         return predict(self.network, loader, execution, mirror=self.mirror)
 
     def predict(self, path: str | Path, *, sex: str | int | None = None) -> dict[str, float]:
         """The named ages, in years, of one scan that lies on the MNI152 2 mm grid.
 
-        No flag of quality is raised here, and heads off the grid are refused: for both there is
-        predict.py.
+        Other scans are refused, and the quality of this one is not judged: predict.py does both.
 
         Args:
             path: .nii.gz or .nii, a brain preprocessed as the training scans were.
@@ -130,9 +119,7 @@ class Predictor:
         return {name: float(years[0]) for name, years in self.ages([scan]).items()}
 
     def has_seen(self, path: str | Path) -> bool:
-        """Whether this very image was among the training scans; unknown counts as not.
-
-        The file is read for it, unless the checkpoint does not know its training scans.
+        """Whether this image was among the training scans; False where these are unknown.
 
         Raises:
             ValueError: not a readable scan on the grid that the network reads.
@@ -157,7 +144,7 @@ class Predictor:
 def load_pretrained(
     paths: Sequence[str | Path] | str | Path | None = None, *, device: str = "auto"
 ) -> Predictor:
-    """A predictor with the networks shipped with this program, or with given ones.
+    """Makes a predictor from the networks shipped with this program, or from given ones.
 
     Args:
         paths: checkpoints of one stage, whose mean is taken; None: the shipped ones.
@@ -182,7 +169,7 @@ def shipped_networks() -> list[Path]:
 
 
 def note_unknown_sexes(checkpoint: Checkpoint, scans: list[Scan]) -> None:
-    """Says what becomes of scans of unknown sex, where a network reads the sex."""
+    """Prints which age scans of unknown sex get, where a network reads the sex."""
     unknown = sum(scan.sex is None for scan in scans)
     if unknown and checkpoint.uses_sex:
         print(f"note: {unknown} scans of unknown sex get the mean of their ages as either sex")
@@ -202,9 +189,9 @@ def introduce(checkpoint: Checkpoint, scans: list[Scan], *, role: str) -> dict:
 
 
 def find_checkpoints(output_dir: Path, names: list[str] | None) -> list[Path]:
-    """The checkpoints that `--model_name` means, each in the output folder or at a path.
+    """The checkpoints that `--model_name` names, each in the output folder or at a path.
 
-    Without names it is the folder's own result or, where there is none, the shipped networks.
+    Without names: the training result in the folder or, without one, the shipped networks.
 
     Raises:
         FileNotFoundError: no names, no result in the folder, and nothing shipped.

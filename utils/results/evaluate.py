@@ -51,8 +51,8 @@ def evaluate(args: Namespace) -> dict:
     write_arrays(arrays, scans, ages, overwrite=args.overwrite)
     write_json(metrics, report, overwrite=args.overwrite)
     if report["scans_with_age"]:
-        cohort = "/".join(Path(args.test_folder).resolve().parts[-2:])
-        draw_ages(plot, scans, ages, stage=checkpoint.stage, title=cohort)
+        title = "/".join(Path(args.test_folder).resolve().parts[-2:])
+        draw_ages(plot, scans, ages, stage=checkpoint.stage, title=title)
     print(format_report(report))
     written = files if report["scans_with_age"] else files[:3]
     print(f"results: {', '.join(map(str, written))}")

@@ -41,14 +41,14 @@ class Cache:
             files in `folder`; `device`: all in the memory of `device`.
         folder: for `disk`; made when missing.
         device: for `device`.
-        dtype: of the z-scores that a network is given, whatever the kind: float16, with an error of
-            at most 2**-11 of a value, or float32.
+        dtype: of the z-scores that a network is given, whatever the kind: "float16", with an error
+            of at most 2**-11 of a value, or "float32".
     """
 
     kind: str = "none"
     folder: Path | None = None
     device: torch.device = CPU
-    dtype: torch.dtype = torch.float16
+    dtype: str = "float16"
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -56,13 +56,8 @@ class Cache:
         if self.kind == "disk" and self.folder is None:
             raise ValueError("cache disk: a folder expected, got none")
 
-    @property
-    def numpy_dtype(self) -> np.dtype:
-        """The type of the z-scores in NumPy's words."""
-        return np.dtype(str(self.dtype).removeprefix("torch."))
 
-
-def read_scan(path: Path, input_rule: InputRule, dtype: np.dtype) -> tuple[np.ndarray, str]:
+def read_scan(path: Path, input_rule: InputRule, dtype: str) -> tuple[np.ndarray, str]:
     """Reads one scan from its file, as a network's input.
 
     Returns:
@@ -104,13 +99,13 @@ class DiskCache:
         self.cache, self.folder = cache, Path(cache.folder)
         self.paths, self.input_rule = list(paths), input_rule
         self.record = np.dtype(
-            [("key", "S64"), ("content_hash", "S16"), ("image", cache.numpy_dtype, tuple(shape))]
+            [("key", "S64"), ("content_hash", "S16"), ("image", cache.dtype, tuple(shape))]
         )
         self.files = []
         for path in (path.resolve() for path in self.paths):
             status = path.stat()
             made_from = [str(path), status.st_size, status.st_mtime_ns, asdict(input_rule)]
-            text = json.dumps([*made_from, str(cache.dtype), FORMAT])
+            text = json.dumps([*made_from, cache.dtype, FORMAT])
             key = hashlib.sha256(text.encode()).hexdigest()
             self.files.append(self.folder / f"{key}.npy")
 
@@ -126,7 +121,7 @@ class DiskCache:
         kept = self._open(self.files[index])
         if kept is not None:
             return kept["image"], kept["content_hash"].item().decode()
-        image, content = read_scan(self.paths[index], self.input_rule, self.cache.numpy_dtype)
+        image, content = read_scan(self.paths[index], self.input_rule, self.cache.dtype)
         record = np.array((self.files[index].stem, content, image), self.record)
         try:
             with replacing(self.files[index], overwrite=True) as temporary:

@@ -19,8 +19,8 @@ class Scan:
     """One scan of a cohort; age in years and sex (0 female, 1 male) are None where unknown.
 
     Attributes:
-        orientation: the axis order it is stored in.
-        shape: its voxels (D, H, W) once in LAS order, at the resolution of the file.
+        orientation: the axis order of the file.
+        shape: voxels (D, H, W) in LAS order, at the resolution of the file.
     """
 
     subject_id: str
@@ -40,14 +40,14 @@ def open_cohort(
     need_sex: bool = False,
     smallest_side: int = 32,
 ) -> list[Scan]:
-    """Pairs every scan of `folder` with its label and checks all of them before any work.
+    """Pairs every scan of `folder` with its label and checks all headers before any work.
 
-    Rows of scans elsewhere are normal: one sheet serves all folders.
+    The sheet may have rows of scans in other folders.
 
     Args:
         folder: .nii.gz and .nii files, read in the order of their names.
         labels: from `read_labels`; None where there is no sheet.
-        input_rule: decides whether other grids are let through.
+        input_rule: decides whether other grids are accepted.
         need_age: whether a scan without an age is a problem (training) or merely unknown.
         need_sex: the same for the sex.
         smallest_side: voxels that the network needs along each axis; 32 for the compact width.
@@ -56,50 +56,41 @@ def open_cohort(
         FileNotFoundError: no folder or no scan in it.
         ValueError: all problems of all scans at once.
     """
-    scans: list[Scan] = []
-    problems: list[str] = []
+    scans, problems = [], []
+    firsts: dict[tuple[int, ...], Path] = {}
     for path in find_scans(folder):
         label = label_of(path, labels or {})
-        age, sex = (label.age, label.sex) if label else (None, None)
-        stem = image_stem(path.name)
-        if label is None and (need_age or need_sex):
-            problems.append(f"{path}: no row named {stem} in the label sheet")
-        elif need_age and age is None:
-            problems.append(f"{path}: row {label.row} gives no age, expected years")
-        elif need_sex and sex is None:
-            problems.append(
-                f"{path}: row {label.row} gives no sex, expected 0 female or 1 male "
-                "(or --use_sex false)"
-            )
+        if problem := _missing_label(path, label, need_age, need_sex):
+            problems.append(f"{path}: {problem}")
         try:
-            opened = open_scan(path, any_grid=input_rule.any_grid)
+            _, orientation, shape = open_scan(path, any_grid=input_rule.any_grid)
         except ValueError as error:
             problems.append(str(error))
-        else:
-            scans.append(Scan(stem, path, age, sex, opened.orientation, opened.shape))
-    raise_all(problems + _unfit_shapes(scans, input_rule, smallest_side))
+            continue
+        if min(input_rule.input_shape(shape)) < smallest_side:
+            problems.append(
+                f"{path}: the network's input would have {_by(input_rule.input_shape(shape))} "
+                f"voxels, at least {smallest_side} a side expected"
+            )
+        firsts.setdefault(shape, path)
+        age, sex = (label.age, label.sex) if label else (None, None)
+        scans.append(Scan(image_stem(path.name), path, age, sex, orientation, shape))
+    if len(firsts) > 1:
+        found = ", ".join(f"{_by(shape)} ({path.name})" for shape, path in firsts.items())
+        problems.append(f"{folder}: scans of differing shapes, {found}: one expected in a folder")
+    raise_all(problems)
     return scans
 
 
-def _unfit_shapes(scans: list[Scan], input_rule: InputRule, smallest_side: int) -> list[str]:
-    """What no batch or network can hold: too small at this resolution, or of several shapes."""
-    problems = []
-    firsts: dict[tuple[int, ...], Scan] = {}
-    for scan in scans:
-        firsts.setdefault(scan.shape, scan)
-        shape = input_rule.input_shape(scan.shape)
-        if min(shape) < smallest_side:
-            problems.append(
-                f"{scan.path}: the network's input would have {_by(shape)} voxels, at least "
-                f"{smallest_side} a side expected"
-            )
-    if len(firsts) > 1:
-        found = ", ".join(f"{_by(shape)} ({scan.path.name})" for shape, scan in firsts.items())
-        problems.append(
-            f"{scans[0].path.parent}: scans of differing shapes, {found}: one shape in a folder "
-            "expected, since a batch holds one"
-        )
-    return problems
+def _missing_label(path: Path, label: Label | None, need_age: bool, need_sex: bool) -> str:
+    """What training needs and the label sheet lacks; empty where it has it."""
+    if label is None and (need_age or need_sex):
+        return f"no row named {image_stem(path.name)} in the label sheet"
+    if need_age and label.age is None:
+        return f"row {label.row} gives no age, expected years"
+    if need_sex and label.sex is None:
+        return f"row {label.row} gives no sex, expected 0 female or 1 male (or --use_sex false)"
+    return ""
 
 
 def _by(shape: tuple[int, ...]) -> str:
@@ -107,7 +98,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def describe(scans: list[Scan]) -> str:
-    """One line: how many scans, which ages and sexes, what was reoriented."""
+    """One line: how many scans, their ages and sexes, and how many were reoriented."""
     ages = [scan.age for scan in scans if scan.age is not None]
     text = f"{len(scans)} scans"
     if ages:

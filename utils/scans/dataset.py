@@ -18,12 +18,12 @@ from tqdm import tqdm
 from utils.cli import raise_all
 from utils.distributed import SINGLE, World
 from utils.machine import free_memory, require_memory
-from utils.scans.cache import CPU, Cache, DiskCache, read_scan
+from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import Scan
 from utils.scans.volumes import InputRule
 
 UNKNOWN_SEX = -1
-NO_CACHE = Cache(dtype=torch.float32)
+NO_CACHE = Cache(dtype="float32")
 MEMORY_FOR_ONE_PASS = 2**30  # bytes
 
 
@@ -59,8 +59,9 @@ class ScanDataset(Dataset):
             unread = self._disk.prepare()
         elif cache.kind == "device":
             shape = (len(scans), 1, *self.shape)
-            require_memory(math.prod(shape) * cache.dtype.itemsize, len(scans), cache.device)
-            self._images = torch.empty(shape, dtype=cache.dtype, device=cache.device)
+            dtype = getattr(torch, cache.dtype)
+            require_memory(math.prod(shape) * dtype.itemsize, len(scans), cache.device)
+            self._images = torch.empty(shape, dtype=dtype, device=cache.device)
         title = "checking scans" if cache.kind == "none" else "decoding scans"
         self.content_hashes = in_threads(self._keep, unread, title)
         if self._disk is not None:  # most may have been kept before
@@ -76,16 +77,16 @@ class ScanDataset(Dataset):
         if self._images is not None:
             chosen = places.to(self.cache.device, non_blocking=True)
             return batch | {"image": self._images.index_select(0, chosen)}
-        batch["image"] = torch.empty((len(indices), 1, *self.shape), dtype=self.cache.dtype)
-        for image, index in zip(batch["image"].numpy(), indices, strict=True):
-            np.copyto(image[0], self._read(index)[0])
-        return batch
+        images = np.empty((len(indices), 1, *self.shape), self.cache.dtype)
+        for image, index in zip(images, indices, strict=True):
+            image[0] = self._read(index)[0]
+        return batch | {"image": torch.from_numpy(images)}
 
     def _read(self, index: int) -> tuple[np.ndarray, str]:
         """The z-scores (D, H, W) of a scan and its content hash, from the disk's cache or file."""
         if self._disk is not None:
             return self._disk.read(index)
-        return read_scan(self.scans[index].path, self.input_rule, self.cache.numpy_dtype)
+        return read_scan(self.scans[index].path, self.input_rule, self.cache.dtype)
 
     def _keep(self, index: int) -> str:
         """Reads a scan for the first time, which keeps it where it is to be kept."""
@@ -104,8 +105,8 @@ def open_for_one_pass(scans: list[Scan], input_rule: InputRule) -> ScanDataset:
         ValueError: all bad scans at once.
     """
     needed = 4 * len(scans) * math.prod(input_rule.input_shape(scans[0].shape))
-    fits = needed <= min(MEMORY_FOR_ONE_PASS, free_memory(CPU) // 2)
-    cache = Cache("device", dtype=torch.float32) if fits else NO_CACHE
+    fits = needed <= min(MEMORY_FOR_ONE_PASS, free_memory() // 2)
+    cache = Cache("device", dtype="float32") if fits else NO_CACHE
     return ScanDataset(scans, input_rule, cache)
 
 

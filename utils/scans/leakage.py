@@ -64,11 +64,7 @@ def require_separate_persons(
 ) -> None:
     """Refuses scans of one person on both sides; where that is `allowed`, it prints a note.
 
-    Args:
-        train: scans to learn from.
-        validation: scans that choose the best epoch.
-        pattern: how the person is found in a scan's name, see `person_of_scan`.
-        allowed: whether the user allows it.
+    `pattern` finds the person in a scan's name, see `person_of_scan`.
 
     Raises:
         ValueError: names the persons and their scans; or `pattern` does not fit a name.
@@ -95,11 +91,7 @@ def require_separate_images(
 ) -> None:
     """Refuses the same image on both sides; where that is `allowed`, it prints a note.
 
-    Args:
-        train: scans to learn from.
-        validation: scans that choose the best epoch.
-        content_hashes: of the training scans, and of the validation scans.
-        allowed: whether the user allows it.
+    `content_hashes` has those of the training scans, and those of the validation scans.
 
     Raises:
         ValueError: names the scans.
@@ -173,16 +165,13 @@ def _scans_on_both_sides(
     validation_keys: Sequence[str],
 ) -> dict[str, str]:
     """The keys that both sides have, each with a text that names its scans, in training's order."""
-    sides = []
-    for scans, keys in ((train, train_keys), (validation, validation_keys)):
-        names = defaultdict(list)
+    left, right = defaultdict(list), defaultdict(list)
+    for names, scans, keys in ((left, train, train_keys), (right, validation, validation_keys)):
         for scan, key in zip(scans, keys, strict=True):
             names[key].append(scan.path.name)
-        sides.append({key: ", ".join(found) for key, found in names.items()})
-    left, right = sides
     return {
-        key: f"{names} in training, {right[key]} in validation"
-        for key, names in left.items()
+        key: f"{', '.join(left[key])} in training, {', '.join(right[key])} in validation"
+        for key in left
         if key in right
     }
 

@@ -128,8 +128,7 @@ def common_provenance(scans: Sequence[Path], stated: Provenance = UNKNOWN) -> Pr
     """How all scans of a training were made.
 
     Scans without a sidecar beside scans with one are refused too: a folder filled from two sources
-    looks like this. A user who knows better states registration and mask; the backend of all scans
-    is then unknown.
+    looks like this. Where registration and mask are stated, they count, and the backend is unknown.
 
     Args:
         scans: of training and validation.
@@ -141,7 +140,7 @@ def common_provenance(scans: Sequence[Path], stated: Provenance = UNKNOWN) -> Pr
     firsts: dict[Provenance | None, Path] = {}
     for scan, made in zip(scans, read_provenance(scans), strict=True):
         firsts.setdefault(made, scan)
-    known = [made for made in firsts if made is not None]
+    known = [made for made in firsts if made]
     if not known:
         return stated
     if len(known) > 1:
@@ -187,7 +186,7 @@ def compare_provenance(scans: Sequence[Path], trained: Provenance) -> dict:
         "checkpoint": asdict(trained),
         "scans_without_sidecar": ways.count(None),
         "scans_that_differ": len(differing),
-        "first_that_differs": next((str(scan) for scan in differing), None),
+        "first_that_differs": next(map(str, differing), None),
         "differences": sorted(set().union(*differing.values())),
     }
 

@@ -57,16 +57,7 @@ def read_columns(
         ValueError: missing columns; or all problems of the rows, each with row, value and
             expectation.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table")
-    header, *rows = read_rows(path) or [[]]
-    named = next((name for name in key if name in header), None)
-    missing = [" or ".join(key)] if named is None else []
-    missing += [name for name in parsers if name not in header]
-    if missing:
-        raise ValueError(f"{path}, row 1: no column {', '.join(missing)}; found {header}")
-    places = {name: header.index(name) for name in (named, *parsers)}
+    named, places, rows = _choose_columns(Path(path), key, list(parsers))
     found, row_of, problems = {}, {}, []
     for number, row in enumerate(rows, start=2):
         if not any(row):
@@ -86,6 +77,20 @@ def read_columns(
                 problems.append(f"{where}: {name}: {column} {cells[column]!r}, {error} expected")
     raise_all(problems)
     return found
+
+
+def _choose_columns(
+    path: Path, key: Sequence[str], columns: list[str]
+) -> tuple[str, dict[str, int], list[list[str]]]:
+    """Which column of `key` there is, where it and `columns` stand, and the rows below row 1."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table")
+    header, *rows = read_rows(path) or [[]]
+    named = next((name for name in key if name in header), " or ".join(key))
+    missing = [name for name in (named, *columns) if name not in header]
+    if missing:
+        raise ValueError(f"{path}, row 1: no column {', '.join(missing)}; found {header}")
+    return named, {name: header.index(name) for name in (named, *columns)}, rows
 
 
 def parse_number(low: float, high: float, expected: str) -> Callable[[str], float]:

@@ -35,7 +35,7 @@ class Template:
 
 @cache
 def load_template() -> Template:
-    """The template, read once a process; its arrays cannot be written to."""
+    """The template, read once per process; its arrays are read-only."""
     brain, mask = (np.asarray(nibabel.load(path).dataobj) for path in (BRAIN_FILE, MASK_FILE))
     digest = hashlib.sha256(brain.astype(np.uint8).tobytes() + mask.astype(np.uint8).tobytes())
     brain, mask = brain.astype(np.float32), mask > 0

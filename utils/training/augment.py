@@ -4,7 +4,7 @@ Not in the paper, which trains without any.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -90,12 +90,6 @@ AUGMENTATIONS = {
     "light": Augmentation(flip=True, shift=8),
     "strong": Augmentation(flip=True, shift=8, intensity=0.1, rotation=5, scale=0.05, noise=0.3),
 }
-
-
-def choose_augmentation(name: str, resolution: int) -> Augmentation:
-    """One of AUGMENTATIONS for inputs of so many mm per voxel."""
-    chosen = AUGMENTATIONS[name]
-    return replace(chosen, shift=round(chosen.shift / resolution))
 
 
 def rotations(angles: Tensor) -> Tensor:

@@ -60,7 +60,11 @@ def train_one_epoch(
     """
     model.train()
     loss.train()
-    world, sizes = execution.world, _global_sizes(loader)
+    world = execution.world
+    if isinstance(loader, list):
+        sizes = [len(batch["index"]) for batch in loader]
+    else:
+        sizes = loader.sampler.global_sizes  # scans of each batch, in all processes together
     sums: dict[str, Tensor] = {}
     unseen: list[Step] = []
     batches = tqdm(loader, "training", disable=None, leave=False)
@@ -136,7 +140,7 @@ def refresh_statistics(model: nn.Module, loader: DataLoader, execution: Executio
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches instead of a running one
-    for batch in itertools.islice(loader, -(-REFRESH_SCANS // _global_sizes(loader)[0])):
+    for batch in itertools.islice(loader, -(-REFRESH_SCANS // loader.sampler.global_sizes[0])):
         with execution.autocast():
             model(execution.images(batch), execution.take(batch["sex"]))
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -193,10 +197,3 @@ def _require_finite(steps: list[Step], loader: DataLoader | list, world: World) 
         f"the loss is not finite at step {step.number} ({values}); its scans: {', '.join(names)}; "
         "the checkpoints written so far are good; a smaller --lr may help"
     )
-
-
-def _global_sizes(loader: DataLoader | list[dict[str, Tensor]]) -> list[int]:
-    """Scans of each batch, in all processes together."""
-    if isinstance(loader, list):
-        return [len(batch["index"]) for batch in loader]
-    return loader.sampler.global_sizes

@@ -104,9 +104,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--train_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
     add(
-        "--val_folder", "--valid_folder", required=True, metavar="DIR",
-        help="scans that choose the best epoch",
-    )  # fmt: skip
+        "--val_folder", "--valid_folder", required=True, metavar="DIR", help="choose the best epoch"
+    )
     add_label_flags(group, required=True)
     add(
         "--folds", metavar="CSV",
@@ -119,12 +118,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="train although a person, or an image, is in training and in validation",
     )  # fmt: skip
     add_subject_pattern(group)
-    for name, choices, what in (
-        ("--registration", ("deformable", "affine"), "how the scans were registered"),
-        ("--mask", ("template", "subject"), "whose brain was left of the head"),
-    ):
-        unset = "for the checkpoint; unset: what their sidecars say"
-        add(name, choices=choices, help=f"{what}, {unset}")
+    made = "for the checkpoint; unset: what their sidecars say"
+    add("--registration", choices=("deformable", "affine"), help=f"of the scans, {made}")
+    add("--mask", choices=("template", "subject"), help=f"whose brain is left of the head, {made}")
     add(
         "--cache", choices=("none", "disk", "device"), default="disk",
         help="keep decoded scans in files, or on the GPU (without one: in main memory), or decode "

@@ -1,11 +1,10 @@
 """One training from its flags to its best checkpoint; `args` goes no further than this file."""
 
 import argparse
-import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +34,16 @@ from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
 from utils.scans.volumes import InputRule
-from utils.training.augment import choose_augmentation
+from utils.training.augment import AUGMENTATIONS
 from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
 from utils.training.sorter import load_shipped_sorter
 from utils.training.trainer import RunInfo, Trainer, Training, can_resume, require_fresh_folder
 
-# A network, and the networks that it starts from or holds: from the flags, the training scans, and
-# the first stage below (None for a first stage itself).
+# A network, and the networks that it starts from or holds: from the flags, the training scans, how
+# these are read, and the first stage below (None for a first stage itself).
 BuildModel = Callable[
-    [argparse.Namespace, list[Scan], Checkpoint | None],
+    [argparse.Namespace, list[Scan], InputRule, Checkpoint | None],
     tuple[ScaleDense | TSAN, list[Checkpoint]],
 ]
 
@@ -57,20 +56,24 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         build_model: `build_first_stage` or `build_second_stage`.
     """
     with joined(args.device) as world:
-        check_start(args, world)
+        # Runs beside each other share decoded scans.
+        cache_dir = Path(args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache")
+        check_start(args, cache_dir, world)
         loss = build_loss(args)
         use_machine_well(args.threads)
         if args.deterministic:
             be_deterministic()
         execution = choose_execution(args.device, args.precision, world)
         torch.manual_seed(args.seed)  # of the first weights
-        first_stage = None
         if args.first_stage_net:
             first_stage = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
-        input_rule = choose_input_rule(args, first_stage)
+            input_rule = first_stage.input_rule
+        else:
+            first_stage = None
+            input_rule = InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
         cohorts, provenance = world.run_in_all(lambda: open_cohorts(args, input_rule, first_stage))
-        model, origins = build_model(args, cohorts[0], first_stage)
-        cache = Cache(args.cache, scan_cache(args), execution.device)
+        model, origins = build_model(args, cohorts[0], input_rule, first_stage)
+        cache = Cache(args.cache, cache_dir, execution.device)
         datasets = world.run_in_all(lambda: open_datasets(args, cohorts, input_rule, cache))
         require_new_to(args, datasets[1], origins)
         if first_stage is not None:
@@ -79,13 +82,15 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
             recompute_activations(model)
         if args.compile:
             compile_network(model, execution)
+        # As plain values, which checkpoints are made of: of --subject_pattern its text.
+        flags = {name: getattr(value, "pattern", value) for name, value in vars(args).items()}
         trainer = Trainer(
             model,
             loss,
             datasets=datasets,
             training=build_training(args, input_rule.resolution),
             execution=execution,
-            info=RunInfo(Path(args.output_dir), plain_flags(args), provenance, origins),
+            info=RunInfo(Path(args.output_dir), flags, provenance, origins),
         )
         if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
             # The scans may have changed meanwhile, or the table of --folds.
@@ -98,7 +103,7 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         return best
 
 
-def check_start(args: argparse.Namespace, world: World) -> None:
+def check_start(args: argparse.Namespace, cache_dir: Path, world: World) -> None:
     """Refuses now what the run could not write into, share among its processes, or do later."""
     if args.unused:
         print(f"note: {', '.join(args.unused)} accepted and unused in training, see --help")
@@ -109,15 +114,10 @@ def check_start(args: argparse.Namespace, world: World) -> None:
         )
     if (args.folds is None) != (args.fold is None):
         raise ValueError("--folds and --fold: give both, or neither")
-    if scan_cache(args) == Path(args.output_dir).resolve():
+    if cache_dir.resolve() == Path(args.output_dir).resolve():
         raise ValueError(f"{args.output_dir}: decoded scans are kept there: give another folder")
     require_shareable(args.batch_size, world)
     world.run_in_first(lambda: require_fresh_folder(Path(args.output_dir), resume=args.resume))
-
-
-def scan_cache(args: argparse.Namespace) -> Path:
-    """Where `--cache disk` keeps decoded scans: runs beside each other share them."""
-    return Path(args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache").resolve()
 
 
 def build_loss(args: argparse.Namespace) -> AgeLoss:
@@ -134,13 +134,6 @@ def build_loss(args: argparse.Namespace) -> AgeLoss:
             )
     names = ("loss", "aux_loss", "rank_weight", "pair_weight", "pairs", "tau")
     return AgeLoss(sorter=sorter, **{name: getattr(args, name) for name in names})
-
-
-def choose_input_rule(args: argparse.Namespace, first_stage: Checkpoint | None) -> InputRule:
-    """How scans are read: as the first stage below reads them or, without one, as the flags say."""
-    if first_stage is not None:
-        return first_stage.input_rule
-    return InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
 
 
 def open_cohorts(
@@ -221,7 +214,7 @@ def require_new_to(
 
 
 def build_first_stage(
-    args: argparse.Namespace, train: list[Scan], first_stage: None
+    args: argparse.Namespace, train: list[Scan], input_rule: InputRule, first_stage: None
 ) -> tuple[ScaleDense, list[Checkpoint]]:
     """A first stage that starts at the mean training age, or from the checkpoint `--init_from`."""
     ages = np.array([scan.age for scan in train])
@@ -233,12 +226,12 @@ def build_first_stage(
         age_spread=float(ages.std()) if args.scaled_head else 1.0,
     )
     for origin in origins:
-        start_from_checkpoint(model, origin, choose_input_rule(args, first_stage))
+        start_from_checkpoint(model, origin, input_rule)
     return model, origins
 
 
 def build_second_stage(
-    args: argparse.Namespace, train: list[Scan], first_stage: Checkpoint
+    args: argparse.Namespace, train: list[Scan], input_rule: InputRule, first_stage: Checkpoint
 ) -> tuple[TSAN, list[Checkpoint]]:
     """A second stage on top of `first_stage`: warm, fresh, or from the checkpoint `--init_from`."""
     width = args.width or first_stage.model.encoder.width
@@ -246,7 +239,7 @@ def build_second_stage(
     start = first_stage
     if args.init_from:
         start = load_checkpoint(args.init_from)
-        start_from_checkpoint(second_stage, start, first_stage.input_rule)
+        start_from_checkpoint(second_stage, start, input_rule)
     elif args.warm_start:
         if args.warm_start_net:
             start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
@@ -271,25 +264,16 @@ def choose_noise(
 
 def build_training(args: argparse.Namespace, resolution: int) -> Training:
     """What the run does; its fields have the names of flags. `resolution` is in mm per voxel."""
-
-    def given(kind: type) -> dict:
-        names = {field.name for field in fields(kind)}
-        return {name: value for name, value in vars(args).items() if name in names}
-
-    return Training(
-        **given(Training),
-        optimisation=Optimisation(**given(Optimisation)),
-        augmentation=choose_augmentation(args.augment, resolution),
+    training, optimisation = (
+        {field.name: getattr(args, field.name) for field in fields(kind) if field.name in args}
+        for kind in (Training, Optimisation)
     )
-
-
-def plain_flags(args: argparse.Namespace) -> dict:
-    """The settings as plain values, which checkpoints are made of."""
-    return {
-        name: value.pattern if isinstance(value, re.Pattern) else value
-        for name, value in vars(args).items()
-        if name != "unused"
-    }
+    augmentation = AUGMENTATIONS[args.augment]
+    return Training(
+        **training,
+        optimisation=Optimisation(**optimisation),
+        augmentation=replace(augmentation, shift=round(augmentation.shift / resolution)),
+    )
 
 
 @contextmanager

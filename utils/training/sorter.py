@@ -7,7 +7,6 @@ ties and tight clusters are among them, because whole ages tie and early predict
 """
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from model.sorter import Sorter, _require_kind, load_sorter, save_sorter, standardise, tied_ranks
-from utils.files import replacing
+from model.losses import standardise, tied_ranks
+from model.sorter import Sorter, load_sorter, save_sorter
+from utils.files import replacing, require_absent, require_writable
+from utils.networks.execution import choose_execution
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
-
 
 WARM_UP = 0.05  # share of the steps; the first steps at the full rate upset an LSTM
 LARGEST_GRADIENT = 1.0
@@ -35,12 +35,12 @@ EVALUATION_SEED = 20210603  # the same fresh sequences for every sorter of one l
 
 @dataclass(frozen=True)
 class SorterRecipe:
-    """What decides a sorter: the same recipe on the same machine gives the same file."""
+    """All that decides a sorter: the same recipe on the same machine gives the same file."""
 
     kind: str  # lstm or lstmla
-    length: int  # values sorted at once = the global batch of the network it will train
+    length: int  # values sorted at once: the global batch of the network that it will train
     steps: int
-    batch_size: int = 64  # sequences a step
+    batch_size: int = 64  # sequences per step
     lr: float = 5e-3  # the highest of the schedule
     seed: int = 0
 
@@ -54,6 +54,28 @@ class SorterRecipe:
         )
 
 
+def sorter_path(length: int, kind: str = "lstm") -> Path:
+    """Where the repository keeps the sorter of this length."""
+    return PRETRAINED / f"sorter_{kind}_{length}.pt"
+
+
+def load_shipped_sorter(length: int) -> Sorter:
+    """The sorter in `pretrained/` for batches of `length` scans, see `load_sorter`.
+
+    Raises:
+        FileNotFoundError: there is none; the message says which command makes it.
+    """
+    path = sorter_path(length)
+    if not path.is_file():
+        found = sorted(int(other.stem.split("_")[-1]) for other in PRETRAINED.glob("sorter_lstm_*"))
+        raise FileNotFoundError(
+            f"{path}: no sorter for a batch of {length} scans (lengths present: "
+            f"{', '.join(map(str, found)) or 'none'}); make it with "
+            f"`bash script/train_sorter.sh --kind lstm --length {length}`"
+        )
+    return load_sorter(path)
+
+
 def default_steps(length: int) -> int:
     """Training steps for a sorter of this length: 1500 for every 8 values.
 
@@ -62,19 +84,6 @@ def default_steps(length: int) -> int:
     longer sort predictions by its gradient (pretrained/README.md has the numbers).
     """
     return round(1500 * length / 8)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `cpu` or `cuda`; `auto` takes a GPU where there is one.
-
-    Raises:
-        ValueError: `cuda` without a usable GPU.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU here; --device cpu trains without one")
-    return torch.device(name)
 
 
 def uniform_sequences(count: int, length: int, generator: Generator) -> Tensor:
@@ -125,8 +134,8 @@ def age_sequences(count: int, length: int, generator: Generator) -> Tensor:
 def cluster_sequences(count: int, length: int, generator: Generator) -> Tensor:
     """(count, length) years, tight around one or two values: what a network predicts early.
 
-    The spread of 0.2 to 3 years falls below the floor of `standardise` for about half the rows,
-    which then have less than unit spread, as in use.
+    The spread of 0.2 to 3 years falls below the floor of `standardise` for about half of the rows.
+    These then have less than unit spread, as they have in use.
     """
     spread = _log_between(0.2, 3, count, generator)
     distance = spread * _between(0, 6, count, generator)
@@ -183,7 +192,11 @@ def train_sorter(recipe: SorterRecipe, *, device: torch.device) -> Sorter:
         optimizer.step()
         schedule.step()
         if step % CHECK_EVERY == 0 or step == recipe.steps:
-            _require_finite(loss.item(), step, recipe)
+            if not math.isfinite(loss.item()):
+                raise ValueError(
+                    f"the loss is {loss.item()} at step {step}: a learning rate below "
+                    f"{recipe.lr:g} is needed"
+                )
             progress.set_postfix(rank_error=f"{loss.item() * recipe.length:.3f}")
     return sorter
 
@@ -197,7 +210,7 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 
 def evaluate_sorter(sorter: Sorter) -> dict:
-    """Measures a sorter on sequences no training draws.
+    """Measures a sorter on sequences that no training draws.
 
     Returns:
         `families`: the numbers of `measure` for every family, by its name in FAMILIES;
@@ -266,7 +279,7 @@ def own_derivatives(sorter: Sorter, values: Tensor) -> Tensor:
 
 
 def descent_correlation(sorter: Sorter, *, generator: Generator) -> float:
-    """How far the sorter's gradient alone sorts predictions: what a ranking loss asks of it.
+    """How well the sorter's gradient alone sorts predictions, which a ranking loss needs.
 
     Predictions around 50 years, unrelated to the true ages of 18 to 95, take 100 steps of Adam
     (1 year each) down the squared difference between their ranks by the sorter and the true ranks.
@@ -292,7 +305,7 @@ def descent_correlation(sorter: Sorter, *, generator: Generator) -> float:
 def make_sorter(
     recipe: SorterRecipe,
     *,
-    device: torch.device,
+    device: str = "auto",
     output: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict:
@@ -300,7 +313,7 @@ def make_sorter(
 
     Args:
         recipe: what to train.
-        device: where to train.
+        device: where to train: auto, cpu or cuda.
         output: the file to write; without it the one in `pretrained/` that the loss looks for.
         overwrite: whether it may exist already.
 
@@ -310,19 +323,17 @@ def make_sorter(
     Raises:
         FileExistsError: the file exists and `overwrite` is false; found before training.
         OSError: the file cannot be written there; found before training too.
-        ValueError: see `train_sorter`.
+        ValueError: as `train_sorter`; or the GPU that `device` names is not there.
     """
     output = Path(output) if output else sorter_path(recipe.length, recipe.kind)
+    device = choose_execution(device, "float32").device
     _require_writable(output, overwrite=overwrite)
-    print(
-        f"{recipe.kind} sorter of {recipe.length} values: {recipe.steps} steps of "
-        f"{recipe.batch_size} sequences on {device}",
-        flush=True,
-    )
+    steps = f"{recipe.steps} steps of {recipe.batch_size} sequences on {device}"
+    print(f"{recipe.kind} sorter of {recipe.length} values: {steps}", flush=True)
     start = time.perf_counter()
     sorter = train_sorter(recipe, device=device)
     seconds = time.perf_counter() - start
-    sorter = sorter.half().float()  # what is measured is what will be read back
+    sorter = sorter.half().float()  # as it will be read back
     metrics = evaluate_sorter(sorter)
     with replacing(output, overwrite=overwrite) as temporary:
         save_sorter(sorter, temporary, metrics=metrics, command=recipe.command)
@@ -332,7 +343,7 @@ def make_sorter(
 
 
 def metrics_table(metrics: dict) -> str:
-    """The measures of `evaluate_sorter` as aligned lines, one a family."""
+    """The measures of `evaluate_sorter` as aligned lines, one per family."""
     lines = [
         f"{'fresh sequences':<22}{'rank error':>11}{'error / L':>11}"
         f"{'rank correlation':>18}{'falling share':>15}"
@@ -352,18 +363,9 @@ def metrics_table(metrics: dict) -> str:
 def _require_writable(output: Path, *, overwrite: bool) -> None:
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder: --output names the file to write")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"{output} exists: give another --output, or --overwrite to replace")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(output.parent, os.W_OK):
-        raise PermissionError(f"{output.parent}: this folder cannot be written to")
-
-
-def _require_finite(loss: float, step: int, recipe: SorterRecipe) -> None:
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss} at step {step}: a learning rate below {recipe.lr:g} is needed"
-        )
+    if not overwrite:
+        require_absent(output)
+    require_writable(output.parent)
 
 
 def _rand(count: int, length: int, generator: Generator) -> Tensor:
@@ -384,31 +386,3 @@ def _between(low: float, high: float, count: int, generator: Generator) -> Tenso
 
 def _log_between(low: float, high: float, count: int, generator: Generator) -> Tensor:
     return _between(math.log(low), math.log(high), count, generator).exp()
-
-
-def sorter_path(length: int, kind: str = "lstm") -> Path:
-    """Where the repository keeps the sorter of this length; ValueError for an unknown kind."""
-    _require_kind(kind)
-    return PRETRAINED / f"sorter_{kind}_{length}.pt"
-
-
-def load_shipped_sorter(length: int, kind: str = "lstm") -> Sorter:
-    """The sorter kept in `pretrained/` for batches of `length` scans (see `load_sorter`).
-
-    Raises:
-        FileNotFoundError: there is none; the message says which command makes it.
-    """
-    path = sorter_path(length, kind)
-    if not path.is_file():
-        found = sorted(int(other.stem.split("_")[-1]) for other in _shipped(kind))
-        raise FileNotFoundError(
-            f"{path}: no {kind} sorter for a batch of {length} scans (lengths present: "
-            f"{', '.join(map(str, found)) or 'none'}); make it with "
-            f"`bash script/train_sorter.sh --kind {kind} --length {length}`"
-        )
-    return load_sorter(path)
-
-
-def _shipped(kind: str) -> list[Path]:
-    stems = PRETRAINED.glob(f"sorter_{kind}_*.pt")
-    return [path for path in stems if path.stem.split("_")[-1].isdigit()]

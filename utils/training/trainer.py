@@ -58,7 +58,7 @@ FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
 FREE_TO_CHANGE = (
     "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
     "device", "precision", "threads", "compile", "recompute_activations",
-    "allow_shared_persons", "subject_pattern", "deterministic",
+    "allow_shared_persons", "subject_pattern", "deterministic", "unused",
 )  # fmt: skip
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two adds nothing
 
