@@ -17,15 +17,15 @@ from model.scaledense import WIDTHS
 from utils.scans.provenance import write_sidecar
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
 
-# Networks this small lose time to a second thread, the more so on a busy machine.
+# A second thread slows networks this small down, above all on a busy machine.
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-# A part of a file name whose bytes are not UTF-8; other systems do not let one make it.
+# Part of a file name whose bytes are not UTF-8; only Linux allows such names.
 UNDECODABLE = os.fsdecode(b"caf\xe9")
 needs_any_name = pytest.mark.skipif(sys.platform != "linux", reason="file names must be UTF-8")
 # The modules of requirements-preprocessing.txt, which script/run_tests.sh does not install.
 ENGINES = ("deepbet", "SimpleITK", "picsl_greedy", "dcm2niix")
-TINY = (32, 36, 32)  # voxels; the least that five halvings leave something of
+TINY = (32, 36, 32)  # voxels; smaller volumes vanish after five halvings
 
 
 def brain(shape: tuple[int, int, int], age: float, seed: int = 0) -> np.ndarray:
@@ -61,7 +61,7 @@ def write_cohort(folder: Path, sizes: dict[str, int], shape=TINY, seed: int = 0)
     return sheet
 
 
-def record(folder: Path, registration: str, mask: str = "template", backend: str = "builtin"):
+def write_sidecars(folder: Path, registration: str, mask="template", backend="builtin") -> None:
     """Puts a sidecar beside every scan of `folder`."""
     for scan in find_scans(folder):
         recipe = {"registration": registration, "mask": mask, "backend": backend}
@@ -95,9 +95,9 @@ def seeded():
 
 @pytest.fixture(scope="session")
 def forking():
-    """Makes fresh processes that need not import torch, which takes seconds; see multiprocessing.
+    """A multiprocessing context whose processes start at once, without importing torch.
 
-    They are forked from one that has imported what training and the benchmark do, and no more.
+    They are forked from a process that has only imported what training and the benchmark import.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from utils.training.augment import Augmentation, rotations
+from utils.training.augment import AUGMENTATIONS, Augmentation, rotations
 
 
 @pytest.fixture
@@ -80,6 +80,12 @@ def test_noise_is_independent_of_the_voxels_and_as_large_as_said(image):
     added = (changed(image, noise=0.3) - image).flatten()
     assert added.std().item() == pytest.approx(0.3, rel=0.05)
     assert abs(stats.pearsonr(added, image.flatten()).statistic) < 0.03
+
+
+def test_light_changes_what_the_shipped_networks_were_trained_with_and_strong_everything():
+    assert AUGMENTATIONS["none"] == Augmentation()
+    assert AUGMENTATIONS["light"] == Augmentation(flip=True, shift=8)  # mm
+    assert all(vars(AUGMENTATIONS["strong"]).values())
 
 
 def test_the_same_seed_draws_the_same_changes(image):

@@ -65,6 +65,7 @@ PLACES = (
     ("weights", lambda payload, good: good | {"state_dict": payload}),
     ("one weight", lambda payload, good: good | {"state_dict": {"pre.0.weight": payload}}),
     ("summary", lambda payload, good: good | {"summary": payload}),
+    ("arguments of a sorter", lambda payload, good: {"state_dict": {}, "args_dict": payload}),
     ("beside", lambda payload, good: good | {"more": [payload]}),
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, UNDECODABLE, brain, needs_any_name, record, write_scan
+from conftest import ROOT, UNDECODABLE, brain, needs_any_name, write_scan, write_sidecars
 
 from data_preprocessing import check_dataset
 from utils.files import sha256_of
@@ -222,9 +222,9 @@ def test_ages_outside_those_of_training_are_noted(data):
 
 def test_mixed_preprocessing_is_an_error_of_the_scans_that_are_fewer(data):
     for folder in NAMES:
-        record(data / folder, "affine")
+        write_sidecars(data / folder, "affine")
     assert check(data)[0] == []
-    record(data / "val", "affine", backend="fsl")
+    write_sidecars(data / "val", "affine", backend="fsl")
     sidecar_path(data / "test" / "e.nii").unlink()
     usual = "3 of 5 scans: registration affine, mask template, backend builtin"
     assert found(check(data)[0]) == [
@@ -235,7 +235,7 @@ def test_mixed_preprocessing_is_an_error_of_the_scans_that_are_fewer(data):
 
 def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data):
     for folder in NAMES:
-        record(data / folder, "affine")
+        write_sidecars(data / folder, "affine")
     for name, flags in (("a", {"correlation": "correlation 0.41 below 0.6"}), ("b", {})):
         content = {"recipe": RECIPE, "qc": {"flags": flags}}
         write_sidecar(data / "train" / f"{name}.nii", content, overwrite=True)

@@ -213,9 +213,7 @@ def test_bfloat16_is_trusted_where_ages_agree(scans, capsys, difference, insist,
     settled = settle_precision(Rounded(difference), scans, reduced, batch_size=4, insist=insist)
     assert settled.bfloat16 == bfloat16
     assert said in capsys.readouterr().out
-
-
-def test_float32_needs_no_check(scans, capsys):
+    # float32 needs no check.
     assert settle_precision(None, None, CPU, batch_size=1, insist=False) is CPU
     assert capsys.readouterr().out == ""
 

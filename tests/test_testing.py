@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import brain, linked_cohort, record, write_scan
+from conftest import brain, linked_cohort, write_scan, write_sidecars
 from golden_networks import narrow_state_dict
 
 import test
@@ -131,7 +131,7 @@ def test_scans_made_in_another_way_than_the_training_scans_are_warned_of_once(
         summary={},
     )
     folder = linked_cohort(cohort, tmp_path / "cohort")
-    record(folder / "test", "deformable")
+    write_sidecars(folder / "test", "deformable")
     run(folder, tmp_path / "affine.pt", tmp_path / "out")
     out = capsys.readouterr().out
     assert "training scans: registration affine, mask template, backend builtin" in out

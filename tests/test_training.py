@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import linked_cohort, record, training_flags, write_cohort
+from conftest import linked_cohort, training_flags, write_cohort, write_sidecars
 
 import test
 import train_first_stage
@@ -251,7 +251,7 @@ def test_checkpoints_say_how_the_scans_were_made_by_sidecars_or_flags(
     assert "preprocessing: registration affine, mask unknown" in capsys.readouterr().out
 
     for name in ("train", "val"):
-        record(folder / name, "affine")
+        write_sidecars(folder / name, "affine")
     flags = [*training_flags(folder, tmp_path / "b"), "--any_grid", "--epochs", "1"]
     first = train_first_stage.main(flags)
     affine = Provenance("affine", "template", "builtin")
@@ -266,13 +266,13 @@ def test_checkpoints_say_how_the_scans_were_made_by_sidecars_or_flags(
 def test_sidecars_that_contradict_flags_or_each_other_stop_training_at_once(cohort, tmp_path):
     folder = linked_cohort(cohort, tmp_path / "cohort")
     flags = [*training_flags(folder, tmp_path / "out"), "--any_grid"]
-    record(folder / "train", "affine")
+    write_sidecars(folder / "train", "affine")
     with pytest.raises(ValueError, match=r"val-1\.nii\.gz has no sidecar"):
         train_first_stage.main(flags)
-    record(folder / "val", "affine", backend="fsl")
+    write_sidecars(folder / "val", "affine", backend="fsl")
     with pytest.raises(ValueError, match=r"train-1\.nii\.gz .*val-1\.nii\.gz .*backend fsl"):
         train_first_stage.main(flags)
-    record(folder / "val", "affine")
+    write_sidecars(folder / "val", "affine")
     with pytest.raises(ValueError, match="--registration deformable, not affine as the sidecar"):
         train_first_stage.main([*flags, "--registration", "deformable"])
     assert not (tmp_path / "out").exists()
@@ -300,10 +300,10 @@ def test_resuming_on_scans_made_in_another_way_is_refused(cohort, tmp_path):
     folder = linked_cohort(cohort, tmp_path / "cohort")
     flags = [*training_flags(folder, tmp_path / "out"), "--any_grid", "--epochs", "1"]
     for name in ("train", "val"):
-        record(folder / name, "affine")
+        write_sidecars(folder / name, "affine")
     train_first_stage.main(flags)
     for name in ("train", "val"):
-        record(folder / name, "deformable")
+        write_sidecars(folder / name, "deformable")
     with pytest.raises(ValueError, match=r"to resume .registration deformable, not affine"):
         train_first_stage.main([*flags, "--resume"])
 

@@ -56,51 +56,57 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         build_model: `build_first_stage` or `build_second_stage`.
     """
     with joined(args.device) as world:
-        # Runs beside each other share decoded scans.
-        cache_dir = Path(args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache")
-        check_start(args, cache_dir, world)
-        loss = build_loss(args)
-        use_machine_well(args.threads)
-        if args.deterministic:
-            be_deterministic()
-        execution = choose_execution(args.device, args.precision, world)
-        torch.manual_seed(args.seed)  # of the first weights
-        if args.first_stage_net:
-            first_stage = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
-            input_rule = first_stage.input_rule
-        else:
-            first_stage = None
-            input_rule = InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
-        cohorts, provenance = world.run_in_all(lambda: open_cohorts(args, input_rule, first_stage))
-        model, origins = build_model(args, cohorts[0], input_rule, first_stage)
-        cache = Cache(args.cache, cache_dir, execution.device)
-        datasets = world.run_in_all(lambda: open_datasets(args, cohorts, input_rule, cache))
-        require_new_to(args, datasets[1], origins)
-        if first_stage is not None:
-            model.rough_age_noise = choose_noise(args, first_stage, datasets, execution)
-        if args.recompute_activations:
-            recompute_activations(model)
-        if args.compile:
-            compile_network(model, execution)
-        # As plain values, which checkpoints are made of: of --subject_pattern its text.
-        flags = {name: getattr(value, "pattern", value) for name, value in vars(args).items()}
-        trainer = Trainer(
-            model,
-            loss,
-            datasets=datasets,
-            training=build_training(args, input_rule.resolution),
-            execution=execution,
-            info=RunInfo(Path(args.output_dir), flags, provenance, origins),
-        )
-        if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
-            # The scans may have changed meanwhile, or the table of --folds.
-            require_new_to(args, datasets[1], [world.run_in_all(trainer.resume)])
-            print(f"resuming after epoch {trainer.epoch}")
-        with stoppable(trainer):
-            best = trainer.run()
-        mae, epoch = trainer.best_mae, trainer.best_epoch
-        print(f"lowest validation MAE {mae:.2f} years at epoch {epoch}: {best}")
-        return best
+        # In a function of its own: all that it holds is gone when the processes part.
+        return train(args, build_model, world)
+
+
+def train(args: argparse.Namespace, build_model: BuildModel, world: World) -> Path:
+    """Trains as one of the processes of `world`; see `run`."""
+    # Runs beside each other share decoded scans.
+    cache_dir = Path(args.cache_dir or Path(args.output_dir).resolve().parent / "scan_cache")
+    check_start(args, cache_dir, world)
+    loss = build_loss(args)
+    use_machine_well(args.threads)
+    if args.deterministic:
+        be_deterministic()
+    execution = choose_execution(args.device, args.precision, world)
+    torch.manual_seed(args.seed)  # of the first weights
+    if args.first_stage_net:
+        first_stage = load_first_stage(args.first_stage_net, use_sex=args.use_sex)
+        input_rule = first_stage.input_rule
+    else:
+        first_stage = None
+        input_rule = InputRule(args.resolution, args.intensity, args.any_grid, args.crop)
+    cohorts, provenance = world.run_in_all(lambda: open_cohorts(args, input_rule, first_stage))
+    model, origins = build_model(args, cohorts[0], input_rule, first_stage)
+    cache = Cache(args.cache, cache_dir, execution.device)
+    datasets = world.run_in_all(lambda: open_datasets(args, cohorts, input_rule, cache))
+    require_new_to(args, datasets[1], origins)
+    if first_stage is not None:
+        model.rough_age_noise = choose_noise(args, first_stage, datasets, execution)
+    if args.recompute_activations:
+        recompute_activations(model)
+    if args.compile:
+        compile_network(model, execution)
+    # As plain values, which checkpoints are made of: of --subject_pattern its text.
+    flags = {name: getattr(value, "pattern", value) for name, value in vars(args).items()}
+    trainer = Trainer(
+        model,
+        loss,
+        datasets=datasets,
+        training=build_training(args, input_rule.resolution),
+        execution=execution,
+        info=RunInfo(Path(args.output_dir), flags, provenance, origins),
+    )
+    if world.run_in_first(lambda: args.resume and can_resume(trainer.output_dir)):
+        # The scans may have changed meanwhile, or the table of --folds.
+        require_new_to(args, datasets[1], [world.run_in_all(trainer.resume)])
+        print(f"resuming after epoch {trainer.epoch}")
+    with stoppable(trainer):
+        best = trainer.run()
+    mae, epoch = trainer.best_mae, trainer.best_epoch
+    print(f"lowest validation MAE {mae:.2f} years at epoch {epoch}: {best}")
+    return best
 
 
 def check_start(args: argparse.Namespace, cache_dir: Path, world: World) -> None:
