@@ -23,7 +23,7 @@ from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
 from utils.cli import run_entry
 from utils.files import as_spreadsheet_text, from_spreadsheet_text, write_tsv
-from utils.networks.checkpoint import load_checkpoint, load_first_stage, save_checkpoint
+from utils.networks.checkpoint import Checkpoint, load_checkpoint, load_first_stage, save_checkpoint
 from utils.results.tables import write_table
 from utils.scans.labels import read_labels
 from utils.scans.sheets import read_rows
@@ -43,7 +43,7 @@ class Payload:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "first.pt"
-    save_checkpoint(path, ScaleDense(), input_rule=InputRule(), summary={"epoch": 1})
+    save_checkpoint(Checkpoint(ScaleDense(), InputRule(), summary={"epoch": 1}), path)
     return path
 
 
@@ -209,7 +209,7 @@ def test_folder_link_loop_and_missing_checkpoint_are_refused_by_name(tmp_path):
 
 def test_second_stage_is_no_first_stage(tmp_path):
     path = tmp_path / "second.pt"
-    save_checkpoint(path, TSAN(ScaleDense(), SecondStage()), input_rule=InputRule(), summary={})
+    save_checkpoint(Checkpoint(TSAN(ScaleDense(), SecondStage()), InputRule(), summary={}), path)
     with pytest.raises(ValueError, match=r"second\.pt: a second stage"):
         load_first_stage(path)
 

@@ -8,6 +8,7 @@ from utils.networks import share
 from utils.networks.checkpoint import (
     AUTHORS_INPUT_RULE,
     AUTHORS_PROVENANCE,
+    Checkpoint,
     export_to_authors,
     load_checkpoint,
     load_first_stage,
@@ -24,7 +25,7 @@ def batch():
 
 
 def saved(path, model, input_rule=FOUR_MM, **summary):
-    save_checkpoint(path, model, input_rule=input_rule, summary=summary)
+    save_checkpoint(Checkpoint(model, input_rule, summary=summary), path)
     return path
 
 
@@ -42,9 +43,9 @@ def test_first_stage_comes_back_exactly_with_its_preparation(tmp_path, use_sex):
 def test_how_the_training_scans_were_made_comes_back(tmp_path):
     affine = Provenance("affine", "subject", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense()
-    save_checkpoint(path, model, input_rule=FOUR_MM, provenance=affine, summary={})
+    save_checkpoint(Checkpoint(model, FOUR_MM, provenance=affine, summary={}), path)
     assert load_checkpoint(path).provenance == affine
-    save_checkpoint(path, model, input_rule=FOUR_MM, summary={})
+    save_checkpoint(Checkpoint(model, FOUR_MM, summary={}), path)
     assert load_checkpoint(path).provenance == UNKNOWN
 
 
@@ -102,7 +103,7 @@ def test_authors_second_stage_asks_for_the_right_first_stage(
         load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
     affine = Provenance("affine", "template")
     save_checkpoint(
-        ours, ScaleDense(), input_rule=AUTHORS_INPUT_RULE, provenance=affine, summary={}
+        Checkpoint(ScaleDense(), AUTHORS_INPUT_RULE, provenance=affine, summary={}), ours
     )
     with pytest.raises(ValueError, match=r"registration deformable, not affine as .*ours\.pt"):
         load_checkpoint(authors_files["second_stage"], first_stage_net=ours)
@@ -130,7 +131,7 @@ def test_export_is_read_back_with_the_same_weights(narrow_released, authors_file
 def test_exported_files_say_how_their_own_scans_were_made(narrow_released, tmp_path):
     affine = Provenance("affine", "template", "builtin")
     path, model = tmp_path / "a.pt", ScaleDense("released")
-    save_checkpoint(path, model, input_rule=AUTHORS_INPUT_RULE, provenance=affine, summary={})
+    save_checkpoint(Checkpoint(model, AUTHORS_INPUT_RULE, provenance=affine, summary={}), path)
     share.main(["export", str(path), str(tmp_path / "out.pth.tar")])
     assert load_checkpoint(tmp_path / "out.pth.tar").provenance == affine
 

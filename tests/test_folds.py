@@ -119,7 +119,7 @@ def test_ages_of_training_scans_are_no_out_of_fold_ages(cohort, folds, runs, tmp
     rows = [line.rsplit(",", 1) for line in folds.read_text().splitlines()[1:]]
     lines = [f"{scan},{1 - int(fold)}" for scan, fold in rows]
     swapped.write_text("\n".join(["scan,fold", *lines]) + "\n")
-    message = r"best_model.*: trained on 6 of the 6 scans that it should be new to: .*--folds"
+    message = r"best_model.*: trained on 6 of the 6 scans that should be new to it: .*--folds"
     with pytest.raises(ValueError, match=message):
         collect(cohort, swapped, tmp_path / "ages.csv", runs)
     assert not (tmp_path / "ages.csv").exists()

@@ -11,12 +11,17 @@ import torch
 
 from model.scaledense import ScaleDense
 from utils.files import replacing
-from utils.networks.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
+from utils.networks.checkpoint import (
+    Checkpoint,
+    UnreadableCheckpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from utils.scans.volumes import InputRule
 
 
 def saved(path):
-    save_checkpoint(path, ScaleDense(), input_rule=InputRule(any_grid=True), summary={})
+    save_checkpoint(Checkpoint(ScaleDense(), InputRule(any_grid=True), summary={}), path)
     return path.read_bytes()
 
 

@@ -16,7 +16,7 @@ import train_first_stage
 import train_second_stage
 from model.scaledense import ScaleDense
 from utils.networks import share
-from utils.networks.checkpoint import load_checkpoint, load_ensemble, save_checkpoint
+from utils.networks.checkpoint import Checkpoint, load_checkpoint, load_ensemble, save_checkpoint
 from utils.networks.predictor import shipped_networks
 from utils.scans import leakage
 from utils.scans.cache import Cache
@@ -193,7 +193,9 @@ def test_validating_on_what_the_network_to_start_from_has_seen_is_refused(
     flags = [*flags_of(folder, "run", flag, str(trained["first"]))]
     if flag == "--first_stage_net":
         flags.remove("--any_grid")
-    with pytest.raises(ValueError, match=r"trained on 1 of the 2 validation scans: twin.nii.gz;"):
+    with pytest.raises(
+        ValueError, match=r"trained on 1 of the 2 scans that should be new to it: twin.nii.gz;"
+    ):
         main(flags)
     assert not (folder / "run").exists()
 
@@ -207,12 +209,15 @@ def test_a_resumed_run_is_not_judged_by_what_it_has_learnt_from(tmp_path, capsys
     table.write_text("scan,fold\na,0\nb,1\nc,1\nd,1\ne,0\n")  # made anew with another seed
     flags += ["--resume", "--epochs", "2"]
     with pytest.raises(
-        ValueError, match=r"last_model.*: trained on 1 of the 2 validation scans: a.nii.gz;"
+        ValueError,
+        match=r"last_model.*: trained on 1 of the 2 scans that should be new to it: a.nii.gz;",
     ):
         train_first_stage.main(flags)
     capsys.readouterr()
     best = train_first_stage.main([*flags, "--allow_shared_persons"])
-    assert capsys.readouterr().out.count("trained on 1 of the 2 validation scans") == 1
+    assert (
+        capsys.readouterr().out.count("trained on 1 of the 2 scans that should be new to it") == 1
+    )
     now = load_checkpoint(best.parent / LAST_NAME).trained_on
     assert len(before) == 3
     assert set(now) == {*before, contents_of(folder / "val")["d"]}
@@ -249,10 +254,12 @@ def test_predict_says_it_in_the_row_of_the_scan(grid_cohort, tmp_path, monkeypat
     monkeypatch.setattr("prediction.records.jobs_that_fit", lambda asked, scans: 1)
     names = ["test-1.nii.gz", "test-2.nii.gz"]
     save_checkpoint(
+        Checkpoint(
+            ScaleDense("compact", mean_age=50.0).eval(),
+            InputRule(4),
+            summary={"training_hashes": [contents_of(grid_cohort / "test")["test-2"]]},
+        ),
         tmp_path / "net.pt",
-        ScaleDense("compact", mean_age=50.0).eval(),
-        input_rule=InputRule(4),
-        summary={"training_hashes": [contents_of(grid_cohort / "test")["test-2"]]},
     )
     scans = [str(grid_cohort / "test" / name) for name in names]
     flags = ["--model_name", str(tmp_path / "net.pt"), "--device", "cpu", "--no-report"]

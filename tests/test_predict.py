@@ -20,7 +20,7 @@ from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from prediction.items import find_items, read_people
 from prediction.records import flag_age
-from utils.networks.checkpoint import save_checkpoint
+from utils.networks.checkpoint import Checkpoint, save_checkpoint
 from utils.networks.predictor import Predictor
 from utils.scans.provenance import Provenance
 from utils.scans.template import load_template
@@ -38,11 +38,13 @@ def networks(tmp_path_factory) -> dict[str, Path]:
     models = {"first": first, "second": TSAN(first, SecondStage("compact")).eval()}
     for stage, model in models.items():
         save_checkpoint(
+            Checkpoint(
+                model,
+                InputRule(4, crop=True),
+                provenance=Provenance("affine", "subject"),
+                summary={"training_ages": [0.0, 120.0]},
+            ),
             folder / f"{stage}.pt",
-            model,
-            input_rule=InputRule(4, crop=True),
-            provenance=Provenance("affine", "subject"),
-            summary={"training_ages": [0.0, 120.0]},
         )
     return {stage: folder / f"{stage}.pt" for stage in models}
 

@@ -14,7 +14,7 @@ from joblib.externals.loky import get_reusable_executor
 from data_preprocessing import preprocess
 from data_preprocessing.pipeline import resample
 from model.scaledense import ScaleDense
-from utils.networks.checkpoint import save_checkpoint
+from utils.networks.checkpoint import Checkpoint, save_checkpoint
 from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, find_scans
@@ -317,7 +317,7 @@ def test_mask_follows_the_registration_unless_given(flags, expected):
 def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(tmp_path, capsys):
     made = Provenance("affine", "subject", "builtin")
     save_checkpoint(
-        tmp_path / "net.pt", ScaleDense(), input_rule=InputRule(), provenance=made, summary={}
+        Checkpoint(ScaleDense(), InputRule(), provenance=made, summary={}), tmp_path / "net.pt"
     )
 
     def choose(*flags):

@@ -26,7 +26,7 @@ from analysis.saliency.run import MAX_RANDOM_CORRELATION, build_method
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from tests.conftest import TINY, write_scan
-from utils.networks.checkpoint import save_checkpoint
+from utils.networks.checkpoint import Checkpoint, save_checkpoint
 from utils.networks.execution import choose_execution
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import open_for_one_pass
@@ -256,7 +256,7 @@ def test_rank_correlation_is_that_of_magnitudes_and_unknown_for_a_constant():
 @pytest.fixture
 def checkpoint(network, tmp_path):
     path = tmp_path / "network.pth.tar"
-    save_checkpoint(path, network, input_rule=InputRule(4, crop=True), summary={})
+    save_checkpoint(Checkpoint(network, InputRule(4, crop=True), summary={}), path)
     return path
 
 

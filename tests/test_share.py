@@ -12,6 +12,7 @@ from prediction.run import CALIBRATION
 from utils.files import sha256_of
 from utils.networks import share
 from utils.networks.checkpoint import (
+    Checkpoint,
     load_checkpoint,
     load_ensemble,
     save_checkpoint,
@@ -31,12 +32,14 @@ def checkpoint(tmp_path):
     torch.manual_seed(1)
     model = TSAN(ScaleDense(mean_age=50), SecondStage())
     save_checkpoint(
+        Checkpoint(
+            model,
+            InputRule(4, crop=True),
+            provenance=AFFINE,
+            summary={"epoch": 3, "mean_training_age": 47.5, "flags": {"train_folder": "/home/me"}},
+            resume={"model": model.state_dict()},
+        ),
         path,
-        model,
-        input_rule=InputRule(4, crop=True),
-        provenance=AFFINE,
-        summary={"epoch": 3, "mean_training_age": 47.5, "flags": {"train_folder": "/home/me"}},
-        resume={"model": model.state_dict()},
     )
     return path
 
@@ -122,7 +125,7 @@ def test_an_ensemble_of_checkpoints_is_tested_as_the_mean_of_them(cohort, traine
     other = tmp_path / "other.pt"
     loaded = load_checkpoint(trained["second"])
     loaded.model.second_stage.head[-1].bias.data += 4.0
-    save_checkpoint(other, loaded.model, input_rule=loaded.input_rule, summary=loaded.summary)
+    save_checkpoint(Checkpoint(loaded.model, loaded.input_rule, summary=loaded.summary), other)
     ages = []
     for index, names in enumerate(([trained["second"]], [trained["second"], other])):
         flags = ["--test_folder", str(cohort / "test"), "--output_dir", str(tmp_path / str(index))]
@@ -148,6 +151,6 @@ def test_training_starts_from_the_stage_it_trains(checkpoint, tmp_path):
         start_from_checkpoint(first, source, InputRule(2))
     with pytest.raises(ValueError, match="use_sex True, but --width and --use_sex say"):
         start_from_checkpoint(ScaleDense(use_sex=False), source, source.input_rule)
-    save_checkpoint(tmp_path / "one.pt", ScaleDense(), input_rule=source.input_rule, summary={})
+    save_checkpoint(Checkpoint(ScaleDense(), source.input_rule, summary={}), tmp_path / "one.pt")
     with pytest.raises(ValueError, match="expects a second stage"):
         start_from_checkpoint(second, load_checkpoint(tmp_path / "one.pt"), source.input_rule)

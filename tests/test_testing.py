@@ -12,7 +12,7 @@ from golden_networks import narrow_state_dict
 import test
 from model.authors import from_authors
 from model.tsan import TSAN
-from utils.networks.checkpoint import load_checkpoint, save_checkpoint
+from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.scans.provenance import Provenance
 from utils.scans.volumes import GRID_SHAPE, normalise
 
@@ -124,11 +124,13 @@ def test_scans_made_in_another_way_than_the_training_scans_are_warned_of_once(
 ):
     loaded = load_checkpoint(trained["first"])
     save_checkpoint(
+        Checkpoint(
+            loaded.model,
+            loaded.input_rule,
+            provenance=Provenance("affine", "template", "builtin"),
+            summary={},
+        ),
         tmp_path / "affine.pt",
-        loaded.model,
-        input_rule=loaded.input_rule,
-        provenance=Provenance("affine", "template", "builtin"),
-        summary={},
     )
     folder = linked_cohort(cohort, tmp_path / "cohort")
     write_sidecars(folder / "test", "deformable")

@@ -13,7 +13,7 @@ import train_second_stage
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from utils.networks.checkpoint import load_checkpoint, save_checkpoint
+from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.networks.execution import choose_execution
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
@@ -282,11 +282,13 @@ def test_second_stage_refuses_scans_made_in_another_way_than_the_first_stages(co
     flags = training_flags(cohort, tmp_path / "out")
     checkpoint = tmp_path / "first.pt"
     save_checkpoint(
+        Checkpoint(
+            ScaleDense(),
+            InputRule(any_grid=True),
+            provenance=Provenance("deformable", "template", "fsl"),
+            summary={},
+        ),
         checkpoint,
-        ScaleDense(),
-        input_rule=InputRule(any_grid=True),
-        provenance=Provenance("deformable", "template", "fsl"),
-        summary={},
     )
     flags += ["--first_stage_net", str(checkpoint)]
     message = r"train: registration affine, not deformable as .*first\.pt"

@@ -60,8 +60,6 @@ class FoldNetworks:
                 opened[checkpoint.input_rule].content_hashes,
                 checkpoint.trained_on or (),
                 source=checkpoint.source,
-                role="scans that it should be new to",
-                what_to_do="give the --folds that it was trained with, or train anew",
                 allowed=checkpoint.summary.get("flags", {}).get("allow_shared_persons", False),
             )
         note_unknown_sexes(checkpoints[0], scans)

@@ -43,12 +43,12 @@ def start_up(folder: Path) -> None:
 def predict(folder: Path) -> None:
     """test.py, with a network that has not been trained."""
     from model.scaledense import ScaleDense
-    from utils.networks.checkpoint import save_checkpoint
+    from utils.networks.checkpoint import Checkpoint, save_checkpoint
     from utils.scans.volumes import InputRule
 
     network = folder / "network.pt"
     save_checkpoint(
-        network, ScaleDense(mean_age=50), input_rule=InputRule(any_grid=True), summary={}
+        Checkpoint(ScaleDense(mean_age=50), InputRule(any_grid=True), summary={}), network
     )
     sys.argv = [
         "test.py",

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -50,15 +50,15 @@ class Checkpoint:
         provenance: how its training scans were made.
         summary: how it was trained; empty for the authors' files.
         resume: state of the interrupted run, in last checkpoints only.
-        source: the file.
+        source: the file that it was read from.
     """
 
     model: ScaleDense | TSAN | Ensemble
     input_rule: InputRule
-    provenance: Provenance
-    summary: dict
-    resume: dict | None
-    source: Path | str
+    provenance: Provenance = UNKNOWN
+    summary: dict = field(default_factory=dict)
+    resume: dict | None = None
+    source: Path | str = ""
 
     @property
     def stage(self) -> int:
@@ -88,34 +88,26 @@ class Checkpoint:
         return self.summary.get("training_hashes")
 
 
-def save_checkpoint(
-    path: Path,
-    model: ScaleDense | TSAN,
-    *,
-    input_rule: InputRule,
-    provenance: Provenance = UNKNOWN,
-    summary: dict,
-    resume: dict | None = None,
-    keep_as: Path | None = None,
-) -> None:
-    """Writes a checkpoint; the file that it replaces gets the name `keep_as`.
+def save_checkpoint(checkpoint: Checkpoint, path: Path, *, keep_as: Path | None = None) -> None:
+    """Writes a checkpoint of one network; the file that it replaces gets the name `keep_as`.
 
     Raises:
         OSError: it cannot be written.
     """
     content = {
         "format": FORMAT,
-        "stage": 2 if isinstance(model, TSAN) else 1,
-        "options": model.options(),
-        "preparation": asdict(input_rule),
-        "preprocessing": asdict(provenance),
-        "summary": summary,
+        "stage": checkpoint.stage,
+        "options": checkpoint.model.options(),
+        "preparation": asdict(checkpoint.input_rule),
+        "preprocessing": asdict(checkpoint.provenance),
+        "summary": checkpoint.summary,
         "state_dict": OrderedDict(
-            (name, value.detach().cpu().contiguous()) for name, value in model.state_dict().items()
+            (name, value.detach().cpu().contiguous())
+            for name, value in checkpoint.model.state_dict().items()
         ),
     }
-    if resume is not None:
-        content["resume"] = resume
+    if checkpoint.resume is not None:
+        content["resume"] = checkpoint.resume
     with replacing(path, overwrite=True, keep_as=keep_as) as temporary:
         try:
             torch.save(content, temporary)

@@ -12,6 +12,7 @@ training scans stay, so that test.py can tell when it is given one of them.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -65,13 +66,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
         print(f"stage {checkpoint.stage} written to {args.output} in the authors' format")
         return args.output
     summary = {name: checkpoint.summary[name] for name in KEPT if name in checkpoint.summary}
-    save_checkpoint(
-        args.output,
-        checkpoint.model.half(),
-        input_rule=checkpoint.input_rule,
-        provenance=checkpoint.provenance,
-        summary=summary | {"card": model_card(args, preprocessing=str(checkpoint.provenance))},
-    )
+    summary["card"] = model_card(args, preprocessing=str(checkpoint.provenance))
+    small = replace(checkpoint, model=checkpoint.model.half(), summary=summary, resume=None)
+    save_checkpoint(small, args.output)
     checksum = write_checksum(args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {checksum}")
     return args.output

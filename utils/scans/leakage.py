@@ -18,7 +18,8 @@ PERSON_IN_KNOWN_NAMES = re.compile(r"^(sub-[A-Za-z0-9]+|OAS[12]_\d{4}|OAS[34]\d{
 SHOWN = 5  # scans, persons or images that a message names
 HOW_TO_PASS = "or let it pass with --allow_shared_persons"
 ANOTHER_SPLIT = (
-    f"give a network trained on other scans, or the same split to both trainings, {HOW_TO_PASS}"
+    "give a network trained on other scans, or the same split (or --folds) that it was trained "
+    f"with, {HOW_TO_PASS}"
 )
 
 
@@ -111,8 +112,6 @@ def require_unseen(
     trained_on: Collection[str],
     *,
     source: object,
-    role: str = "validation scans",
-    what_to_do: str = ANOTHER_SPLIT,
     allowed: bool = False,
 ) -> None:
     """Refuses to judge a network, or one that starts from it, by scans that it was trained on.
@@ -122,16 +121,14 @@ def require_unseen(
         content_hashes: of `scans`.
         trained_on: content hashes of the network's training scans; empty where they are unknown.
         source: the network's file.
-        role: what the message calls the scans.
-        what_to_do: the remedy in the message.
         allowed: whether the user allows it; then a note is printed.
 
     Raises:
         ValueError: names file and scans.
     """
     seen = seen_in_training(scans, content_hashes, trained_on)
-    what = f"{source}: trained on {len(seen)} of the {len(scans)} {role}"
-    _refuse(seen, what, what_to_do, allowed=allowed)
+    what = f"{source}: trained on {len(seen)} of the {len(scans)} scans that should be new to it"
+    _refuse(seen, what, ANOTHER_SPLIT, allowed=allowed)
 
 
 def seen_in_training(

@@ -186,7 +186,7 @@ class Trainer:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.log = RunLog(self.output_dir, epochs_done=self.epoch)
         if self.epoch == 0:  # interrupted amid the files of its first epoch, a run can be resumed
-            self._save(LAST_NAME, {}, resume=self._progress())
+            self._save(LAST_NAME, {}, resumable=True)
 
     def _write(self, figures: dict, values: dict, ages: dict[str, np.ndarray]) -> None:
         """Leaves the epoch in files: checkpoints, metrics, a picture, and a printed line."""
@@ -198,7 +198,7 @@ class Trainer:
             picture = age_scatter(self._true_ages(), predicted, title=f"epoch {self.epoch}")
         self.log.write(self.epoch, values, picture)
         keep_as = self.output_dir / PREVIOUS_NAME if self.last_is_good else None
-        self._save(LAST_NAME, values, resume=self._progress(), keep_as=keep_as)
+        self._save(LAST_NAME, values, resumable=True, keep_as=keep_as)
         self.last_is_good = True
         tqdm.write(self._line(values))
 
@@ -341,14 +341,22 @@ class Trainer:
             )
         return text + ("  best" if self.best_epoch == self.epoch else "")
 
-    def _progress(self) -> dict:
-        """The state to resume from, beside the weights that are validated."""
-        parts = ("model", "optimizer", "schedule") + ("average",) * (self.average is not None)
-        state = {part: getattr(self, part).state_dict() for part in parts}
-        return state | {key: getattr(self, key) for key in ("epoch", "best_mae", "best_epoch")}
+    def _save(
+        self,
+        name: str,
+        values: dict[str, float],
+        *,
+        resumable: bool = False,
+        keep_as: Path | None = None,
+    ) -> None:
+        """Writes a checkpoint of the network as it is validated.
 
-    def _save(self, name: str, values: dict[str, float], **options) -> None:
-        """Writes a checkpoint of the network as it is validated; `options` of save_checkpoint."""
+        Args:
+            name: of the file.
+            values: figures of the epoch.
+            resumable: whether the state that a run goes on from is in it.
+            keep_as: see `save_checkpoint`.
+        """
         scans = self.train_set.scans
         ages = [scan.age for scan in scans]
         summary = {
@@ -365,14 +373,14 @@ class Trainer:
             "flags": self.info.flags,
             "training_hashes": union_of_hashes(self.origins, self.train_set.content_hashes),
         }
-        save_checkpoint(
-            self.output_dir / name,
-            self.evaluated,
-            input_rule=self.train_set.input_rule,
-            provenance=self.info.provenance,
-            summary=summary,
-            **options,
-        )
+        state = None
+        if resumable:
+            parts = ("model", "optimizer", "schedule") + ("average",) * (self.average is not None)
+            state = {part: getattr(self, part).state_dict() for part in parts}
+            state |= {key: getattr(self, key) for key in ("epoch", "best_mae", "best_epoch")}
+        rule, provenance = self.train_set.input_rule, self.info.provenance
+        checkpoint = Checkpoint(self.evaluated, rule, provenance, summary, state)
+        save_checkpoint(checkpoint, self.output_dir / name, keep_as=keep_as)
 
 
 def can_resume(output_dir: Path) -> bool:
