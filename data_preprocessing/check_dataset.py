@@ -27,9 +27,9 @@ from utils.cli import (
     raise_all,
     run_entry,
 )
-from utils.files import require_absent, sha256_of, write_tsv
-from utils.scans.labels import Label, examine_labels, label_of, parse_sex_codes
-from utils.scans.leakage import person_of_scan
+from utils.files import hash_file, require_absent, write_tsv
+from utils.scans.labels import Label, examine_labels, match_label, parse_sex_codes
+from utils.scans.leakage import find_person
 from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.volumes import content_hash, decode, find_scans, image_stem, open_scan
 
@@ -101,7 +101,7 @@ def examine_scan(path: Path) -> Examined:
         problem = f"stored {header.orientation}; read as LAS"
         examined.findings.append(note(path, problem, "nothing: every program here does so"))
     examined.findings += _find_implausible(path, voxels)
-    if sidecar and sidecar.get("output_sha256") not in (None, "", sha256_of(path)):
+    if sidecar and sidecar.get("output_sha256") not in (None, "", hash_file(path)):
         problem = "changed since it was preprocessed: not the file that its sidecar describes"
         examined.findings.append(error(path, problem, AGAIN))
     examined.content = content_hash(voxels)
@@ -190,7 +190,7 @@ def find_labels(
     """
     found = set()
     for path in paths:
-        label = label_of(path, labels)
+        label = match_label(path, labels)
         if label is None:
             stem = image_stem(path.name)
             yield error(path, f"no row named {stem} in the label sheet", "add one")
@@ -210,7 +210,7 @@ def find_ages_outside(
     paths: Sequence[Path], labels: dict[str, Label], *, training: Path
 ) -> Iterable[Finding]:
     """Scans of the other folders whose ages lie outside those of the training folder."""
-    labelled = [(path, label) for path in paths if (label := label_of(path, labels))]
+    labelled = [(path, label) for path in paths if (label := match_label(path, labels))]
     known = [(path, label.age) for path, label in labelled if label.age is not None]
     trained = [age for path, age in known if path.parent == training]
     for path, age in known:
@@ -230,11 +230,11 @@ def find_repeated_names(paths: Sequence[Path]) -> Iterable[Finding]:
 
 
 def find_split_people(paths: Sequence[Path], *, pattern) -> Iterable[Finding]:
-    """People with scans in several folders; `pattern` as in `person_of_scan`."""
+    """People with scans in several folders; `pattern` as in `find_person`."""
     people: dict[Path, str] = {}
     for path in paths:
         try:
-            people[path] = person_of_scan(image_stem(path.name), pattern=pattern)
+            people[path] = find_person(image_stem(path.name), pattern=pattern)
         except ValueError as problem:
             yield error(path, problem, "give a --subject_pattern that fits, or rename it")
     for first, *others in _groups(people, people.get):

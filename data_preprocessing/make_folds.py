@@ -14,8 +14,8 @@ from pathlib import Path
 from utils.cli import add_label_flags, add_subject_pattern, new_parser, number, run_entry
 from utils.files import as_spreadsheet_text, replacing, require_absent
 from utils.scans.labels import FEMALE, MALE, parse_sex_codes
-from utils.scans.leakage import people_of
-from utils.scans.split import deal_to_folds, describe_ages, read_labels_of
+from utils.scans.leakage import find_people
+from utils.scans.split import deal_to_folds, describe_ages, read_scan_labels
 from utils.scans.volumes import find_scans
 
 
@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     require_absent(Path(args.output))
     scans = [scan for folder in args.scan_folders for scan in find_scans(folder)]
     sex_codes = parse_sex_codes(args.sex_codes)
-    labels = read_labels_of(scans, sheet=args.labels, sex_codes=sex_codes)
-    person_of = people_of(list(labels), pattern=args.subject_pattern)
+    labels = read_scan_labels(scans, sheet=args.labels, sex_codes=sex_codes)
+    person_of = find_people(list(labels), pattern=args.subject_pattern)
     # A person with several scans is dealt by the age and sex of the first of them.
     people = {
         person_of[scan]: (label.age, -1 if label.sex is None else label.sex)

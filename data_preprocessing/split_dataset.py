@@ -14,8 +14,8 @@ from pathlib import Path
 from utils.cli import add_subject_pattern, new_parser, number, run_entry
 from utils.files import replacing, require_empty, write_tsv
 from utils.scans.labels import parse_sex_codes
-from utils.scans.leakage import people_of
-from utils.scans.split import FRACTIONS, describe_ages, read_labels_of, split_by_person
+from utils.scans.leakage import find_people
+from utils.scans.split import FRACTIONS, describe_ages, read_scan_labels, split_by_person
 from utils.scans.volumes import find_scans, image_stem
 
 
@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_empty(args.output_dir)
     scans = find_scans(args.scan_folder)
     sex_codes = parse_sex_codes(args.sex_codes)
-    labels = read_labels_of(scans, sheet=args.labels, sex_codes=sex_codes)
+    labels = read_scan_labels(scans, sheet=args.labels, sex_codes=sex_codes)
     ages = {scan: label.age for scan, label in labels.items()}
     path_of = {image_stem(path.name): path for path in scans}
-    person_of = people_of(list(path_of), pattern=args.subject_pattern)
+    person_of = find_people(list(path_of), pattern=args.subject_pattern)
     parts = split_by_person(ages, person_of=person_of, fractions=args.fractions, seed=args.seed)
 
     write = {"lists": write_lists, "links": write_links}[args.write]

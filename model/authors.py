@@ -34,7 +34,7 @@ IMAGE_BRANCH = {ScaleDense: "deep_fc.", SecondStage: "fc."}
 HEAD = {True: "end_fc_with_gender.", False: "end_fc_without_gender."}
 
 
-def stage_of(state_dict: dict[str, Tensor]) -> int | None:
+def detect_stage(state_dict: dict[str, Tensor]) -> int | None:
     """1 or 2 when the keys are those of the authors' first or second network, else None."""
     keys = {str(key).removeprefix("module.") for key in state_dict}
     if "pre.0.weight" not in keys:
@@ -56,7 +56,7 @@ def from_authors(state_dict: dict[str, Tensor], *, use_sex: bool) -> ScaleDense 
         ValueError: keys or shapes that are not those of the released networks, all named.
     """
     theirs = {str(key).removeprefix("module."): value for key, value in state_dict.items()}
-    stage = stage_of(theirs)
+    stage = detect_stage(theirs)
     if stage is None:
         raise ValueError("the keys are those of neither of the authors' networks")
     with torch.device("meta"):  # no memory or time for weights that are replaced at once

@@ -14,7 +14,7 @@ from data_preprocessing.pipeline.inputs import (
     parse_bids_name,
     scan_stem,
 )
-from utils.scans.labels import Label, examine_labels, label_of, read_labels
+from utils.scans.labels import Label, examine_labels, match_label, read_labels
 from utils.scans.sheets import read_rows
 from utils.scans.volumes import IMAGE_SUFFIXES, open_scan
 
@@ -197,7 +197,7 @@ def find_label(source: Source, tables: Sequence[People]) -> Label | None:
     for people in tables:
         if people.folder is None or source.path.is_relative_to(people.folder):
             for name in names:
-                if label := label_of(Path(name), people.labels):
+                if label := match_label(Path(name), people.labels):
                     return label
     return None
 

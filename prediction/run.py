@@ -15,7 +15,7 @@ from data_preprocessing.pipeline.recipe import Recipe
 from prediction.items import Item, find_items, read_people, require_all_rows
 from prediction.overlays import draw_overlays
 from prediction.records import PredictionRequest, predict_all, table_row
-from utils.files import require_writable, sha256_of
+from utils.files import hash_file, require_writable
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
 from utils.networks.execution import choose_execution
@@ -110,7 +110,7 @@ def open_networks(args: argparse.Namespace) -> PredictionRequest:
             f"{checkpoint.source}: trained with --any_grid, so nobody knows where its scans lie: "
             "predict with test.py"
         )
-    model = ", ".join(f"{file.name.partition('.')[0]} {sha256_of(file)[:8]}" for file in files)
+    model = ", ".join(f"{file.name.partition('.')[0]} {hash_file(file)[:8]}" for file in files)
     trained = checkpoint.provenance
     if trained.registration and trained.mask:
         contents = "auto" if args.contents == "grid" else args.contents

@@ -13,7 +13,7 @@ from golden_networks import (
     weight,
 )
 
-from model.authors import from_authors, stage_of, to_authors
+from model.authors import detect_stage, from_authors, to_authors
 from model.layers import fuse_for_inference
 from model.scaledense import ScaleDense
 from model.tsan import SecondStage
@@ -124,9 +124,9 @@ def test_narrow_networks_of_other_tests_have_the_keys_of_the_published_ones(stag
 @pytest.mark.parametrize(("stage", "number"), [("first_stage", 1), ("second_stage", 2)])
 def test_stage_is_recognised_with_and_without_the_module_prefix(stage, number):
     keys = STATE_DICT_KEYS[stage]
-    assert stage_of(dict.fromkeys(keys)) == number
-    assert stage_of({f"module.{key}": None for key in keys}) == number
-    assert stage_of(ScaleDense().state_dict()) is None
+    assert detect_stage(dict.fromkeys(keys)) == number
+    assert detect_stage({f"module.{key}": None for key in keys}) == number
+    assert detect_stage(ScaleDense().state_dict()) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from analysis.brain_pad.calibration import (
     read_calibration,
     write_calibration,
 )
-from utils.files import sha256_of
+from utils.files import hash_file
 from utils.results.tables import read_predictions
 
 
@@ -91,7 +91,7 @@ def test_calibration_is_the_same_after_writing_and_reading(scans, table, tmp_pat
     path = tmp_path / "brain_pad.json"
     write_calibration(path, calibration)
     assert read_calibration(path) == calibration
-    assert (calibration.source["sha256"], calibration.source["scans"]) == (sha256_of(some), scans)
+    assert (calibration.source["sha256"], calibration.source["scans"]) == (hash_file(some), scans)
     # 40 scans are too few for three groups.
     assert (calibration.limits_by_predicted_age is None) == (scans == 40)
     with pytest.raises(FileExistsError):

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.scans.cohort import open_cohort
-from utils.scans.labels import SEX_WORDS, UNKNOWN_WORDS, label_of, parse_sex_codes, read_labels
+from utils.scans.labels import SEX_WORDS, UNKNOWN_WORDS, match_label, parse_sex_codes, read_labels
 from utils.scans.volumes import InputRule
 
 HEAD = "id,age,sex\n"
@@ -304,7 +304,7 @@ def test_no_name_in_a_sheet_leads_out_of_the_folder_of_scans(tmp_path):
     labels = read_labels(sheet(HEAD + rows)(tmp_path))
     scans = open_cohort(tmp_path / "scans", labels, InputRule(any_grid=True), need_age=True)
     assert [scan.path for scan in scans] == [tmp_path / "scans" / "a.nii.gz"]
-    assert label_of(tmp_path / "scans" / "a.nii.gz", labels).row == 4
+    assert match_label(tmp_path / "scans" / "a.nii.gz", labels).row == 4
 
 
 NAMES = st.text(

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, UNDECODABLE, brain, needs_any_name, write_scan, write_sidecars
 
 from data_preprocessing import check_dataset
-from utils.files import sha256_of
+from utils.files import hash_file
 from utils.scans.provenance import sidecar_path, write_sidecar
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -251,7 +251,7 @@ def test_a_scan_that_is_not_the_one_its_sidecar_describes_is_an_error(data, volu
     for folder, names in NAMES.items():
         for name in names:
             scan = data / folder / f"{name}.nii"
-            write_sidecar(scan, {"recipe": RECIPE, "output_sha256": sha256_of(scan)})
+            write_sidecar(scan, {"recipe": RECIPE, "output_sha256": hash_file(scan)})
     assert check(data)[0] == []
     write_scan(data / "train" / "b.nii", volumes[1] * 2)
     ((severity, scan, problem),) = found(check(data)[0])

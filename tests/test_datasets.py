@@ -24,7 +24,7 @@ from data_preprocessing.public.unoriented import (
 )
 from utils.files import write_xls
 from utils.scans.labels import read_labels
-from utils.scans.leakage import person_of_scan
+from utils.scans.leakage import find_person
 
 DATA = Path(os.environ.get("TSAN_DATA", ""))
 needs_data = pytest.mark.skipif("TSAN_DATA" not in os.environ, reason="TSAN_DATA is not set")
@@ -61,7 +61,7 @@ def write_table(path, text):
     return path
 
 
-def ages_of(sheet):
+def predict_ages(sheet):
     """Age, sex, group and site by name, of participants.tsv."""
     return {
         name: tuple(row[column] for column in ("age", "sex", "group", "site"))
@@ -126,7 +126,7 @@ def test_the_example_of_every_release_is_recognised_under_any_folder(name):
 def test_splitting_knows_the_person_in_the_names_of_datasets_with_several_sessions(name):
     release = RELEASES[name]
     (scan,) = recognise([Path(release.example)], release, days={})
-    person = person_of_scan(release.name(scan))
+    person = find_person(release.name(scan))
     assert scan.person.replace("_", "") in person.replace("_", "")
     assert person != release.name(scan)
 
@@ -172,7 +172,7 @@ def test_oasis1_is_parted_into_healthy_retest_and_dementia(tmp_path):
         found = sorted(path.name for path in (tmp_path / "out" / group).iterdir())
         assert found == [f"OAS1_{name}.nii.gz" for name in names]
     assert sheet["OAS1_0061_MR2"]["person"] == sheet["OAS1_0061_MR1"]["person"] == "OAS1_0061"
-    assert ages_of(sheet)["OAS1_0004_MR1"] == ("28.0", "M", "healthy", "n/a")
+    assert predict_ages(sheet)["OAS1_0004_MR1"] == ("28.0", "M", "healthy", "n/a")
     assert list(reasons(left_out, "row").values()) == ["no scan"]
     assert "OAS1_0099_MR1" in str(left_out)
     assert list(reasons(left_out, "scan").values()) == ["no row in the tables"]
@@ -298,7 +298,7 @@ def test_adni_ages_are_at_the_scan_not_at_baseline(listing, moved, tmp_path, cap
     touch(tmp_path / "scans", *(Path(name).name if moved else name for name in ADNI_SCANS))
     sheet, left_out = run("adni", *tables, tmp_path=tmp_path)
     later = f"{84.8 + 762 / 365.25:.3f}"
-    assert ages_of(sheet) == {
+    assert predict_ages(sheet) == {
         "sub-ADNI002S0295_ses-20060418_I13722": ("84.8", "M", "CN", "2"),
         "sub-ADNI002S0295_ses-20080519_I118671": (later, "M", "MCI", "2"),
     }
@@ -345,7 +345,7 @@ def test_ixi_duplicates_blanks_and_contradictions_are_told_apart(tmp_path):
                "116-Guys-0739")  # fmt: skip
     touch(tmp_path / "scans", *(f"IXI{number}-T1.nii.gz" for number in numbers))
     sheet, left_out = run("ixi", table, tmp_path=tmp_path)
-    assert ages_of(sheet) == {
+    assert predict_ages(sheet) == {
         "IXI002-Guys-0828-T1": ("35.8", "F", "n/a", "Guys"),
         "IXI012-HH-1211-T1": ("38.78", "M", "n/a", "HH"),
     }
@@ -398,7 +398,7 @@ def test_ages_sexes_groups_and_sites_are_those_of_the_table(name, tmp_path):
         np.save(tmp_path / "scans" / scans[0], np.ones((1, 1, *QUASIRAW_SHAPE), np.uint8))
     table = write_table(tmp_path / "participants.csv", text)
     sheet, left_out = run(name.split()[0], table, tmp_path=tmp_path)
-    assert ages_of(sheet) == expected
+    assert predict_ages(sheet) == expected
     assert [row["what"] for row in left_out] == ["file"]
     for path in (tmp_path / "out" / "scans").iterdir():
         assert path.is_symlink() == ("quasiraw" not in path.name)

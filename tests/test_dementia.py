@@ -9,9 +9,9 @@ from sklearn.metrics import roc_auc_score
 from analysis.brain_pad.dementia import (
     FOLDS,
     auc_with_interval,
-    levels_of,
     match_healthy,
     require_sound_ratings,
+    split_by_rating,
     svm_scores,
 )
 
@@ -134,10 +134,10 @@ def test_few_pairs_and_wrong_ratings_are_said():
 
 
 def test_levels_are_questionable_certain_and_unknown():
-    levels = levels_of(pd.Series([0.5, 1.0, 2.0, np.nan]))
+    levels = split_by_rating(pd.Series([0.5, 1.0, 2.0, np.nan]))
     assert {name: inside.tolist() for name, inside in levels.items()} == {
         "CDR 0.5": [True, False, False, False],
         "CDR >= 1": [False, True, True, False],
         "CDR unknown": [False, False, False, True],
     }
-    assert list(levels_of(pd.Series([0.5]))) == ["CDR 0.5"]
+    assert list(split_by_rating(pd.Series([0.5]))) == ["CDR 0.5"]

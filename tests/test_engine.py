@@ -44,17 +44,17 @@ def scans(tmp_path_factory):
     )
 
 
-def ages_of(model, dataset, batch_size):
+def predict_ages(model, dataset, batch_size):
     return predict(model, evaluation_loader(dataset, batch_size=batch_size), CPU)["predicted_age"]
 
 
 def test_every_scan_is_predicted_once_in_order_whatever_the_batch_size(scans):
     model = CPU.place(ScaleDense(mean_age=50))
-    whole = ages_of(model, scans, 7)
+    whole = predict_ages(model, scans, 7)
     assert whole.shape == (7,)
     assert len(set(whole.tolist())) == 7
     for batch_size in (1, 4):
-        np.testing.assert_allclose(ages_of(model, scans, batch_size), whole, rtol=1e-4)
+        np.testing.assert_allclose(predict_ages(model, scans, batch_size), whole, rtol=1e-4)
     one_by_one = [model(scans[[i]]["image"], scans[[i]]["sex"]).item() for i in range(7)]
     np.testing.assert_allclose(whole, one_by_one, rtol=1e-4)
 
@@ -62,7 +62,7 @@ def test_every_scan_is_predicted_once_in_order_whatever_the_batch_size(scans):
 def test_unknown_sex_gets_the_mean_of_both(scans):
     model = CPU.place(ScaleDense(mean_age=50))
     unknown = open_cohort(scans.scans[0].path.parent, None, ANY)
-    predicted = ages_of(model, ScanDataset(unknown, ANY), 4)
+    predicted = predict_ages(model, ScanDataset(unknown, ANY), 4)
     image = scans[list(range(7))]["image"]
     with torch.inference_mode():
         both = [model(image, torch.full((7,), sex)) for sex in (0, 1)]
@@ -118,8 +118,8 @@ def test_bfloat16_ages_stay_close_and_are_float32(scans):
     reduced = Execution(torch.device("cpu"), bfloat16=True)
     ages = predict(model, evaluation_loader(scans, batch_size=7), reduced)["predicted_age"]
     assert ages.dtype == np.float32
-    assert not np.array_equal(ages, ages_of(model, scans, 7))
-    np.testing.assert_allclose(ages, ages_of(model, scans, 7), rtol=0.05)
+    assert not np.array_equal(ages, predict_ages(model, scans, 7))
+    np.testing.assert_allclose(ages, predict_ages(model, scans, 7), rtol=0.05)
 
 
 def test_the_cpu_runs_in_float32_and_a_missing_gpu_is_an_error(monkeypatch):
@@ -134,7 +134,7 @@ def test_the_cpu_runs_in_float32_and_a_missing_gpu_is_an_error(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_and_cpu_predict_the_same_ages(scans):
     model = ScaleDense(mean_age=50)
-    expected = ages_of(CPU.place(model), scans, 7)
+    expected = predict_ages(CPU.place(model), scans, 7)
     gpu = choose_execution("cuda", "float32")
     found = predict(gpu.place(model), evaluation_loader(scans, batch_size=7), gpu)
     np.testing.assert_allclose(found["predicted_age"], expected, atol=0.05)
@@ -224,11 +224,11 @@ def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(scans, capsys, 
 
     monkeypatch.setattr(torch, "compile", fail)
     model = CPU.place(ScaleDense(mean_age=50))
-    expected = ages_of(model, scans, 7)
+    expected = predict_ages(model, scans, 7)
     assert not compile_network(model, CPU)
     assert "--compile" in (said := capsys.readouterr().out)
     assert "no working C++ compiler found); going on without" in said
-    np.testing.assert_array_equal(ages_of(model, scans, 7), expected)
+    np.testing.assert_array_equal(predict_ages(model, scans, 7), expected)
 
 
 @pytest.mark.slow
@@ -241,9 +241,9 @@ def test_a_compiled_network_gives_the_same_ages_and_checkpoint_names(scans, monk
     monkeypatch.setattr("torch._inductor.config.cpp.vec_isa_ok", True)
     model = CPU.place(fuse_for_inference(ScaleDense(mean_age=50)))
     names = list(model.state_dict())
-    expected = ages_of(model, scans, 7)
+    expected = predict_ages(model, scans, 7)
     assert compile_network(model, CPU)
-    np.testing.assert_allclose(ages_of(model, scans, 7), expected, rtol=1e-5)
+    np.testing.assert_allclose(predict_ages(model, scans, 7), expected, rtol=1e-5)
     assert list(model.state_dict()) == names
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from utils.cli import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent, require_empty, sha256_of
+from utils.files import hash_file, replacing, require_absent, require_empty
 
 
 def test_failed_writing_leaves_the_old_file_and_no_rest(tmp_path):
@@ -38,7 +38,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 def test_a_file_has_the_digest_of_its_bytes_however_long(tmp_path, size):
     content = bytes(range(251)) * (size // 251 + 1)
     (tmp_path / "a").write_bytes(content[:size])
-    assert sha256_of(tmp_path / "a") == hashlib.sha256(content[:size]).hexdigest()
+    assert hash_file(tmp_path / "a") == hashlib.sha256(content[:size]).hexdigest()
 
 
 def test_folders_must_be_empty_and_be_folders(tmp_path):

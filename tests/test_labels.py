@@ -2,7 +2,7 @@ import pandas
 import pytest
 
 from utils.files import write_xls
-from utils.scans.labels import label_of, parse_sex_codes, read_labels
+from utils.scans.labels import match_label, parse_sex_codes, read_labels
 
 ROWS = [("sub-1.nii.gz", 23.5, 0), ("sub-10.nii.gz", 71, 1), ("sub-2.nii.gz", 18, 0)]
 EXPECTED = {"sub-1": (23.5, 0), "sub-10": (71.0, 1), "sub-2": (18.0, 0)}
@@ -96,8 +96,8 @@ def test_all_problems_are_reported_at_once_with_file_row_and_value(tmp_path):
 
 def test_names_match_exactly_so_that_sub_1_is_not_sub_10(tmp_path):
     labels = read_labels(write_text(tmp_path / "d.csv", ROWS, ","))
-    assert label_of(tmp_path / "sub-1.nii.gz", labels).age == 23.5
-    assert label_of(tmp_path / "sub-10.nii", labels).age == 71
-    assert label_of(tmp_path / "sub-100.nii.gz", labels) is None
-    assert label_of(tmp_path / "sub-1_ses-2_T1w.nii.gz", labels).age == 23.5
-    assert label_of(tmp_path / "sub-100_T1w.nii.gz", labels) is None
+    assert match_label(tmp_path / "sub-1.nii.gz", labels).age == 23.5
+    assert match_label(tmp_path / "sub-10.nii", labels).age == 71
+    assert match_label(tmp_path / "sub-100.nii.gz", labels) is None
+    assert match_label(tmp_path / "sub-1_ses-2_T1w.nii.gz", labels).age == 23.5
+    assert match_label(tmp_path / "sub-100_T1w.nii.gz", labels) is None

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from analysis.saliency import __main__ as saliency
-from analysis.saliency.attribution import Occlusion, SmoothGrad, ages_of, with_random_weights
+from analysis.saliency.attribution import Occlusion, SmoothGrad, predict_ages, with_random_weights
 from analysis.saliency.map_picture import PLANES, draw_map, plane
 from analysis.saliency.maps import (
     MeanMaps,
@@ -142,7 +142,7 @@ def test_the_size_of_batches_changes_nothing(network):
 
 def test_an_unknown_sex_means_the_mean_of_both():
     model, image = Weighted(torch.ones(SMALL)), image_of(SMALL)
-    ages = [ages_of(model, image, sex) for sex in (0, 1, None)]
+    ages = [predict_ages(model, image, sex) for sex in (0, 1, None)]
     torch.testing.assert_close(ages[2], (ages[0] + ages[1]) / 2)
 
 

@@ -9,7 +9,7 @@ from analysis.brain_pad.calibration import read_calibration
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from prediction.run import CALIBRATION
-from utils.files import sha256_of
+from utils.files import hash_file
 from utils.networks import share
 from utils.networks.checkpoint import (
     Checkpoint,
@@ -82,7 +82,7 @@ def test_the_card_is_in_the_file_and_paths_and_resume_state_are_not(checkpoint, 
     assert card["metrics"] == {"test": {"predicted_age": {"n": 9, "mae": figure}}}
     assert content["summary"]["mean_training_age"] == 47.5
     sums = (tmp_path / "give" / "SHA256SUMS").read_text()
-    assert sums == f"{sha256_of(output)}  tsan.pt\n"
+    assert sums == f"{hash_file(output)}  tsan.pt\n"
     with pytest.raises(FileExistsError, match=r"tsan\.pt"):
         shipped(checkpoint, output)
     shipped(checkpoint, tmp_path / "give" / "another.pt")
@@ -102,9 +102,9 @@ def test_checksums_of_the_networks_kept_here_are_right():
     assert networks
     assert sum(path.stat().st_size for path in networks) < 20e6
     for path in PRETRAINED.glob("*.pt"):
-        assert sums[path.name] == sha256_of(path), path.name
-    assert sums[CALIBRATION.name] == sha256_of(CALIBRATION)
-    table = sha256_of(PRETRAINED.parent / "docs" / "out_of_fold_oasis1.csv")
+        assert sums[path.name] == hash_file(path), path.name
+    assert sums[CALIBRATION.name] == hash_file(CALIBRATION)
+    table = hash_file(PRETRAINED.parent / "docs" / "out_of_fold_oasis1.csv")
     assert read_calibration(CALIBRATION).source["sha256"] == table
     for path in networks:
         card = load_checkpoint(path).summary["card"]

@@ -9,7 +9,7 @@ import pytest
 from conftest import UNDECODABLE, needs_any_name
 
 from data_preprocessing import split_dataset
-from utils.scans.leakage import person_of_scan
+from utils.scans.leakage import find_person
 from utils.scans.split import FRACTIONS, PARTS, split_by_person
 
 
@@ -123,14 +123,14 @@ def test_scans_without_person_or_age_are_refused_all_at_once():
     ],
 )
 def test_the_person_is_read_from_bids_and_oasis_names_and_is_else_the_whole_name(scan, person):
-    assert person_of_scan(scan) == person
+    assert find_person(scan) == person
 
 
 def test_a_pattern_gives_its_first_group_or_all_of_its_match():
-    assert person_of_scan("IXI002-Guys-0828", pattern=re.compile(r"IXI(\d+)")) == "002"
-    assert person_of_scan("IXI002-Guys-0828", pattern=re.compile(r"IXI\d+")) == "IXI002"
+    assert find_person("IXI002-Guys-0828", pattern=re.compile(r"IXI(\d+)")) == "002"
+    assert find_person("IXI002-Guys-0828", pattern=re.compile(r"IXI\d+")) == "IXI002"
     with pytest.raises(ValueError, match="finds no person"):
-        person_of_scan("scan-1", pattern=re.compile(r"IXI\d+"))
+        find_person("scan-1", pattern=re.compile(r"IXI\d+"))
 
 
 def test_links_point_at_the_originals_which_stay_as_they_are(tmp_path):

@@ -184,7 +184,7 @@ def add_machine_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
 
 
 def add_subject_pattern(parser: argparse._ActionsContainer) -> None:
-    """How the person is found in a scan's name, see `person_of_scan`."""
+    """How the person is found in a scan's name, see `find_person`."""
     parser.add_argument(
         "--subject_pattern",
         type=regular_expression,

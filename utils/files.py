@@ -57,7 +57,7 @@ def replacing(
         temporary.unlink(missing_ok=True)
 
 
-def sha256_of(path: str | Path) -> str:
+def hash_file(path: str | Path) -> str:
     """The hexadecimal SHA-256 of a file, which may be larger than memory."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:

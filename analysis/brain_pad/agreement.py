@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from utils.results.metrics import with_intervals
-from utils.scans.leakage import people_of
+from utils.scans.leakage import find_people
 
 
 def pair_scans(
@@ -28,7 +28,7 @@ def pair_scans(
     Args:
         first: scans, indexed by name, with their ages, by where they come from.
         second: the second scans. The first by name where a person has several, in `first` as well.
-        pattern: where the person stands in a scan's name, see `person_of_scan`.
+        pattern: where the person stands in a scan's name, see `find_person`.
 
     Returns:
         Columns person, first_scan, second_scan, first_from; predicted_age and brain_pad in years,
@@ -39,7 +39,7 @@ def pair_scans(
     """
 
     def by_person(scans: pd.DataFrame) -> pd.DataFrame:
-        person_of = people_of(sorted(scans.index), pattern=pattern)
+        person_of = find_people(sorted(scans.index), pattern=pattern)
         chosen = scans.loc[list(person_of), ["predicted_age", "brain_pad"]]
         return chosen.assign(person=list(person_of.values()), scan=list(person_of))
 

@@ -127,7 +127,7 @@ def svm_scores(
     return scores[:pairs], scores[pairs:]
 
 
-def levels_of(ratings: pd.Series) -> dict[str, np.ndarray]:
+def split_by_rating(ratings: pd.Series) -> dict[str, np.ndarray]:
     """Which of n ratings are of which level of the CDR; levels that nobody has are left out."""
     levels = {"CDR 0.5": ratings == 0.5, "CDR >= 1": ratings >= 1, "CDR unknown": ratings.isna()}
     return {name: inside.to_numpy() for name, inside in levels.items() if inside.any()}
@@ -165,7 +165,7 @@ def report_dementia(
     svm = svm_scores(cases, controls)
     cases, controls = cases.assign(svm=svm[0]), controls.assign(svm=svm[1])
     apart = np.abs(cases["age"].to_numpy() - controls["age"].to_numpy())
-    levels = {"all": np.ones(len(cases), bool)} | levels_of(cases["CDR"])
+    levels = {"all": np.ones(len(cases), bool)} | split_by_rating(cases["CDR"])
     return {
         "patients": len(patients),
         "healthy": healthy["group"].value_counts().to_dict(),

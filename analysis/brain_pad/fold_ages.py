@@ -20,7 +20,7 @@ from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.labels import Label, parse_sex_codes, read_labels
-from utils.scans.leakage import person_of_scan, require_unseen
+from utils.scans.leakage import find_person, require_unseen
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,9 @@ def predict_retest(args: Namespace, folds: FoldNetworks, labels: dict[str, Label
 
     People of no fold, such as those of a test folder, get the mean of all networks.
     """
-    fold_of = {person_of_scan(scan): fold for scan, fold in folds.fold_of.items()}
+    fold_of = {find_person(scan): fold for scan, fold in folds.fold_of.items()}
     scans = open_cohort(args.retest_folder, labels, folds.all[0].input_rule)
-    fold = [fold_of.get(person_of_scan(scan.subject_id)) for scan in scans]
+    fold = [fold_of.get(find_person(scan.subject_id)) for scan in scans]
     ages: dict[str, np.ndarray] = {}
     for held in set(fold):
         places = [index for index, each in enumerate(fold) if each == held]

@@ -15,11 +15,11 @@ from analysis.brain_pad.calibration import (
     write_calibration,
 )
 from analysis.brain_pad.dementia import (
-    levels_of,
     match_healthy,
     read_ratings,
     report_dementia,
     require_sound_ratings,
+    split_by_rating,
 )
 from analysis.brain_pad.pictures import pad_against_age, pad_by_group
 from utils.files import replacing, require_absent, write_json, write_tsv
@@ -32,7 +32,7 @@ from utils.results.tables import (
     read_predictions,
 )
 from utils.scans.labels import read_labels
-from utils.scans.leakage import people_of
+from utils.scans.leakage import find_people
 
 TABLE, CALIBRATION, REPORT = "brain_pad.csv", "brain_pad.json", "report.json"
 AGE_PICTURE, GROUP_PICTURE = "pad_against_age.png", "pad_by_group.png"
@@ -106,8 +106,8 @@ def require_other_persons(
     known: Predictions, other: Predictions, pattern: re.Pattern | None
 ) -> None:
     """Raises ValueError where `other` holds scans of persons who are in `known` already."""
-    persons = set(people_of(known.scans.index, pattern=pattern).values())
-    others = people_of(other.scans.index, pattern=pattern)
+    persons = set(find_people(known.scans.index, pattern=pattern).values())
+    others = find_people(other.scans.index, pattern=pattern)
     seen = [scan for scan, person in others.items() if person in persons]
     if seen:
         raise ValueError(
@@ -168,7 +168,7 @@ def draw_pictures(output: Path, groups: dict[str, pd.DataFrame], *, overwrite: b
         patients = groups["dementia"].dropna(subset="matched_with")
         healthy = pd.concat([groups["out_of_fold"], groups["test"]])
         shown = {"matched healthy": healthy.loc[patients["matched_with"]]}
-        for level, inside in levels_of(patients["CDR"]).items():
+        for level, inside in split_by_rating(patients["CDR"]).items():
             shown["dementia" if level == "CDR unknown" else level] = patients[inside]
         pictures[GROUP_PICTURE] = pad_by_group(shown)
     for name, figure in pictures.items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.layers import initialise
 
 
-def ages_of(model: nn.Module, image: Tensor, sex: int | None) -> Tensor:
+def predict_ages(model: nn.Module, image: Tensor, sex: int | None) -> Tensor:
     """The (N,) ages, in years, of (N, 1, D, H, W) views of one person.
 
     Where the sex is unknown (None), the mean of the ages as either sex, as in prediction.
@@ -29,7 +29,7 @@ def ages_of(model: nn.Module, image: Tensor, sex: int | None) -> Tensor:
     return torch.stack(ages).mean(dim=0)
 
 
-def brain_of(image: Tensor) -> Tensor:
+def mask_brain(image: Tensor) -> Tensor:
     """Where the brain is, bool: what differs from the corner voxel, which is background.
 
     Of a z-scored scan this holds for both rules of what the background becomes.
@@ -87,12 +87,12 @@ class SmoothGrad:
         """
         # Drawn on the CPU and copy by copy: the same on every device and for every batch size.
         generator = torch.Generator().manual_seed(self.seed)
-        brain, total = brain_of(image), torch.zeros_like(image[0, 0])
+        brain, total = mask_brain(image), torch.zeros_like(image[0, 0])
         for copies in _sizes(self.copies, self.batch_size):
             noise = [torch.randn(image.shape[1:], generator=generator) for _ in range(copies)]
             noisy = image + self.noise * torch.stack(noise).to(image) * brain
             noisy.requires_grad_()
-            (gradient,) = torch.autograd.grad(ages_of(model, noisy, sex).sum(), noisy)
+            (gradient,) = torch.autograd.grad(predict_ages(model, noisy, sex).sum(), noisy)
             gradient = gradient[:, 0]  # (copies, D, H, W)
             total += (gradient if self.times_input else gradient.abs()).sum(dim=0)
         return total / self.copies * (image[0, 0] if self.times_input else 1)
@@ -130,20 +130,20 @@ class Occlusion:
     @torch.inference_mode()
     def __call__(self, model: nn.Module, image: Tensor, sex: int | None) -> Tensor:
         """The map of one scan, (D, H, W) years; arguments as in SmoothGrad."""
-        brain = brain_of(image)[0, 0]
+        brain = mask_brain(image)[0, 0]
         total, covered = torch.zeros_like(image[0, 0]), torch.zeros_like(image[0, 0])
         tried = []
         for cube in cubes(brain.shape, self.side, self.stride):
             covered[cube] += 1
             if brain[cube].any():
                 tried.append(cube)
-        age = ages_of(model, image, sex)
+        age = predict_ages(model, image, sex)
         for start in range(0, len(tried), self.batch_size):
             batch = tried[start : start + self.batch_size]
             hidden = image.repeat(len(batch), 1, 1, 1, 1)
             for copy, cube in zip(hidden[:, 0], batch, strict=True):
                 copy[cube].masked_fill_(brain[cube], 0.0)  # z-score 0: the brain's mean
-            for cube, change in zip(batch, ages_of(model, hidden, sex) - age, strict=True):
+            for cube, change in zip(batch, predict_ages(model, hidden, sex) - age, strict=True):
                 total[cube] += change
         return total / covered
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from data_preprocessing.pipeline.recipe import INSTALL
 from utils.cli import raise_all
-from utils.files import replacing, sha256_of, write_json
+from utils.files import hash_file, replacing, write_json
 from utils.scans.volumes import IMAGE_SUFFIXES
 
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
@@ -69,8 +69,8 @@ class Source:
     def sha256(self) -> str:
         """Of the file, or of the hashes of a DICOM folder's files in the order of their names."""
         if not self.is_dicom:
-            return sha256_of(self.path)
-        hashes = [sha256_of(file) for file in sorted(_visible_files(self.path))]
+            return hash_file(self.path)
+        hashes = [hash_file(file) for file in sorted(_visible_files(self.path))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

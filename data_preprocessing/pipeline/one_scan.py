@@ -24,7 +24,7 @@ from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import Identity, Recipe
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
-from utils.files import replacing, require_absent, sha256_of
+from utils.files import hash_file, replacing, require_absent
 from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, decode
@@ -198,7 +198,7 @@ def _find_differences(source: Source, request: Request, sidecar: dict) -> list[s
     found = list(_changes(sidecar.get("recipe"), expected["recipe"], "recipe"))
     for name, value in expected.items() if not found else ():
         found += _changes(sidecar.get(name), value, name)
-    if sha256_of(request.path(source, ".nii.gz")) != sidecar.get("output_sha256"):
+    if hash_file(request.path(source, ".nii.gz")) != sidecar.get("output_sha256"):
         found.append("it was changed or damaged since")
     return found
 
@@ -245,7 +245,7 @@ def _make(source: Source, request: Request, workspace: Path) -> dict:
         "transform_files": sorted(mapped.kept),
         "qc": asdict(quality),
         "notes": mapped.notes,
-        "output_sha256": sha256_of(made),
+        "output_sha256": hash_file(made),
         "seconds": round(time.perf_counter() - start, 1),
         **BIDS_KEYS,
     }

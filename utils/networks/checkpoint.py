@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from model.authors import from_authors, stage_of, to_authors
+from model.authors import detect_stage, from_authors, to_authors
 from model.scaledense import Backbone, Encoder, ScaleDense
 from model.tsan import TSAN, Ensemble, SecondStage
 from utils.files import replacing
@@ -311,7 +311,7 @@ def _load_authors(
 ) -> tuple[ScaleDense | SecondStage, Provenance]:
     """The network of a file in the authors' format, and how its training scans were made."""
     weights = content.get("state_dict")
-    if not isinstance(weights, dict) or stage_of(weights) is None:
+    if not isinstance(weights, dict) or detect_stage(weights) is None:
         raise ValueError(
             f"{path}: neither a TSAN checkpoint nor one of the authors' released networks; "
             f"found the entries {', '.join(map(str, list(content)[:8]))}"

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from utils.cli import Switch, new_parser, run_entry
-from utils.files import replacing, require_absent, sha256_of
+from utils.files import hash_file, replacing, require_absent
 
 CHECKSUMS = "SHA256SUMS"
 KEPT = (
@@ -97,7 +97,7 @@ def model_card(args: argparse.Namespace, *, preprocessing: str) -> dict:
 
 def write_checksum(path: Path) -> str:
     """Puts the SHA-256 of a file into SHA256SUMS beside it, sorted by name, and returns it."""
-    sums, checksum = path.parent / CHECKSUMS, sha256_of(path)
+    sums, checksum = path.parent / CHECKSUMS, hash_file(path)
     lines = sums.read_text().splitlines() if sums.exists() else []
     known = {line.split()[-1]: line for line in lines} | {path.name: f"{checksum}  {path.name}"}
     with replacing(sums, overwrite=True) as temporary:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from utils.files import as_spreadsheet_text, sha256_of, write_json, write_tsv
+from utils.files import as_spreadsheet_text, hash_file, write_json, write_tsv
 from utils.scans.cohort import Scan
 from utils.scans.labels import (
     OLDEST_AGE,
@@ -139,7 +139,7 @@ class Predictions:
     def describe(self) -> dict:
         """Which file the table was, and how much of it could be used."""
         counts = {"scans": len(self.scans), "without_age": self.without_age}
-        return {"file": str(self.path), "sha256": sha256_of(self.path)} | counts
+        return {"file": str(self.path), "sha256": hash_file(self.path)} | counts
 
 
 def read_predictions(path: str | Path, labels: dict[str, Label] | None = None) -> Predictions:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.scans.labels import Label, label_of
+from utils.scans.labels import Label, match_label
 from utils.scans.volumes import (
     GRID_SHAPE,
     InputRule,
@@ -59,7 +59,7 @@ def open_cohort(
     scans, problems = [], []
     firsts: dict[tuple[int, ...], Path] = {}
     for path in find_scans(folder):
-        label = label_of(path, labels or {})
+        label = match_label(path, labels or {})
         if problem := _missing_label(path, label, need_age, need_sex):
             problems.append(f"{path}: {problem}")
         try:

@@ -102,7 +102,7 @@ def examine_labels(
     return labels, problems
 
 
-def label_of(scan: Path, labels: dict[str, Label]) -> Label | None:
+def match_label(scan: Path, labels: dict[str, Label]) -> Label | None:
     """The row of a scan: its exact name, or for BIDS names its session or its participant.
 
     `sub-1` is not `sub-10`: nothing is matched by a part of a name, except that BIDS sets the

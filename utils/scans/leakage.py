@@ -23,7 +23,7 @@ ANOTHER_SPLIT = (
 )
 
 
-def person_of_scan(scan: str, *, pattern: re.Pattern | None = None) -> str:
+def find_person(scan: str, *, pattern: re.Pattern | None = None) -> str:
     """Who was scanned, from a scan's name without image suffix.
 
     Args:
@@ -44,12 +44,12 @@ def person_of_scan(scan: str, *, pattern: re.Pattern | None = None) -> str:
     return person
 
 
-def people_of(scans: Sequence[str], *, pattern: re.Pattern | None = None) -> dict[str, str]:
+def find_people(scans: Sequence[str], *, pattern: re.Pattern | None = None) -> dict[str, str]:
     """Who was scanned, by scan; ValueError listing every name in which no person is found."""
     people, problems = {}, []
     for scan in scans:
         try:
-            people[scan] = person_of_scan(scan, pattern=pattern)
+            people[scan] = find_person(scan, pattern=pattern)
         except ValueError as error:
             problems.append(str(error))
     raise_all(problems)
@@ -65,12 +65,12 @@ def require_separate_persons(
 ) -> None:
     """Refuses scans of one person on both sides; where that is `allowed`, it prints a note.
 
-    `pattern` finds the person in a scan's name, see `person_of_scan`.
+    `pattern` finds the person in a scan's name, see `find_person`.
 
     Raises:
         ValueError: names the persons and their scans; or `pattern` does not fit a name.
     """
-    people = people_of([scan.subject_id for scan in [*train, *validation]], pattern=pattern)
+    people = find_people([scan.subject_id for scan in [*train, *validation]], pattern=pattern)
     sides = [[people[scan.subject_id] for scan in scans] for scans in (train, validation)]
     shared = _scans_on_both_sides(train, validation, *sides)
     _refuse(

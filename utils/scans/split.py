@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import raise_all
-from utils.scans.labels import Label, label_of, read_labels
+from utils.scans.labels import Label, match_label, read_labels
 from utils.scans.volumes import image_stem
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
 
 
-def read_labels_of(
+def read_scan_labels(
     scans: Sequence[Path], *, sheet: str | Path, sex_codes: dict[str, int] | None = None
 ) -> dict[str, Label]:
     """The row of every scan in the label sheet, by the scan's name without image suffix.
@@ -29,7 +29,7 @@ def read_labels_of(
     labels = read_labels(sheet, sex_codes=sex_codes)
     found, problems = {}, []
     for scan in scans:
-        label = label_of(scan, labels)
+        label = match_label(scan, labels)
         if label is None:
             problems.append(f"{scan}: no row in {sheet}; an age in years expected")
         elif label.age is None:

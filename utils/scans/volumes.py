@@ -232,7 +232,7 @@ def decode(path: Path, *, any_grid: bool = False) -> np.ndarray:
     turn = ornt_transform(io_orientation(image.affine), axcodes2ornt("LAS"))
     voxels = np.ascontiguousarray(apply_orientation(voxels, turn))
     try:
-        brain_of(voxels)
+        select_brain(voxels)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return voxels
@@ -268,7 +268,7 @@ def average_2x2x2(volume: np.ndarray) -> np.ndarray:
     return cropped.reshape(depth, 2, height, 2, width, 2).mean(axis=(1, 3, 5))
 
 
-def brain_of(volume: np.ndarray) -> np.ndarray:
+def select_brain(volume: np.ndarray) -> np.ndarray:
     """The intensities above 0, (voxels,); ValueError where they do not differ."""
     brain = volume[volume > 0]
     if brain.size == 0 or brain.min() == brain.max():
@@ -293,7 +293,7 @@ def normalise(volume: np.ndarray, intensity: str = "brain") -> np.ndarray:
     Raises:
         ValueError: the voxels above 0 do not differ.
     """
-    brain = brain_of(volume)
+    brain = select_brain(volume)
     mean, deviation = brain.mean(dtype=np.float64), brain.std(dtype=np.float64)
     outside = volume - mean / deviation if intensity == "authors" else 0.0
     return np.where(volume > 0, (volume - mean) / deviation, outside).astype(np.float32)
