@@ -16,13 +16,7 @@ from hypothesis import strategies as st
 
 from data_preprocessing.pipeline.native import read_native
 from utils.scans.cohort import open_cohort
-from utils.scans.volumes import (
-    GRID_AFFINE,
-    GRID_SHAPE,
-    InputRule,
-    decode,
-    open_scan,
-)
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, open_scan
 
 ANY = InputRule(any_grid=True)
 decode_any = partial(decode, any_grid=True)
@@ -110,18 +104,11 @@ def locked(folder: Path) -> Path:
     return path
 
 
-def where(change):
-    """The volume with some voxels changed."""
+def spotted(value: float) -> np.ndarray:
+    """The volume with another value in one voxel."""
     voxels = VOLUME.copy()
-    change(voxels)
+    voxels[3, 3, 3] = value
     return voxels
-
-
-def put(value):
-    def change(voxels):
-        voxels[3, 3, 3] = value
-
-    return change
 
 
 UNREADABLE = "not a readable scan"
@@ -210,9 +197,9 @@ REFUSED = (
         ).astype(np.float32)), "no brain"),
     ("all negative", plain(voxels=-VOLUME - 1), "no brain"),
     ("all NaN", plain(voxels=VOLUME * np.nan), "36864 voxels are NaN or infinite"),
-    ("one NaN", plain(voxels=where(put(np.nan))), "1 voxels are NaN or infinite"),
-    ("one infinite voxel", plain(voxels=where(put(np.inf))), "1 voxels are NaN or infinite"),
-    ("one at minus infinity", plain(voxels=where(put(-np.inf))), "1 voxels are NaN or infinite"),
+    ("one NaN", plain(voxels=spotted(np.nan)), "1 voxels are NaN or infinite"),
+    ("one infinite voxel", plain(voxels=spotted(np.inf)), "1 voxels are NaN or infinite"),
+    ("one at minus infinity", plain(voxels=spotted(-np.inf)), "1 voxels are NaN or infinite"),
     ("beyond float32", plain(voxels=VOLUME.astype(np.float64) * 1e300), "NaN or infinite"),
     # Places that are none.
     ("affine of zeros", plain(**sform(lambda m: m.__imul__(0))), NO_PLACE),
@@ -286,7 +273,7 @@ READ = (
     ("sform before qform", plain(pixdim=[1, 3, 3, 3, 0, 0, 0, 0], quatern_b=1.0), VOLUME),
     ("qform alone", plain(sform_code=0), VOLUME),
     ("NaN in a qform that is not used", plain(quatern_b=np.nan), VOLUME),
-    ("some negative voxels", plain(voxels=where(put(-7))), where(put(-7))),
+    ("some negative voxels", plain(voxels=spotted(-7)), spotted(-7)),
     ("extension in the header", content(nifti(vox_offset=368)[:348] + b"\1\0\0\0" + bytes(
         [16, 0, 0, 0, 6, 0, 0, 0]) + b"=cmd()  " + nifti()[352:], "scan.nii"), VOLUME),
     ("a few bytes behind the voxels", plain(tail=bytes(512)), VOLUME),

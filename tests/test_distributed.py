@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, training_flags, write_cohort
 from torch import nn
 
+from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import WIDTHS, ScaleDense
 from utils import distributed
@@ -120,13 +121,28 @@ def evaluations(folder: Path, world: World) -> dict:
     return found
 
 
-def process(rank: int, folder: Path, port: int, train: bool) -> None:
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def as_torchrun() -> dict[str, str]:
+    return {
+        "RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+
+
+def set_variables(rank: int, variables: dict[str, str]) -> None:
+    """Tells this process who it is; the rank takes the place of `{rank}`."""
+    os.environ |= {key: value.format(rank=rank) for key, value in variables.items()}
+
+
+def process(rank: int, folder: Path, variables: dict, train: bool) -> None:
     """One of two, as torchrun would start it."""
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    set_variables(rank, variables)
     with joined("cpu") as world:
         found = steps(folder, world) if train else evaluations(folder, world)
         with world.own_randomness(1, torch.device("cpu")):
@@ -151,16 +167,10 @@ def told_by(function) -> str:
     return "no error"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def found_by_two(folder: Path, *, train: bool) -> list[dict]:
     """What each of two processes found; they are forked, so the fixture `forking` is needed."""
     torch.multiprocessing.start_processes(
-        process, (folder, free_port(), train), nprocs=2, start_method="forkserver"
+        process, (folder, as_torchrun(), train), nprocs=2, start_method="forkserver"
     )
     paths = [folder / f"found-{rank}.pt" for rank in (0, 1)]
     found = [torch.load(path, weights_only=False) for path in paths]
@@ -319,23 +329,12 @@ def flags_of_two(cohort: Path, folder: Path, *flags: str) -> list[str]:
     return [*training_flags(cohort, folder), "--any_grid", *flags]
 
 
-def torchrun(*flags: str) -> subprocess.CompletedProcess:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*launcher, "--nproc_per_node", "2", str(ROOT / "train_first_stage.py"), *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def program(rank: int, name: str, flags: list[str], variables: dict, folder: Path) -> None:
     """The program `name` in a process that was forked; what it says goes to files."""
     for descriptor, stream in ((1, "out"), (2, "err")):
         with (folder / f"{rank}.{stream}").open("w") as file:
             os.dup2(file.fileno(), descriptor)
-    os.environ |= {key: value.format(rank=rank) for key, value in variables.items()}
+    set_variables(rank, variables)
     run_entry(lambda: importlib.import_module(name).main(flags))
 
 
@@ -358,13 +357,6 @@ def started_twice(
     return [task.exitcode for task in tasks], *said
 
 
-def as_torchrun() -> dict[str, str]:
-    return {
-        "RANK": "{rank}", "WORLD_SIZE": "2", "LOCAL_RANK": "{rank}",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-    }  # fmt: skip
-
-
 def as_slurm() -> dict[str, str]:
     return {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "1",
@@ -374,7 +366,10 @@ def as_slurm() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_two_processes_write_one_run_and_resume_it_exactly(cohort, forking, tmp_path):
-    whole = torchrun(*flags_of_two(cohort, tmp_path / "whole", "--schedule", "constant"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node", "2", str(ROOT / "train_first_stage.py")]
+    flags = flags_of_two(cohort, tmp_path / "whole", "--schedule", "constant")
+    whole = subprocess.run([*launcher, *flags], capture_output=True, text=True, timeout=120)
     assert whole.returncode == 0, whole.stderr
     assert whole.stdout.count("training: 8 scans") == 1
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
@@ -451,8 +446,6 @@ def test_a_single_process_is_left_as_it_is():
 
 
 def test_synchronised_networks_keep_their_keys_and_fuse():
-    from model.layers import fuse_for_inference
-
     torch.manual_seed(0)
     model = ScaleDense(mean_age=50).eval()
     keys, image = list(model.state_dict()), torch.randn(2, 1, 32, 36, 32)
@@ -465,12 +458,9 @@ def test_synchronised_networks_keep_their_keys_and_fuse():
     torch.testing.assert_close(fused(image, torch.tensor([0, 1])), expected, rtol=1e-4, atol=1e-3)
 
 
-def on_gpu(rank: int, folder: Path, port: int) -> None:
+def on_gpu(rank: int, folder: Path, variables: dict) -> None:
     """Statistics of one batch of five that two GPUs share."""
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    set_variables(rank, variables)
     with joined("cuda") as world:
         execution = choose_execution("cuda", "float32", world)
         model, image = batch_of_five()
@@ -490,7 +480,7 @@ def batch_of_five() -> tuple[ScaleDense, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_two_gpus_have_the_batch_statistics_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(on_gpu, (tmp_path, free_port()), nprocs=2)
+    torch.multiprocessing.spawn(on_gpu, (tmp_path, as_torchrun()), nprocs=2)
     model, image = batch_of_five()
     model(image, torch.zeros(5, dtype=torch.int64))
     expected = dict(model.named_buffers())

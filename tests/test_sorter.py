@@ -2,15 +2,14 @@
 
 import argparse
 import hashlib
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import rankdata, spearmanr
+from test_structure import parse_call, recorded_calls
 
 import train_sorter
 from model.losses import standardise, tied_ranks
@@ -474,18 +473,6 @@ def test_what_cannot_be_made_is_refused_before_training(
         train_sorter.main([*SHORT, *flags])
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [[], ["--length", "1"], ["--length", "8", "--kind", "gru"], ["--length", "8", "--steps", "0"],
-     ["--length", "8", "--lr", "0"], ["--length", "8", "--len", "9"]],
-)  # fmt: skip
-def test_wrong_flags_are_refused(flags, capsys):
-    with pytest.raises(SystemExit) as caught:
-        train_sorter.main(flags)
-    assert caught.value.code == 2
-    assert "usage" in capsys.readouterr().err
-
-
 def test_the_parser_knows_the_kinds_of_the_model():
     parser = train_sorter.build_parser()
     kinds = next(action.choices for action in parser._actions if action.dest == "kind")
@@ -493,16 +480,8 @@ def test_the_parser_knows_the_kinds_of_the_model():
 
 
 def test_the_script_hands_its_settings_and_flags_over_from_any_folder(tmp_path):
-    stand_in = tmp_path / "python"
-    stand_in.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    stand_in.chmod(0o755)
-    printed = subprocess.run(
-        ["bash", str(ROOT / "script" / "train_sorter.sh"), "--length", "24"],
-        cwd=tmp_path, env=os.environ | {"PYTHON": str(stand_in)},
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    assert printed[0] == str(ROOT / "train_sorter.py")
-    options = train_sorter.build_parser().parse_args(printed[1:])
+    (call,) = recorded_calls(ROOT / "script" / "train_sorter.sh", tmp_path, "--length", "24")
+    options = parse_call(call)
     recipe = SorterRecipe(kind="lstm", length=24, steps=1)
     assert (options.length, options.steps) == (24, None)
     assert options.batch_size == recipe.batch_size
