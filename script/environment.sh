@@ -28,11 +28,13 @@ launch() {
 }
 
 # make_environment REQUIREMENTS...: makes the virtual environment and installs what these files
-# list, unless that has been done. A torch that $PYTHON can import already is used, not replaced.
+# list, unless that has been done. A torch outside of the environment that $PYTHON can import is
+# used, not replaced.
 make_environment() {
   local wanted packages torch_folder
   wanted="$(cd "$ROOT" && cat "$@")"
-  if [ "$(cat "$VENV/installed.txt" 2>/dev/null)" = "$wanted" ]; then
+  # Every line wanted is among those that were installed last.
+  if [ -f "$VENV/installed.txt" ] && ! grep -qvxFf "$VENV/installed.txt" <<<"$wanted"; then
     PYTHON="$VENV/bin/python"
     return
   fi
@@ -40,12 +42,12 @@ make_environment() {
     echo "error: Python 3.10 or newer expected, $("$PYTHON" --version 2>&1) found" >&2
     return 1
   }
-  echo "making the virtual environment $VENV"
+  echo "installing packages into the virtual environment $VENV"
   packages="$wanted"
   torch_folder="$("$PYTHON" -c 'import torch; print(torch.__path__[0].rsplit("torch", 1)[0])' \
     2>/dev/null || true)"
   [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-  if [ -n "$torch_folder" ]; then
+  if [ -n "$torch_folder" ] && [[ "$torch_folder" != "$VENV/"* ]]; then
     echo "using the torch of $torch_folder"
     packages="$(grep -v '^torch==' <<<"$wanted")"
     # Behind the environment's own packages in the search path.
