@@ -13,10 +13,10 @@ from benchmark.compare import Figures
 from benchmark.measure import PLAIN, Meter, Settings, private_memory
 from benchmark.networks import our_execution, our_training
 from benchmark.plain import PlainDataset, plain_loader
+from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
-from utils.scans.labels import read_labels
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule
 
 IN_MEMORY = "in memory"

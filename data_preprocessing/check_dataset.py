@@ -27,11 +27,11 @@ from utils.cli import (
     raise_all,
     run_entry,
 )
-from utils.files import hash_file, require_absent, write_tsv
-from utils.scans.labels import Label, examine_labels, match_label, parse_sex_codes
+from utils.files import hash_file, image_stem, require_absent, write_tsv
+from utils.people.labels import Label, examine_labels, match_label, parse_sex_codes
 from utils.scans.leakage import find_person
 from utils.scans.provenance import Provenance, read_sidecar
-from utils.scans.volumes import content_hash, decode, find_scans, image_stem, open_scan
+from utils.scans.volumes import content_hash, decode, find_scans, open_scan
 
 # Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
 # a piece of the neck, have 0.23 to 0.31; four IXI heads with skull, resampled, 0.46 to 0.75.

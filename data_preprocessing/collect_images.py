@@ -18,9 +18,9 @@ from pathlib import Path
 
 from data_preprocessing.pipeline.recipe import Recipe
 from utils.cli import new_parser, raise_all, run_entry
-from utils.files import replacing, require_empty, write_tsv
+from utils.files import IMAGE_SUFFIXES, image_stem, replacing, require_empty, write_tsv
 from utils.scans.provenance import write_sidecar
-from utils.scans.volumes import IMAGE_SUFFIXES, decode, image_stem
+from utils.scans.volumes import decode
 
 ANAT_SUFFIX = ".anat"
 BRAIN = "T1_to_MNI_nonlin_brain"

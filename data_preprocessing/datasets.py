@@ -28,10 +28,9 @@ import nibabel
 from data_preprocessing.public.releases import RELEASES, Release, Scan, recognise
 from data_preprocessing.public.tables import Listing, Subject
 from utils.cli import new_parser, raise_all, run_entry
-from utils.files import replacing, require_empty, write_tsv, write_xls
-from utils.scans.labels import FEMALE, MALE, OLDEST_AGE
+from utils.files import IMAGE_SUFFIXES, image_stem, replacing, require_empty, write_tsv, write_xls
+from utils.people.labels import FEMALE, MALE, OLDEST_AGE
 from utils.scans.split import describe_ages
-from utils.scans.volumes import IMAGE_SUFFIXES, image_stem
 
 VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".img", ".npy")
 # What Python makes of bytes in a file name that are not UTF-8.

@@ -14,9 +14,10 @@ from data_preprocessing.pipeline.inputs import (
     parse_bids_name,
     scan_stem,
 )
-from utils.scans.labels import Label, examine_labels, match_label, read_labels
-from utils.scans.sheets import read_rows
-from utils.scans.volumes import IMAGE_SUFFIXES, open_scan
+from utils.files import IMAGE_SUFFIXES
+from utils.people.labels import Label, examine_labels, match_label, read_labels
+from utils.people.sheets import read_rows
+from utils.scans.volumes import open_scan
 
 
 @dataclass(frozen=True)

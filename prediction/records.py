@@ -16,7 +16,7 @@ from prediction.items import Item
 from utils.cli import raise_all
 from utils.files import write_json
 from utils.networks.predictor import Predictor
-from utils.scans.labels import SEX_NAMES
+from utils.people.labels import SEX_NAMES
 from utils.scans.provenance import Provenance, read_provenance
 
 FORMAT = "tsan-prediction-1"

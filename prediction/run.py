@@ -20,8 +20,8 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
+from utils.people.labels import parse_sex_codes
 from utils.results.tables import TABLE, format_figure, write_table
-from utils.scans.labels import parse_sex_codes
 
 REPORT = "report.html"
 CALIBRATION = PRETRAINED / "tsan_oasis1_calibration.json"

@@ -1,10 +1,10 @@
 import numpy as np
 from sklearn.kernel_ridge import KernelRidge
 
+from utils.people.labels import read_labels
 from utils.results import baseline
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset
-from utils.scans.labels import read_labels
 from utils.scans.volumes import InputRule
 
 

@@ -25,9 +25,9 @@ from model.tsan import TSAN, SecondStage
 from utils.cli import run_entry
 from utils.files import as_spreadsheet_text, from_spreadsheet_text, write_tsv
 from utils.networks.checkpoint import Checkpoint, load_checkpoint, load_first_stage, save_checkpoint
+from utils.people.labels import read_labels
+from utils.people.sheets import read_rows
 from utils.results.tables import write_table
-from utils.scans.labels import read_labels
-from utils.scans.sheets import read_rows
 from utils.scans.volumes import InputRule
 
 

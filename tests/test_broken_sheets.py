@@ -16,8 +16,8 @@ from conftest import ROOT, TINY, brain, write_scan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.people.labels import SEX_WORDS, UNKNOWN_WORDS, match_label, parse_sex_codes, read_labels
 from utils.scans.cohort import open_cohort
-from utils.scans.labels import SEX_WORDS, UNKNOWN_WORDS, match_label, parse_sex_codes, read_labels
 from utils.scans.volumes import InputRule
 
 HEAD = "id,age,sex\n"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import TINY, brain, write_scan
 
+from utils.people.labels import read_labels
 from utils.scans.cohort import describe, open_cohort
 from utils.scans.dataset import ScanDataset
-from utils.scans.labels import read_labels
 from utils.scans.volumes import GRID_SHAPE, InputRule
 
 ANY = InputRule(any_grid=True)

@@ -10,8 +10,9 @@ from conftest import UNDECODABLE, needs_any_name, write_scan
 
 from data_preprocessing import collect_images
 from data_preprocessing.collect_images import find_anat_folders, name_scans
+from utils.files import image_stem
 from utils.scans.provenance import Provenance, read_sidecar
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, find_scans, image_stem
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, find_scans
 
 FILES = ("T1_to_MNI_lin", "T1_to_MNI_nonlin", "T1_to_MNI_nonlin_brain")
 

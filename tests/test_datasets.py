@@ -23,7 +23,7 @@ from data_preprocessing.public.unoriented import (
     read_t88,
 )
 from utils.files import write_xls
-from utils.scans.labels import read_labels
+from utils.people.labels import read_labels
 from utils.scans.leakage import find_person
 
 DATA = Path(os.environ.get("TSAN_DATA", ""))

@@ -17,9 +17,10 @@ from data_preprocessing.demo import cohort as demo_cohort
 from data_preprocessing.demo import phantom
 from data_preprocessing.demo.cohort import draw_people, make_cohort, make_scan, person_generator
 from data_preprocessing.demo.phantom import CSF, GREY, WHITE, load_template, make_volume
-from utils.scans.labels import read_labels
+from utils.files import image_stem
+from utils.people.labels import read_labels
 from utils.scans.split import PARTS
-from utils.scans.volumes import find_scans, image_stem
+from utils.scans.volumes import find_scans
 
 SCANS, SEED = 5, 7
 SOME_PEOPLE = [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]

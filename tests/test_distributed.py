@@ -25,6 +25,7 @@ from utils.cli import run_entry
 from utils.distributed import SINGLE, World, joined, own_device, read_launch
 from utils.networks.checkpoint import load_checkpoint
 from utils.networks.execution import Execution, choose_execution, predict
+from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import (
@@ -34,7 +35,6 @@ from utils.scans.dataset import (
     evaluation_loader,
     training_loader,
 )
-from utils.scans.labels import read_labels
 from utils.scans.volumes import InputRule
 from utils.training.engine import (
     average_statistics,

@@ -21,10 +21,10 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
+from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
-from utils.scans.labels import read_labels
 from utils.scans.volumes import InputRule
 from utils.training import engine
 from utils.training.augment import Augmentation

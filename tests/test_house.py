@@ -16,9 +16,10 @@ GROUND_FLOOR = {"utils.cli", "utils.files", "utils.machine", "utils.distributed"
 ROOMS: dict[str, set[str]] = {
     "model": set(),
     "utils": GROUND_FLOOR,
-    "utils.scans": GROUND_FLOOR,
-    "utils.networks": {"model", "utils.scans"} | GROUND_FLOOR,
-    "utils.results": {"model", "utils.scans", "utils.networks"} | GROUND_FLOOR,
+    "utils.people": GROUND_FLOOR,
+    "utils.scans": {"utils.people"} | GROUND_FLOOR,
+    "utils.networks": {"model", "utils.people", "utils.scans"} | GROUND_FLOOR,
+    "utils.results": {"model", "utils.people", "utils.scans", "utils.networks"} | GROUND_FLOOR,
     "utils.training": {"model", "utils"},
     "analysis": {"model", "utils"},
     "data_preprocessing": {"utils"},

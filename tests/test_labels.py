@@ -2,7 +2,7 @@ import pandas
 import pytest
 
 from utils.files import write_xls
-from utils.scans.labels import match_label, parse_sex_codes, read_labels
+from utils.people.labels import match_label, parse_sex_codes, read_labels
 
 ROWS = [("sub-1.nii.gz", 23.5, 0), ("sub-10.nii.gz", 71, 1), ("sub-2.nii.gz", 18, 0)]
 EXPECTED = {"sub-1": (23.5, 0), "sub-10": (71.0, 1), "sub-2": (18.0, 0)}

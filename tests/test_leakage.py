@@ -15,6 +15,7 @@ import test
 import train_first_stage
 import train_second_stage
 from model.scaledense import ScaleDense
+from utils.files import image_stem
 from utils.networks import share
 from utils.networks.checkpoint import Checkpoint, load_checkpoint, load_ensemble, save_checkpoint
 from utils.networks.predictor import shipped_networks
@@ -22,7 +23,7 @@ from utils.scans import leakage
 from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import NO_CACHE, ScanDataset, open_for_one_pass
-from utils.scans.volumes import GRID_AFFINE, InputRule, image_stem
+from utils.scans.volumes import GRID_AFFINE, InputRule
 from utils.training.trainer import LAST_NAME
 
 ANY = InputRule(any_grid=True)

@@ -23,9 +23,9 @@ from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from utils.networks.execution import Execution, predict
+from utils.people.labels import read_labels
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset
-from utils.scans.labels import read_labels
 from utils.scans.volumes import InputRule
 from utils.training.engine import train_one_epoch
 from utils.training.optimisation import build_optimizer

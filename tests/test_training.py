@@ -15,10 +15,10 @@ from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.networks.execution import choose_execution
+from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset
-from utils.scans.labels import read_labels
 from utils.scans.provenance import UNKNOWN, Provenance
 from utils.scans.volumes import InputRule
 from utils.training import trainer

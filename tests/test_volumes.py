@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from conftest import brain, write_scan
 
+from utils.files import image_stem
 from utils.scans.template import load_template
 from utils.scans.volumes import (
     BRAIN_BOX,
@@ -12,7 +13,6 @@ from utils.scans.volumes import (
     average_2x2x2,
     decode,
     find_scans,
-    image_stem,
     normalise,
     open_scan,
     read_voxels,

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is half-written or overwritten unasked, and telling them apart."""
+"""Names and contents of files: written so that nothing is half-written or overwritten unasked."""
 
 import csv
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+IMAGE_SUFFIXES = (".nii.gz", ".nii")
 FORMULA_SIGNS = "=+-@"  # what a formula starts with in a spreadsheet
 
 
@@ -55,6 +56,14 @@ def replacing(
                 os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def image_stem(name: str) -> str:
+    """The file name without .nii.gz or .nii; other names are returned as they are."""
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
 
 
 def hash_file(path: str | Path) -> str:

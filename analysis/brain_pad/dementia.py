@@ -17,9 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from analysis.brain_pad.calibration import PADS
+from utils.people.labels import UNKNOWN_WORDS
+from utils.people.sheets import parse_number, read_columns
 from utils.results.metrics import mean_with_interval, with_intervals
-from utils.scans.labels import UNKNOWN_WORDS
-from utils.scans.sheets import parse_number, read_columns
 
 FOLDS = 5
 

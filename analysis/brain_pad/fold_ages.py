@@ -15,11 +15,11 @@ from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_checkpoint
 from utils.networks.execution import Execution, choose_execution
 from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
+from utils.people.labels import Label, parse_sex_codes, read_labels
 from utils.results import metrics, tables
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
-from utils.scans.labels import Label, parse_sex_codes, read_labels
 from utils.scans.leakage import find_person, require_unseen
 
 

@@ -23,6 +23,7 @@ from analysis.brain_pad.dementia import (
 )
 from analysis.brain_pad.pictures import pad_against_age, pad_by_group
 from utils.files import replacing, require_absent, write_json, write_tsv
+from utils.people.labels import read_labels
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import (
     Predictions,
@@ -31,7 +32,6 @@ from utils.results.tables import (
     format_figures,
     read_predictions,
 )
-from utils.scans.labels import read_labels
 from utils.scans.leakage import find_people
 
 TABLE, CALIBRATION, REPORT = "brain_pad.csv", "brain_pad.json", "report.json"

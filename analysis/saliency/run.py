@@ -14,9 +14,9 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import introduce
+from utils.people.labels import parse_sex_codes, read_labels
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
-from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.volumes import InputRule
 
 MAX_RANDOM_CORRELATION = 0.5  # rank correlation with maps of random weights; above it, a warning

@@ -23,7 +23,8 @@ import numpy as np
 from data_preprocessing.pipeline.native import Native, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.cli import raise_all
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, IMAGE_SUFFIXES, READ_ERRORS
+from utils.files import IMAGE_SUFFIXES
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, READ_ERRORS
 
 PROGRAMS = ("fsl_anat", "fnirt", "applywarp")
 STANDARD = "data/standard/MNI152_T1_2mm"

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from data_preprocessing.pipeline.recipe import INSTALL
 from utils.cli import raise_all
-from utils.files import hash_file, replacing, write_json
-from utils.scans.volumes import IMAGE_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, hash_file, replacing, write_json
 
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
 UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name

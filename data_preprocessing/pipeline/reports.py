@@ -6,9 +6,8 @@ from pathlib import Path
 
 from data_preprocessing.pipeline.mosaic import PageRow, write_page
 from data_preprocessing.pipeline.one_scan import Prepared, from_sidecar
-from utils.files import write_tsv
+from utils.files import image_stem, write_tsv
 from utils.scans.provenance import read_sidecar
-from utils.scans.volumes import image_stem
 
 
 def page_row(name: str, prepared: Prepared) -> PageRow:

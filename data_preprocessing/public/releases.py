@@ -11,7 +11,7 @@ import nibabel
 from data_preprocessing.public.longitudinal import read_adni, read_oasis3
 from data_preprocessing.public.tables import MALE_1_FEMALE_2, Kind, Listing, People, Row
 from data_preprocessing.public.unoriented import read_oasis2_raw, read_quasiraw, read_t88
-from utils.scans.volumes import image_stem
+from utils.files import image_stem
 
 NIFTI = r"\.nii(?:\.gz)?$"
 

@@ -12,8 +12,8 @@ from datetime import date, datetime
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.scans.labels import UNKNOWN_WORDS
-from utils.scans.sheets import read_rows
+from utils.people.labels import UNKNOWN_WORDS
+from utils.people.sheets import read_rows
 
 DAYS_PER_YEAR = 365.25
 NEAREST_VISIT = 365  # days; a diagnosis further from the scan than this says little about it

@@ -60,7 +60,7 @@ def seeds(suffix: str) -> list[bytes]:
 def reader_of(suffix: str):
     """What reads a file of this kind."""
     if suffix in SHEETS:
-        from utils.scans.labels import read_labels
+        from utils.people.labels import read_labels
 
         return read_labels
     from utils.scans.volumes import decode

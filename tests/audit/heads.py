@@ -26,9 +26,9 @@ from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
 from tests.audit.degradation import Degradation, degrade, moved
 from tests.audit.transforms import template_to_scan
 from utils.cli import Switch, new_parser, number, raise_all, run_entry
-from utils.files import replacing, require_absent, write_tsv
+from utils.files import image_stem, replacing, require_absent, write_tsv
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, image_stem
+from utils.scans.volumes import GRID_AFFINE
 
 FAILURES = (ValueError, OSError, RuntimeError)  # the last from engines
 CASES = {

@@ -26,10 +26,10 @@ def check(folder: Path) -> None:
 
 def start_up(folder: Path) -> None:
     """What training does before its first step: sheet and headers read, scans decoded and kept."""
+    from utils.people.labels import read_labels
     from utils.scans.cache import Cache
     from utils.scans.cohort import open_cohort
     from utils.scans.dataset import ScanDataset
-    from utils.scans.labels import read_labels
     from utils.scans.volumes import InputRule
 
     input_rule = InputRule(any_grid=True)

@@ -30,9 +30,9 @@ from data_preprocessing.pipeline.quality import RULES, Measures, Quality, inspec
 from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
 from tests.audit.transforms import load_transform
 from utils.cli import Switch, new_parser, number, run_entry
-from utils.files import replacing, require_absent, write_tsv
+from utils.files import image_stem, replacing, require_absent, write_tsv
 from utils.scans.template import load_template
-from utils.scans.volumes import decode, find_scans, image_stem
+from utils.scans.volumes import decode, find_scans
 
 FOLDERS = ("train", "val", "test", "retest", "dementia")
 AXES = dict(zip("xyz", range(3), strict=True))  # right-left, back-front, bottom-top

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from model.layers import fuse_for_inference
+from utils.files import image_stem
 from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import (
@@ -23,11 +24,11 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
+from utils.people.labels import SEX_WORDS
 from utils.scans.cohort import Scan, describe
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
-from utils.scans.labels import SEX_WORDS
 from utils.scans.provenance import compare_provenance, format_comparison
-from utils.scans.volumes import content_hash, decode, image_stem, open_scan
+from utils.scans.volumes import content_hash, decode, open_scan
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
 SHIPPED = "tsan_oasis1_*.pt"

@@ -10,12 +10,12 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PredictionSettings, Predictor, find_checkpoints, introduce
+from utils.people.labels import SEX_NAMES, parse_sex_codes, read_labels
 from utils.results import tables
 from utils.results.metrics import mae_difference, score_with_intervals
 from utils.results.plots import age_scatter
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
-from utils.scans.labels import SEX_NAMES, parse_sex_codes, read_labels
 from utils.scans.leakage import note_seen
 
 METRICS = "metrics.json"

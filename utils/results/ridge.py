@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
+from utils.people.labels import Label, parse_sex_codes, read_labels
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import format_figures
 from utils.scans.cohort import Scan, describe, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
-from utils.scans.labels import Label, parse_sex_codes, read_labels
 from utils.scans.volumes import InputRule
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 8))

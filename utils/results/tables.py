@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 
 from utils.files import as_spreadsheet_text, hash_file, write_json, write_tsv
-from utils.scans.cohort import Scan
-from utils.scans.labels import (
+from utils.people.labels import (
     OLDEST_AGE,
     SEX_NAMES,
     SEX_WORDS,
     UNKNOWN_WORDS,
     Label,
 )
-from utils.scans.sheets import parse_number, read_columns
+from utils.people.sheets import parse_number, read_columns
+from utils.scans.cohort import Scan
 
 TABLE = "predictions.tsv"
 YEARS = {"Units": "years"}

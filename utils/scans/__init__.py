@@ -1,1 +1,1 @@
-"""A scan and its people: volumes, label sheets, cohorts, how a scan was made, caches, batches."""
+"""A scan and how it was made: volumes, cohorts, folds, leakage, caches, batches."""

@@ -4,14 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.scans.labels import Label, match_label
-from utils.scans.volumes import (
-    GRID_SHAPE,
-    InputRule,
-    find_scans,
-    image_stem,
-    open_scan,
-)
+from utils.files import image_stem
+from utils.people.labels import Label, match_label
+from utils.scans.volumes import GRID_SHAPE, InputRule, find_scans, open_scan
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from utils.people.sheets import read_columns
 from utils.scans.cohort import Scan
-from utils.scans.sheets import read_columns
 
 
 def read_folds(path: str | Path) -> dict[str, int]:

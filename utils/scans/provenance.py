@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import write_json
-from utils.scans.volumes import image_stem
+from utils.files import image_stem, write_json
 
 FORMAT = "tsan-preprocessing-1"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.cli import raise_all
-from utils.scans.labels import Label, match_label, read_labels
-from utils.scans.volumes import image_stem
+from utils.files import image_stem
+from utils.people.labels import Label, match_label, read_labels
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)

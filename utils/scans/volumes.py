@@ -27,12 +27,13 @@ from nibabel.orientations import (
 )
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from utils.files import IMAGE_SUFFIXES, image_stem
+
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
 # The first voxel of the box along each axis, and the first behind it: it holds the brain of the
 # MNI152 template and at least 2 mm around it. Its sizes are even, so that pairs can be averaged.
 BRAIN_BOX = ((7, 83), (9, 101), (0, 78))
-IMAGE_SUFFIXES = (".nii.gz", ".nii")
 RESOLUTIONS = (2, 4)
 INTENSITY_RULES = ("brain", "authors")
 # A header that asks for more voxels (1024x1024x512), or a compressed file with more bytes behind
@@ -91,14 +92,6 @@ class OpenScan(NamedTuple):
     image: SpatialImage
     orientation: str
     shape: tuple[int, ...]
-
-
-def image_stem(name: str) -> str:
-    """The file name without .nii.gz or .nii; other names are returned as they are."""
-    for suffix in IMAGE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
 
 
 def find_scans(folder: str | Path, *, allow_twins: bool = False) -> list[Path]:

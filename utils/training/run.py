@@ -26,11 +26,11 @@ from utils.networks.checkpoint import (
     start_from_checkpoint,
 )
 from utils.networks.execution import Execution, choose_execution, compile_network
+from utils.people.labels import parse_sex_codes, read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, describe, open_cohort
 from utils.scans.dataset import ScanDataset, require_shareable
 from utils.scans.folds import hold_out, read_folds
-from utils.scans.labels import parse_sex_codes, read_labels
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
 from utils.scans.volumes import InputRule

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import from_spreadsheet_text
-from utils.scans.volumes import image_stem
+from utils.files import from_spreadsheet_text, image_stem
 
 
 def read_rows(path: Path) -> list[list[str]]:

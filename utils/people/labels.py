@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.scans.sheets import read_rows
-from utils.scans.volumes import image_stem
+from utils.files import image_stem
+from utils.people.sheets import read_rows
 
 FEMALE, MALE = 0, 1
 SEX_NAMES = {FEMALE: "F", MALE: "M", None: "n/a"}
