@@ -214,7 +214,6 @@ READ = (
     ("title above the header", xlsx(["Our study"], [], ["id", "age"], ["a", 50]),
      {"a": (50.0, None)}),
     ("blank rows above the header", xls([], ["", ""], *GOOD), AB),
-    ("blank rows without a header", sheet("\n,,\na,50.5,0\nb,60,1\n"), AB),
     ("person of unknown age first", sheet("a,,\nb,50,1\n"),
      {"a": (None, None), "b": (50.0, 1)}),
     ("capitals", sheet("ID,Age,SEX\na,50,F\n"), A),
