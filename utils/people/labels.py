@@ -14,6 +14,7 @@ from utils.cli import raise_all
 from utils.files import image_stem
 from utils.people.bids_names import BIDS_LABEL
 from utils.people.sheets import first_row, read_rows
+from utils.people.text_tables import UNDECODED
 
 FEMALE, MALE = 0, 1
 SEX_NAMES = {FEMALE: "F", MALE: "M", None: "n/a"}
@@ -93,6 +94,8 @@ def examine_labels(
         found = [f"{subject_id}: {problem}" for problem in (age_problem, sex_problem) if problem]
         if not subject_id:
             found.append("the file name or id is empty")
+        if UNDECODED.search(subject_id):
+            found.append(f"{subject_id}: this name is not UTF-8; save the table as UTF-8")
         label = Label(subject_id, age, sex, number, cells.get("site") or None)
         known = labels.setdefault(subject_id, label)
         if (known.age, known.sex) != (age, sex):
