@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from data_preprocessing.pipeline.recipe import INSTALL
 from utils.cli import raise_all
@@ -32,13 +31,6 @@ RESULTS = ("predictions.tsv", "predictions.json")
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
 
 BIDS_VERSION = "1.10.0"
-BIDS_NAME = re.compile(
-    r"(?P<participant>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?"
-    r"(?P<entities>(?:_[a-z]+-[A-Za-z0-9]+)*)_T1w"
-)
-# Entities of a derivative that are replaced by those of ours.
-DERIVED = re.compile(r"_(?:space|res|desc)-[A-Za-z0-9]+")
-OURS = "_space-MNI152NLin6Asym_res-2_desc-brain"
 # Files in our folders that have no name in BIDS.
 IGNORED = (
     "predictions.*", "report.html", "preprocessing*.html", "failures*.tsv", "*_brainage.json",
@@ -71,22 +63,6 @@ class Source:
             return hash_file(self.path)
         hashes = [hash_file(file) for file in sorted(_visible_files(self.path))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
-
-
-class BidsName(NamedTuple):
-    """What the name of a T1-weighted scan in BIDS says.
-
-    Attributes:
-        participant: `sub-...`.
-        session: `ses-...` or None.
-        derivative: where its brain on the grid belongs in a derivative dataset, without suffix:
-            `sub-01_ses-1_run-2_T1w` becomes
-            `sub-01/ses-1/anat/sub-01_ses-1_run-2_space-..._T1w`.
-    """
-
-    participant: str
-    session: str | None
-    derivative: str
 
 
 def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Source]:
@@ -238,17 +214,6 @@ def convert_dicom(folder: Path, workspace: Path) -> Path:
         raise ValueError(f"{folder}: one T1-weighted series expected in a folder, found {names}")
     last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
     raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")
-
-
-def parse_bids_name(name: str) -> BidsName | None:
-    """The parts of a file name without suffix; None if it is not a BIDS name of a T1 scan."""
-    found = BIDS_NAME.fullmatch(name)
-    if not found:
-        return None
-    participant, session = found["participant"], found["session"]
-    people = [participant, session] if session else [participant]
-    stem = f"{'_'.join(people)}{DERIVED.sub('', found['entities'])}{OURS}_T1w"
-    return BidsName(participant, session, "/".join((*people, "anat", stem)))
 
 
 def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:

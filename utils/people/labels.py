@@ -12,6 +12,7 @@ from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem
+from utils.people.bids_names import BIDS_LABEL
 from utils.people.sheets import read_rows
 
 FEMALE, MALE = 0, 1
@@ -111,8 +112,8 @@ def match_label(scan: Path, labels: dict[str, Label]) -> Label | None:
     stem = image_stem(scan.name)
     if stem in labels:
         return labels[stem]
-    session = re.match(r"sub-[A-Za-z0-9]+_ses-[A-Za-z0-9]+(?=_)", stem)
-    participant = re.match(r"sub-[A-Za-z0-9]+(?=_)", stem)
+    session = re.match(rf"sub-{BIDS_LABEL}_ses-{BIDS_LABEL}(?=_)", stem)
+    participant = re.match(rf"sub-{BIDS_LABEL}(?=_)", stem)
     names = (found[0] for found in (session, participant) if found)
     return next((labels[name] for name in names if name in labels), None)
 
