@@ -2,21 +2,23 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_preprocessing.pipeline.inputs import (
-    UNSAFE,
     Source,
     find_participant_tables,
-    find_sources,
     scan_stem,
 )
+from utils.cli import raise_all
 from utils.files import IMAGE_SUFFIXES
 from utils.people.bids_names import BidsName, parse_bids_name
-from utils.people.labels import Label, examine_labels, match_label, read_labels
+from utils.people.labels import LabelSheet, examine_labels
+from utils.people.matching import Label
 from utils.people.sheets import read_rows
 from utils.scans.volumes import open_scan
+
+SHOWN_PROBLEMS = 3  # of a table that the user did not name
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class Item:
 
 @dataclass(frozen=True)
 class People:
-    """Rows of a label sheet by name, and the folder whose scans they describe; None: any scan."""
+    """A label sheet and the folder whose scans it describes; None: any scan."""
 
-    labels: dict[str, Label]
+    labels: LabelSheet
     folder: Path | None = None
 
 
 def find_items(
-    inputs: Sequence[str],
+    sources: Sequence[Source],
     tables: Sequence[People],
     *,
     output_dir: Path,
@@ -60,16 +62,15 @@ def find_items(
     """All scans of the inputs in the order of their names, with their rows in the sheets.
 
     Args:
-        inputs: see pipeline/inputs.py.
+        sources: from `find_sources`.
         tables: from `read_people`; may be empty.
         output_dir: for results, which are no inputs.
         contents: `head`, `brain`, `grid`, or `auto`: a scan that lies on the grid is used as it is.
         participants: of BIDS datasets, these alone; all where empty.
 
     Raises:
-        ValueError: inputs without scans or inside the output folder; participants without scans.
+        ValueError: scans inside the output folder; participants without scans.
     """
-    sources = find_sources(inputs, output_dir=output_dir)
     paths = (path for source in sources for path in (source.path, source.path.resolve()))
     if inside := [path for path in paths if path.is_relative_to(output_dir.resolve())]:
         text = "where results could take the place of scans; give another folder"
@@ -127,16 +128,20 @@ def select_participants(sources: Sequence[Source], labels: Sequence[str]) -> lis
 
 
 def read_people(
-    sheet: str | None, inputs: Sequence[str], sex_codes: dict[str, int] | None
+    sheet: str | None,
+    inputs: Sequence[str],
+    sources: Sequence[Source],
+    sex_codes: dict[str, int] | None,
 ) -> list[People]:
-    """The rows of a label sheet, or of every participants.tsv of the inputs and its sessions.tsv.
+    """What a label sheet says of the scans, or every participants.tsv of the inputs.
 
     Ages may be missing. Wrong cells of a table that the user did not name count as unknown, and a
-    note is printed.
+    note is printed; so are notes on scans whose rows do not give an age.
 
     Args:
         sheet: its path; "": no labels; None: participants.tsv.
-        inputs: as for `find_items`.
+        inputs: as for `find_sources`.
+        sources: all scans.
         sex_codes: as for `read_labels`.
 
     Raises:
@@ -144,60 +149,48 @@ def read_people(
     """
     if sheet == "":
         return []
-    if sheet is not None:
-        return [People(read_labels(sheet, sex_codes=sex_codes, need_ages=False))]
-    found = []
-    for table in find_participant_tables(inputs):
-        labels = _known_labels(table, sex_codes)
-        for sessions in sorted(table.parent.glob("sub-*/sub-*_sessions.tsv")):
-            labels |= _session_labels(sessions, labels, sex_codes)
-        found.append(People(labels, table.parent))
-    return found
+    found = [(Path(sheet), None)] if sheet is not None else []
+    if sheet is None:
+        found = [(table, table.parent) for table in find_participant_tables(inputs)]
+    people = []
+    for table, folder in found:
+        inside = [source for source in sources if _describes(folder, source)]
+        scans = [path for source in inside for path in _paths_of(source)]
+        try:
+            labels, problems = examine_labels(table, scans, sex_codes=sex_codes, need_ages=False)
+        except ValueError as error:
+            if sheet is not None:
+                raise
+            print(f"note: taken as unknown: {error}")
+            continue
+        if sheet is not None:
+            raise_all(problems)
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f"note: taken as unknown: {problem}")
+        if len(problems) > SHOWN_PROBLEMS:
+            print(f"note: and {len(problems) - SHOWN_PROBLEMS} more of {table}")
+        people.append(People(labels, folder))
+        notes = labels.notes([(source.path, find_label(source, people[-1:])) for source in inside])
+        print("".join(f"{note}\n" for note in notes), end="")
+    return people
 
 
-def _known_labels(table: Path, sex_codes: dict[str, int] | None) -> dict[str, Label]:
-    """The rows of a table that the user did not name; prints a note where cells are wrong."""
-    try:
-        labels, problems = examine_labels(table, sex_codes=sex_codes, need_ages=False)
-    except ValueError as error:
-        labels, problems = {}, [str(error)]
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        print(f"note: taken as unknown: {problems[0]}{more}")
-    return labels
+def _describes(folder: Path | None, source: Source) -> bool:
+    return folder is None or source.path.is_relative_to(folder)
 
 
-def _session_labels(
-    table: Path, people: dict[str, Label], sex_codes: dict[str, int] | None
-) -> dict[str, Label]:
-    """The rows of a BIDS sessions.tsv as `sub-1_ses-2`, completed with the person's own row."""
-    name = table.name.removesuffix("_sessions.tsv")
-    person = people.get(name, Label(name, None, None, row=0))
-    return {
-        f"{name}_{session}": replace(
-            label,
-            subject_id=f"{name}_{session}",
-            age=person.age if label.age is None else label.age,
-            sex=person.sex if label.sex is None else label.sex,
-            site=label.site or person.site,
-        )
-        for session, label in _known_labels(table, sex_codes).items()
-    }
+def _paths_of(source: Source) -> list[Path]:
+    """Where a scan's row is looked for: by its file, and by its name among all scans."""
+    paths = [source.path, source.path.with_name(source.name)]
+    return paths[: 1 + (scan_stem(source.path) != source.name)]
 
 
 def find_label(source: Source, tables: Sequence[People]) -> Label | None:
-    """The row of a scan: by its name among all scans of the call, or by its file's name.
-
-    A file's name that needed folders in front of it is not unique, so it finds a row only where it
-    is a name of BIDS.
-    """
-    stem, names = scan_stem(source.path), [source.name]
-    if parse_bids_name(stem) or UNSAFE.sub("_", stem) == source.name:
-        names.append(stem)
+    """What the first table that has a row of a scan says of it; None where none has."""
     for people in tables:
-        if people.folder is None or source.path.is_relative_to(people.folder):
-            for name in names:
-                if label := match_label(Path(name), people.labels):
+        if _describes(people.folder, source):
+            for path in _paths_of(source):
+                if label := people.labels.find(path):
                     return label
     return None
 

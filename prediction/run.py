@@ -9,7 +9,7 @@ from pathlib import Path
 
 from analysis.brain_pad.calibration import Calibration, complete_row, read_calibration
 from analysis.report.page import Origin, write_report
-from data_preprocessing.pipeline.inputs import describe_dataset
+from data_preprocessing.pipeline.inputs import describe_dataset, find_sources
 from data_preprocessing.pipeline.one_scan import Request
 from data_preprocessing.pipeline.recipe import Recipe
 from prediction.items import Item, find_items, read_people, require_all_rows
@@ -20,7 +20,7 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
-from utils.people.labels import parse_sex_codes
+from utils.people.codebook import parse_sex_codes
 from utils.results.tables import TABLE, format_figure, write_table
 
 REPORT = "report.html"
@@ -73,12 +73,13 @@ def find_scans(args: argparse.Namespace) -> list[Item]:
     """The scans of the call; prints how many there are.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_people` and `find_items`.
+        ValueError, FileNotFoundError: as `find_sources`, `read_people` and `find_items`.
         FileExistsError: the table of an earlier call has other scans.
     """
-    people = read_people(args.labels, args.inputs, parse_sex_codes(args.sex_codes))
+    sources = find_sources(args.inputs, output_dir=args.output_dir)
+    people = read_people(args.labels, args.inputs, sources, parse_sex_codes(args.sex_codes))
     items = find_items(
-        args.inputs,
+        sources,
         people,
         output_dir=args.output_dir,
         contents=args.contents,

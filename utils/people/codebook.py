@@ -207,5 +207,6 @@ def _dictionary_places(table: Path) -> list[Path]:
 
 def _sex_in_words(text: str) -> int | None:
     """The sex that the description of a level names; None where it names none or both."""
-    found = {WORDS_OF_SEX[word] for word in re.findall(r"\w+", text.lower()) if word in WORDS_OF_SEX}
+    words = re.findall(r"\w+", text.lower())
+    found = {WORDS_OF_SEX[word] for word in words if word in WORDS_OF_SEX}
     return found.pop() if len(found) == 1 else None

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.files import SCAN_SUFFIXES
 from utils.people.codebook import YEARS_PER_UNIT, parse_age
 
 # Best first.
@@ -33,30 +32,28 @@ FIRST = {"first", "initial", "baseline", "entry", "enrolment", "enrollment", "in
 
 
 @dataclass(frozen=True)
-class Age:
-    """A column of ages: where it stands, and whether all of a person's rows repeat the first."""
-
-    at: int
-    baseline: bool = False
-
-
-@dataclass(frozen=True)
 class Columns:
     """Where the columns of a table stand; None where it has none.
 
     Attributes:
         header: as it stands; empty where the table has none.
         first: index of the first row of people.
-        names: the columns that may name the scans, the likeliest first.
+        names: the columns whose headers say that they name scans or people, the likeliest first.
+        others: further columns, which may name the scans all the same.
+        baseline: whether the age is that at the first session, whatever the row is about.
+        unclear: headers that speak of an age, where none is understood.
     """
 
     header: Sequence[str]
     first: int
     names: Sequence[int]
-    age: Age | None = None
+    others: Sequence[int] = ()
+    age: int | None = None
+    baseline: bool = False
     sex: int | None = None
     session: int | None = None
     site: int | None = None
+    unclear: Sequence[str] = ()
 
 
 def find_columns(
@@ -68,40 +65,39 @@ def find_columns(
         path: of the table, for messages.
         rows: its cells.
         start: index of the header.
-        need_ages: whether a column of ages is needed; without, one of names is enough, unless a
-            header speaks of an age that is not understood.
+        need_ages: whether a column of ages is needed; without, one of names is enough.
 
     Raises:
-        ValueError: columns that are missing, not understood, or twice there.
+        ValueError: columns that are missing, or twice there.
     """
-    header = rows[start]
-    names = [normalise(cell) for cell in header]
-    ages, others = _find_ages(names)
-    sex = next((at for at, name in enumerate(names) if SEX.fullmatch(name)), None)
-    session = _first_of(SESSIONS, names)
-    named = [at for known in (FILES, IDS) for at in _all_of(known, names)]
-    if set(named) - {session}:
-        named = [at for at in named if at != session]
-    if not (ages or sex is not None or (named and (others or not need_ages))):
+    header, where = rows[start], f"{path}, row {start + 1}"
+    words = [normalise(cell) for cell in header]
+    ages, unclear = _find_ages(words)
+    sex = next((at for at, word in enumerate(words) if SEX.fullmatch(word)), None)
+    session, site = _first_of(SESSIONS, words), _first_of(SITES, words)
+    names = [at for at in _all_of((*FILES, *IDS), words) if at != session]
+    if not names and session is not None:
+        names = [session]
+    if not (ages or sex is not None or (names and (unclear or not need_ages))):
         return _without_header(path, rows, start)
-    where = f"{path}, row {start + 1}"
-    for at in (*(age.at for age in ages[:1]), sex, *named):
-        if at is not None and names.count(names[at]) > 1:
+    for at in (*(at for at, _ in ages[:1]), sex, *names):
+        if at is not None and words.count(words[at]) > 1:
             raise ValueError(f"{where}: two columns named {header[at]}, one expected")
-    if not ages and (need_ages or others):
-        seen = f", not understood: {', '.join(header[at] for at in others)}" if others else ""
+    if not ages and need_ages:
         raise ValueError(
-            f"{where}: no column of ages such as age, age_at_scan, age_months or Age (y){seen}; "
-            f"found {list(header)}: rename the column"
+            f"{where}: no column of ages such as age, age_at_scan, age_months or Age (y); found "
+            f"{list(header)}: rename the column"
         )
-    site = _first_of(SITES, names)
-    taken = {sex, session, site, *(age.at for age in ages)}
-    if not named:
+    if not names:
         raise ValueError(
-            f"{where}: no column named subject_id: {', '.join((*IDS, *FILES))}; found {list(header)}"
+            f"{where}: no column named {', '.join((*IDS, *FILES))}; found {list(header)}"
         )
-    named += [at for at in range(len(names)) if at not in (*named, *taken)]
-    return Columns(header, start + 1, named, ages[0] if ages else None, sex, session, site)
+    taken = {*names, sex, session, site, *(at for at, _ in ages), *unclear}
+    age, baseline = ages[0] if ages else (None, False)
+    return Columns(
+        header, start + 1, names, [at for at in range(len(words)) if at not in taken],
+        age, baseline, sex, session, site, [] if ages else [header[at] for at in unclear],
+    )  # fmt: skip
 
 
 def normalise(header: str) -> str:
@@ -111,19 +107,14 @@ def normalise(header: str) -> str:
     return re.sub(r"^ageat_?", "age_at_", name)
 
 
-def is_of_files(rows: Sequence[Sequence[str]], columns: Columns, at: int) -> bool:
-    """Whether a column holds the names of files, by its header or by the suffix of a cell."""
-    if columns.header and normalise(columns.header[at]) in FILES:
-        return True
-    cells = (row[at] for row in rows[columns.first :] if at < len(row))
-    return any(cell.lower().endswith(SCAN_SUFFIXES) for cell in cells)
+def _find_ages(headers: Sequence[str]) -> tuple[list[tuple[int, bool]], list[int]]:
+    """The columns of ages, that at the scan first, and whether each is the age at the first one.
 
-
-def _find_ages(names: Sequence[str]) -> tuple[list[Age], list[int]]:
-    """The columns of ages, that at the scan first; and those of other ages, such as age_group."""
+    And the columns of other ages, such as age_at_onset.
+    """
     found, others = [], []
-    for at, name in enumerate(names):
-        words = name.split("_")
+    for at, header in enumerate(headers):
+        words = header.split("_")
         if not AGE & set(words):
             continue
         rest = words[:-1] if words[-1] in YEARS_PER_UNIT else words
@@ -133,7 +124,7 @@ def _find_ages(names: Sequence[str]) -> tuple[list[Age], list[int]]:
         baseline = bool(FIRST & set(rest))
         rank = 2 if baseline else not SCANNED & set(rest)
         found.append((rank, len(words), at, baseline))
-    return [Age(at, baseline) for *_, at, baseline in sorted(found)], others
+    return [(at, baseline) for *_, at, baseline in sorted(found)], others
 
 
 def _without_header(path: Path, rows: Sequence[Sequence[str]], start: int) -> Columns:
@@ -149,7 +140,8 @@ def _without_header(path: Path, rows: Sequence[Sequence[str]], start: int) -> Co
             f"file name, age, sex: its second cell is {second!r}; found {list(rows[start][:6])} "
             "(another separator?)"
         ) from None
-    return Columns((), start, [0], Age(1), 2)
+    first = next(at for at, row in enumerate(rows) if any(row))  # a title would lose nobody
+    return Columns((), first, [0], age=1, sex=2)
 
 
 def _all_of(known: Sequence[str], names: Sequence[str]) -> list[int]:

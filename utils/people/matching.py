@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from utils.files import SCAN_SUFFIXES
+from utils.people.bids_names import BIDS_LABEL
 
-# A label of BIDS, with the `+` of version 1.9.
-BIDS_LABEL = r"[A-Za-z0-9+]+"
 WHO = re.compile(rf"sub-(?P<person>{BIDS_LABEL})(?:_ses-(?P<session>{BIDS_LABEL}))?(?=_|$)")
 FIRST_SESSIONS = ("baseline", "base", "bl", "pre", "initial", "screening")
 
@@ -66,7 +65,7 @@ class Matcher:
     """
 
     def __init__(self, labels: Iterable[Label], scans: Sequence[Path] = ()):
-        """`scans` are all at hand: they decide which names are unique and which session is first."""
+        """`scans` are all at hand: they decide what is unique, and which session is the first."""
         self._files = defaultdict(list)  # rows by the name of a file
         self._people = defaultdict(list)  # rows by person
         self._people_by_number = defaultdict(set)
@@ -90,7 +89,7 @@ class Matcher:
         self._people[person].append(label)
         self._people_by_number[_number(person)].add(person)
         if label.session:
-            self._sessions[person].add(_session(label.session))
+            self._sessions[_number(person)].add(_session(label.session))
 
     def _add_scan(self, scan: Path) -> None:
         name = scan_name(scan.name)
@@ -98,9 +97,11 @@ class Matcher:
         person, session = find_who(name)
         self._scanned_by_number[_number(person)].add(person)
         if session:
-            self._sessions[person].add(_session(session))
+            self._sessions[_number(person)].add(_session(session))
             folder = next((up for up in scan.parents if up.name == f"ses-{session}"), scan)
-            self._sessions[person] |= {_session(up.name) for up in folder.parent.glob("ses-*")}
+            self._sessions[_number(person)] |= {
+                _session(up.name) for up in folder.parent.glob("ses-*")
+            }
 
     def find(self, scan: Path) -> Label | None:
         """What the tables say of a scan; None where they have no row of it, or of several."""
@@ -109,9 +110,12 @@ class Matcher:
         of_file = self._files.get(name, [])
         if len(of_file) > 1 or len(self._scans.get(name, ())) > 1:
             of_file = [row for row in of_file if row.folders and _lies_in(scan, row.folders)]
-            if not of_file and len(self._scans.get(name, ())) > 1:
-                return None  # whose row would it be?
         rows = self._rows_of(person)
+        if len(self._scans.get(name, ())) > 1 and not of_file:
+            found = self._files.get(name, rows)
+            doubt = f"several scans are called {name}: give their folders in the sheet"
+            unknown = {"age": None, "sex": None, "site": None, "doubt": doubt}
+            return replace(found[0], **unknown) if found else None
         of_session = _rows_of_session(rows, session)
         of_person = [row for row in rows if not row.session]
         layers = [_agreed(found) for found in (of_file, of_session, of_person) if found]
@@ -135,7 +139,9 @@ class Matcher:
         return []
 
     def _is_first(self, person: str, session: str) -> bool:
-        return _session(session) == min({*self._sessions[person], _session(session)}, key=_order)
+        return _session(session) == min(
+            {*self._sessions[_number(person)], _session(session)}, key=_order
+        )
 
 
 def _rows_of_session(rows: Sequence[Label], session: str | None) -> list[Label]:
