@@ -108,9 +108,9 @@ GOOD = (["id", "age", "sex"], ["a", 50.5, 0], ["b", 60, 1])
 WORKBOOK = "not a readable .xlsx? workbook.*save it again"
 REFUSED = (
     # Files that are none.
-    ("missing", lambda folder: folder / "none.csv", "no such label sheet"),
-    ("folder of the name", directory, "no such label sheet"),
-    ("link to itself", link_loop, "no such label sheet"),
+    ("missing", lambda folder: folder / "none.csv", "no such table"),
+    ("folder of the name", directory, "no such table"),
+    ("link to itself", link_loop, "no such table"),
     ("empty", sheet(""), "empty"),
     ("empty .tsv", sheet("", "labels.tsv"), "empty"),
     ("empty .xls", sheet("", "labels.xls"), WORKBOOK),
@@ -173,7 +173,7 @@ REFUSED = (
     ("error in an .xls", xls_of(lambda row: row.set_cell_error(1, "#REF!")), "'#REF!', expected"),
     ("truth in an .xls", xls_of(lambda row: row.set_cell_boolean(1, True)), "'True', expected"),
     ("formula in place of a name", xlsx(["id", "age"], ["=A9", 50]), "formula|id is empty"),
-    ("title above the header", xlsx(["Our study"], ["id", "age"], ["a", 50]), "row"),
+    ("title above an unknown header", xlsx(["Our study"], ["nom", "jahre"]), "row 2: neither"),
     ("age in the wrong column", sheet(HEAD + "50,a,0\n"), "row 2: 50: age 'a'"),
     ("quote that never closes", sheet(HEAD + '"a,50,0\nb,50,1\n'), "a quote without an end"),
 )  # fmt: skip
@@ -211,6 +211,11 @@ READ = (
     ("comma in a quoted cell", sheet('id,note,age,sex\na,"x, y",50,0\n'), A),
     ("line end in a quoted cell", sheet('id,note,age,sex\na,"x\ny",50,0\nb,"z",60,1\n'),
      {"a": (50.0, 0), "b": (60.0, 1)}),
+    ("title above the header", xlsx(["Our study"], [], ["id", "age"], ["a", 50]),
+     {"a": (50.0, None)}),
+    ("blank rows above the header", xls([], ["", ""], *GOOD), AB),
+    ("person of unknown age first", sheet("a,,\nb,50,1\n"),
+     {"a": (None, None), "b": (50.0, 1)}),
     ("capitals", sheet("ID,Age,SEX\na,50,F\n"), A),
     ("blank rows between", sheet(HEAD + "\na,50,0\n\n,,\n"), A),
     ("more columns", sheet("x,id,y,age,sex,z\n1,a,2,50,0,3\n"), A),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.cli import raise_all
 from utils.people.codebook import UNKNOWN_WORDS
-from utils.people.sheets import read_rows
+from utils.people.sheets import first_row, read_rows
 
 DAYS_PER_YEAR = 365.25
 NEAREST_VISIT = 365  # days; a diagnosis further from the scan than this says little about it
@@ -160,7 +160,9 @@ def read_tables(
     tables: dict[str, list[Row]] = {name: [] for name in kinds}
     problems, problems_of_rows = [], []
     for path in paths:
-        names, *rows = read_rows(path) or [[]]
+        rows = read_rows(path) or [[]]
+        start = first_row(rows)
+        names = rows[start]
         header = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in names]
         # The kind of which the table lacks least; of several, the one with most columns.
         title, kind = min(
@@ -177,7 +179,7 @@ def read_tables(
             column: next((header.index(name) for name in known.split() if name in header), None)
             for column, known in {**kind.needed, **kind.optional}.items()
         }
-        for number, row in enumerate(rows, start=2):
+        for number, row in enumerate(rows[start + 1 :], start=start + 2):
             cells = {
                 column: row[at] if at is not None and at < len(row) else ""
                 for column, at in places.items()

@@ -23,7 +23,7 @@ def read_rows(path: Path) -> list[list[str]]:
         ValueError: another format, not UTF-8 text, or not a readable workbook.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such label sheet")
+        raise FileNotFoundError(f"{path}: no such table")
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv", ".txt"):
         rows = _read_text(path)
@@ -38,6 +38,16 @@ def read_rows(path: Path) -> list[list[str]]:
     else:
         raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
     return [[from_spreadsheet_text(str(cell).strip()) for cell in row] for row in rows]
+
+
+def first_row(rows: Sequence[Sequence[str]]) -> int:
+    """The index of the row where the table begins, its header where it has one.
+
+    Blank rows are skipped, and rows with a single filled cell above a row with several: titles.
+    """
+    filled = [sum(map(bool, row)) for row in rows]
+    begins = (at for least in (2, 1) for at, cells in enumerate(filled) if cells >= least)
+    return next(begins, 0)
 
 
 def read_columns(
@@ -56,10 +66,12 @@ def read_columns(
         ValueError: missing columns; or all problems of the rows, each with row, value and
             expectation.
     """
-    named, places, rows = _choose_columns(Path(path), key, list(parsers))
+    rows = read_rows(Path(path))
+    start = first_row(rows)
+    named, places = _choose_columns(path, rows, key, list(parsers))
     found, row_of, problems = {}, {}, []
-    for number, row in enumerate(rows, start=2):
-        if not any(row):
+    for number, row in enumerate(rows, start=1):
+        if number <= start + 1 or not any(row):
             continue
         cells = {name: row[at] if at < len(row) else "" for name, at in places.items()}
         name, where = image_stem(cells[named]), f"{path}, row {number}"
@@ -79,17 +91,18 @@ def read_columns(
 
 
 def _choose_columns(
-    path: Path, key: Sequence[str], columns: list[str]
-) -> tuple[str, dict[str, int], list[list[str]]]:
-    """Which column of `key` there is, where it and `columns` stand, and the rows below row 1."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table")
-    header, *rows = read_rows(path) or [[]]
+    path: str | Path, rows: list[list[str]], key: Sequence[str], columns: list[str]
+) -> tuple[str, dict[str, int]]:
+    """Which column of `key` there is, and where it and `columns` stand."""
+    start = first_row(rows)
+    header, where = (rows or [[]])[start], f"{path}, row {start + 1}"
     named = next((name for name in key if name in header), " or ".join(key))
     missing = [name for name in (named, *columns) if name not in header]
     if missing:
-        raise ValueError(f"{path}, row 1: no column {', '.join(missing)}; found {header}")
-    return named, {name: header.index(name) for name in (named, *columns)}, rows
+        raise ValueError(f"{where}: no column {', '.join(missing)}; found {header}")
+    if double := [name for name in (named, *columns) if header.count(name) > 1]:
+        raise ValueError(f"{where}: two columns named {', '.join(double)}, one expected")
+    return named, {name: header.index(name) for name in (named, *columns)}
 
 
 def parse_number(low: float, high: float, expected: str) -> Callable[[str], float]:
