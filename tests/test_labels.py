@@ -2,14 +2,15 @@ import pandas
 import pytest
 
 from utils.files import write_xls
-from utils.people.labels import match_label, parse_sex_codes, read_labels
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import read_labels
 
 ROWS = [("sub-1.nii.gz", 23.5, 0), ("sub-10.nii.gz", 71, 1), ("sub-2.nii.gz", 18, 0)]
 EXPECTED = {"sub-1": (23.5, 0), "sub-10": (71.0, 1), "sub-2": (18.0, 0)}
 
 
 def values(labels: dict) -> dict:
-    return {key: (label.age, label.sex) for key, label in labels.items()}
+    return {key: (label.age, label.sex) for key, label in labels.rows.items()}
 
 
 def write_text(path, rows, separator):
@@ -36,8 +37,8 @@ def test_every_format_reads_alike_with_and_without_header(tmp_path, suffix, head
 
 def test_published_sheet_without_header_keeps_its_first_subject(tmp_path):
     labels = read_labels(write_xls(tmp_path / "Dataset.xls", ROWS))
-    assert next(iter(labels)) == "sub-1"
-    assert labels["sub-1"].row == 1
+    assert next(iter(labels.rows)) == "sub-1"
+    assert labels.rows["sub-1"].row == 1
 
 
 def test_bids_participants_in_any_column_order_with_words(tmp_path):
@@ -58,7 +59,7 @@ def test_headers_of_the_sex_are_understood(tmp_path, header):
     sheet = tmp_path / "a.csv"
     sheet.write_text(f"ID,{header},Age\na,M,50\nb,O,60\n")
     labels = read_labels(sheet)
-    assert (labels["a"].sex, labels["b"].sex) == (1, None)
+    assert (labels.rows["a"].sex, labels.rows["b"].sex) == (1, None)
 
 
 def test_sheet_of_ixi_needs_the_meaning_of_its_codes(tmp_path):
@@ -96,8 +97,8 @@ def test_all_problems_are_reported_at_once_with_file_row_and_value(tmp_path):
 
 def test_names_match_exactly_so_that_sub_1_is_not_sub_10(tmp_path):
     labels = read_labels(write_text(tmp_path / "d.csv", ROWS, ","))
-    assert match_label(tmp_path / "sub-1.nii.gz", labels).age == 23.5
-    assert match_label(tmp_path / "sub-10.nii", labels).age == 71
-    assert match_label(tmp_path / "sub-100.nii.gz", labels) is None
-    assert match_label(tmp_path / "sub-1_ses-2_T1w.nii.gz", labels).age == 23.5
-    assert match_label(tmp_path / "sub-100_T1w.nii.gz", labels) is None
+    assert labels.find(tmp_path / "sub-1.nii.gz").age == 23.5
+    assert labels.find(tmp_path / "sub-10.nii").age == 71
+    assert labels.find(tmp_path / "sub-100.nii.gz") is None
+    assert labels.find(tmp_path / "sub-1_ses-2_T1w.nii.gz").age == 23.5
+    assert labels.find(tmp_path / "sub-100_T1w.nii.gz") is None

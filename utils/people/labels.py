@@ -128,8 +128,9 @@ def examine_labels(
                 problems.append(str(error))
     rows: dict[str, Label] = {}
     for label in labels:
+        name = "/".join((*label.folders, label.subject_id))
         session = label.session and label.session.removeprefix("ses-")
-        rows.setdefault(f"{label.subject_id}_ses-{session}" if session else label.subject_id, label)
+        rows.setdefault(f"{name}_ses-{session}" if session else name, label)
     return LabelSheet(path, rows, Matcher(labels, scans)), problems
 
 
