@@ -8,20 +8,17 @@ a name, the folders that tell them apart are put in front, so that no scan overw
 import hashlib
 import os
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preprocessing.pipeline.recipe import INSTALL
+from data_preprocessing.pipeline.dicom import is_dicom
 from utils.cli import raise_all
 from utils.files import IMAGE_SUFFIXES, hash_file, replacing, write_json
 
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
 UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
-# A folder is one of DICOM files if one of its first files is.
-DICOM_FILES_TRIED = 3
 # The results of fsl_anat, the best to start from first: brain, head, head as it came.
 FSL_ANAT = ".anat"
 FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
@@ -101,7 +98,7 @@ def _find_scans(given: Path, *, output_dir: Path) -> list[Path]:
     if not given.is_dir():
         if given.name.lower().endswith(SCAN_SUFFIXES):
             return [given]
-        advice = ": give the folder of its series" if _is_dicom(given) else ""
+        advice = ": give the folder of its series" if is_dicom(given) else ""
         raise ValueError(f"{given}: {', '.join(SCAN_SUFFIXES)} expected{advice}")
     if given.resolve().name.endswith(FSL_ANAT):
         return [_fsl_anat_scan(given)]
@@ -129,7 +126,7 @@ def _all_scans(folder: Path, *, output_dir: Path) -> Iterator[Path]:
     files = sorted(_visible_files(folder))
     scans = [path for path in files if path.name.lower().endswith(SCAN_SUFFIXES)]
     yield from scans
-    if not scans and any(_is_dicom(path) for path in files[:DICOM_FILES_TRIED]):
+    if not scans and any(map(is_dicom, files)):
         yield folder
     for inner in sorted(folder.iterdir()):
         hidden = inner.name[0] == "." or inner.name in NOT_RAW
@@ -153,13 +150,6 @@ def _fsl_anat_scan(folder: Path) -> Path:
 def _visible_files(folder: Path) -> Iterator[Path]:
     """Files, and links to nothing, which later fail as scans with a message of their own."""
     return (path for path in folder.iterdir() if not path.is_dir() and path.name[0] != ".")
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _give_names(paths: list[Path]) -> list[Source]:
@@ -189,31 +179,6 @@ def scan_stem(path: Path) -> str:
     """The name of a file without the suffix of a scan; the whole name of a folder."""
     suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
     return path.name[: len(path.name) - len(suffix)]
-
-
-def convert_dicom(folder: Path, workspace: Path) -> Path:
-    """One DICOM series as a NIfTI file in `workspace`, by dcm2niix.
-
-    Raises:
-        ValueError: dcm2niix is missing, failed, or made no volume or several.
-    """
-    try:
-        import dcm2niix
-    except ImportError as error:
-        raise ValueError(f"{folder}: DICOM files need dcm2niix: {INSTALL}") from error
-    made = workspace / "dicom"
-    made.mkdir()
-    # %s_%p: series number and protocol, for the message where there are several.
-    command = [dcm2niix.bin, "-b", "n", "-z", "n", "-f", "%s_%p", "-o", str(made), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    volumes = sorted(made.glob("*.nii"))
-    if len(volumes) == 1:
-        return volumes[0]
-    if volumes:
-        names = ", ".join(path.stem for path in volumes)
-        raise ValueError(f"{folder}: one T1-weighted series expected in a folder, found {names}")
-    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-    raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")
 
 
 def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
