@@ -190,8 +190,12 @@ def find_labels(
         use_sex: whether training needs the sexes as well.
     """
     found = set()
+    times = Counter(image_stem(path.name) for path in paths)
     for path in paths:
         label = labels.find(path)
+        if times[image_stem(path.name)] > 1:  # `find_repeated_names` reports them
+            found.add(image_stem(path.name))
+            continue
         if label is None:
             stem = image_stem(path.name)
             yield error(path, f"no row named {stem} in the label sheet", "add one")

@@ -12,8 +12,9 @@ from analysis.report.page import Origin, write_report
 from data_preprocessing.pipeline.inputs import describe_dataset, find_sources
 from data_preprocessing.pipeline.one_scan import Request
 from data_preprocessing.pipeline.recipe import Recipe
-from prediction.items import Item, find_items, read_people, require_all_rows
+from prediction.items import Item, find_items, require_all_rows
 from prediction.overlays import draw_overlays
+from prediction.people import read_people
 from prediction.records import PredictionRequest, predict_all, table_row
 from utils.files import hash_file, require_writable
 from utils.machine import use_machine_well
@@ -84,11 +85,12 @@ def find_scans(args: argparse.Namespace) -> list[Item]:
         output_dir=args.output_dir,
         contents=args.contents,
         participants=args.participant_label or (),
+        headers=args.labels != "",
     )
     text = f"{len(items)} scans, {sum(item.source.on_grid for item in items)} on the network's grid"
-    if people:
-        known = sum(item.label is not None for item in items)
-        text += f"; {known} have a row in the label sheet"
+    known = sum(item.label is not None for item in items)
+    if people or known:
+        text += f"; {known} have a row in the label sheet, or a DICOM header with age or sex"
     print(text)
     if not args.overwrite:
         require_all_rows(items, args.output_dir / TABLE)

@@ -19,8 +19,8 @@ IDS = ("participant_id", "subject_id", "scan_id", "image_id", "mri_id", "id", "s
 SESSIONS = ("session_id", "session", "ses", "visit_id", "visit", "timepoint", "time_point", "wave")
 SITES = ("site", "scanner", "center", "centre", "site_id", "study")
 SEX = re.compile(
-    r"((subject|participant|patient|biological)_)?(sex|gender)(_(id|code|at_birth|m_f|f_m))?"
-    r"|sex_id_[\dmf_]+|m_f|f_m|(is_)?(fe)?male"
+    r"((subject|participant|patient|biological)_)?(sex|gender)(_(id|code|at_birth))?"
+    r"(_(\d|m|f|male|female))*|m_f|f_m|(is_)?(fe)?male"
 )
 # The words that the header of an age may have; with any other (age_at_onset) it is another age.
 AGE = {"age", "ages"}

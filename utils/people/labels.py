@@ -7,6 +7,7 @@ work.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,10 +128,12 @@ def examine_labels(
             except ValueError as error:
                 problems.append(str(error))
     rows: dict[str, Label] = {}
+    times = Counter(label.subject_id for label in labels)
     for label in labels:
         name = "/".join((*label.folders, label.subject_id))
-        session = label.session and label.session.removeprefix("ses-")
-        rows.setdefault(f"{name}_ses-{session}" if session else name, label)
+        if label.session and times[label.subject_id] > 1:
+            name += f"_ses-{label.session.removeprefix('ses-')}"
+        rows.setdefault(name, label)
     return LabelSheet(path, rows, Matcher(labels, scans)), problems
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem
-from utils.people.labels import Label, LabelSheet
+from utils.people.labels import LabelSheet
+from utils.people.matching import Label
 from utils.scans.volumes import GRID_SHAPE, InputRule, find_scans, open_scan
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.cli import raise_all
 from utils.files import image_stem
-from utils.people.labels import Label, read_labels
+from utils.people.labels import read_labels
+from utils.people.matching import Label
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
