@@ -175,10 +175,12 @@ def read_tables(
                 f"{path}: as {kind.title} it lacks {', '.join(lacks)}; columns found: {found}"
             )
             continue
-        places = {
-            column: next((header.index(name) for name in known.split() if name in header), None)
-            for column, known in {**kind.needed, **kind.optional}.items()
-        }
+        places = {}
+        for column, known in {**kind.needed, **kind.optional}.items():
+            name = next((name for name in known.split() if name in header), None)
+            places[column] = None if name is None else header.index(name)
+            if header.count(name) > 1:
+                problems.append(f"{path}, row {start + 1}: two columns named {name}, one expected")
         for number, row in enumerate(rows[start + 1 :], start=start + 2):
             cells = {
                 column: row[at] if at is not None and at < len(row) else ""

@@ -26,6 +26,7 @@ from utils.people.codebook import (
 from utils.people.columns import FILES, find_columns, normalise
 from utils.people.matching import Label, Matcher, scan_name
 from utils.people.sheets import first_row, read_rows
+from utils.people.text_tables import UNDECODED
 
 PARTICIPANTS = "participants.tsv"
 TABLES_OF_SESSIONS = ("sub-*/sub-*_sessions.tsv",)
@@ -207,6 +208,9 @@ class Table:
             where = f"{self.path}, row {label.row}"
             if not label.subject_id:
                 self.problems.append(f"{where}: the file name or id is empty")
+            if UNDECODED.search(label.subject_id):
+                text = f"{label.subject_id}: this name is not UTF-8; save the table as UTF-8"
+                self.problems.append(f"{where}: {text}")
             wrong = self._values[label.row][2]
             self.problems += [f"{where}: {label.subject_id}: {problem}" for problem in wrong]
             key = (label.subject_id, label.session, label.folders)
