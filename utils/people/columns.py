@@ -140,7 +140,7 @@ def _without_header(path: Path, rows: Sequence[Sequence[str]], start: int) -> Co
             f"file name, age, sex: its second cell is {second!r}; found {list(rows[start][:6])} "
             "(another separator?)"
         ) from None
-    first = next(at for at, row in enumerate(rows) if any(row))  # a title would lose nobody
+    first = next((at for at, row in enumerate(rows) if any(row)), start)  # loses nobody
     return Columns((), first, [0], age=1, sex=2)
 
 

@@ -208,8 +208,8 @@ class Table:
             where = f"{self.path}, row {label.row}"
             if not label.subject_id:
                 self.problems.append(f"{where}: the file name or id is empty")
-            if UNDECODED.search(label.subject_id):
-                text = f"{label.subject_id}: this name is not UTF-8; save the table as UTF-8"
+            if UNDECODED.search(name := _cell(self._rows[label.row], names)):
+                text = f"{name}: this name is not UTF-8; save the table as UTF-8"
                 self.problems.append(f"{where}: {text}")
             wrong = self._values[label.row][2]
             self.problems += [f"{where}: {label.subject_id}: {problem}" for problem in wrong]

@@ -160,6 +160,8 @@ def _read_row(
         return quoted, 1
     if shape is None:  # a title, or the header
         return (quoted, taken) if len(quoted) > 1 else (plain, 1)
+    if taken == 1 and len(quoted) == shape.width != len(plain):
+        return quoted, 1
     as_quoted = shape.fits(quoted) or (taken == 1 and shape.allows(quoted))
     # A quote that was never closed ends at the next one, and swallows a row: then the last line
     # is whole as well.
