@@ -79,6 +79,14 @@ def test_tables_of_participants_are_found_and_nothing_else(tmp_path):
     assert found == [tmp_path / "data" / "participants.tsv"]
 
 
+def test_derivatives_have_the_participants_of_the_dataset_around_them(tmp_path):
+    inner = tmp_path / "derivatives" / "freesurfer" / "sub-01"
+    inner.mkdir(parents=True)
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\n")
+    for given in (inner, inner.parent, inner.parent.parent):
+        assert find_participant_tables([given]) == [tmp_path / "participants.tsv"]
+
+
 def test_a_description_is_written_once_and_never_replaced(tmp_path):
     describe_dataset(tmp_path)
     content = json.loads((tmp_path / "dataset_description.json").read_text())

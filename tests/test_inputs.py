@@ -27,9 +27,9 @@ def test_files_are_named_for_themselves_and_found_at_any_depth(tmp_path):
 
 
 def test_scans_of_one_name_get_the_folders_that_tell_them_apart(tmp_path):
-    scans = [tmp_path / person / "mri" / "T1.mgz" for person in ("anna", "bob")]
+    scans = [tmp_path / person / "scans" / "T1.mgz" for person in ("anna", "bob")]
     touch(*scans, tmp_path / "carl.nii.gz")
-    assert names(tmp_path) == ["anna_mri_T1", "bob_mri_T1", "carl"]
+    assert names(tmp_path) == ["anna_scans_T1", "bob_scans_T1", "carl"]
     assert names(*scans[:1]) == ["T1"]
 
 

@@ -15,13 +15,28 @@ from pathlib import Path
 
 from data_preprocessing.pipeline.dicom import is_dicom
 from utils.cli import raise_all
-from utils.files import IMAGE_SUFFIXES, hash_file, replacing, write_json
+from utils.files import hash_file, replacing, write_json
+from utils.people.bids_names import parse_bids_name
+from utils.scans.layouts import (
+    FREESURFER,
+    FREESURFER_FOLDERS,
+    FSL_ANAT,
+    LINKS,
+    NAMED_ALL_THE_SAME,
+    NO_T1W,
+    NOT_BIDS,
+    SCAN_SUFFIXES,
+    Remarks,
+    describe_remarks,
+    find_layout_scan,
+    is_scan_name,
+    judge_name,
+    named_for,
+    scan_stem,
+    select_scans,
+)
 
-SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
 UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
-# The results of fsl_anat, the best to start from first: brain, head, head as it came.
-FSL_ANAT = ".anat"
-FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
 # Both lie in a folder of predict.py's results, whose brains on the grid are no new scans.
 RESULTS = ("predictions.tsv", "predictions.json")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
@@ -63,7 +78,7 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Source]:
-    """All scans of the inputs, each once, sorted by name.
+    """All scans of the inputs, each once, sorted by name; prints notes on what is left out.
 
     Files below `output_dir` are left out of the folders given: those are results, not scans.
 
@@ -72,10 +87,10 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
             results would be written.
     """
     paths: dict[Path, None] = {}  # a set that keeps the order
-    problems = []
+    problems, remarks = [], {}
     for given in map(Path, inputs):
         try:
-            found = _find_scans(given, output_dir=output_dir.resolve())
+            found = _find_scans(given, output_dir=output_dir.resolve(), remarks=remarks)
             # Not resolved: a scan that is a link (as in DataLad) keeps its name.
             whole = (Path(os.path.abspath(path)) for path in found)  # noqa: PTH100
             paths.update(dict.fromkeys(whole))
@@ -88,63 +103,80 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
             "could replace files beside them; give another folder"
         )
     raise_all(problems)
+    for text in describe_remarks(remarks):
+        print(f"note: {text}")
     return sorted(_give_names(list(paths)), key=lambda source: source.name)
 
 
-def _find_scans(given: Path, *, output_dir: Path) -> list[Path]:
+def _find_scans(given: Path, *, output_dir: Path, remarks: Remarks) -> list[Path]:
     """The scans of one input."""
     if not (given.exists() or given.is_symlink()):
         raise ValueError(f"{given}: no such file or folder")
     if not given.is_dir():
         if given.name.lower().endswith(SCAN_SUFFIXES):
+            if judge_name(given):
+                remarks.setdefault(NAMED_ALL_THE_SAME, []).append(given)
             return [given]
         advice = ": give the folder of its series" if is_dicom(given) else ""
         raise ValueError(f"{given}: {', '.join(SCAN_SUFFIXES)} expected{advice}")
-    if given.resolve().name.endswith(FSL_ANAT):
-        return [_fsl_anat_scan(given)]
-    bids = sorted(_bids_scans(given))
-    if not bids and (given / "dataset_description.json").is_file():
-        raise ValueError(f"{given}: a BIDS dataset without a sub-*/[ses-*/]anat/*_T1w.nii.gz")
-    found = bids or sorted(_all_scans(given, output_dir=output_dir))
+    own: Remarks = {}
+    found = list(_walk(given, output_dir=output_dir, remarks=own))
+    is_bids = (given / "dataset_description.json").is_file()
+    if is_bids and not _bids_files(given):  # then only what has a place or a name of its own
+        known = [p for p in found if named_for(p) != p or parse_bids_name(scan_stem(p))]
+        if left := [p for p in found if p not in known]:
+            own[NOT_BIDS] = left
+        found = known
+    left_out = "".join(f"; {text}" for text in describe_remarks(own))
+    if not found and is_bids:
+        wanted = "sub-*/[ses-*/]anat/*_T1w.nii.gz"
+        raise ValueError(f"{given}: a BIDS dataset without a {wanted}{left_out}")
     if not found:
-        raise ValueError(f"{given}: nothing to preprocess in it; scans or DICOM files expected")
+        expected = "scans or DICOM files expected"
+        raise ValueError(f"{given}: nothing to preprocess in it; {expected}{left_out}")
+    for text, paths in own.items():
+        remarks.setdefault(text, []).extend(paths)
     return found
 
 
-def _bids_scans(folder: Path) -> Iterator[Path]:
+def _bids_files(folder: Path) -> list[Path]:
     """The T1-weighted scans of a dataset, or of the folder of one participant or one session."""
     name = folder.resolve().name
     participants = "sub-*/" * (not name.startswith(("sub-", "ses-")))
-    for sessions in ("", *(["ses-*/"] if not name.startswith("ses-") else [])):
-        for path in folder.glob(f"{participants}{sessions}anat/*_T1w.nii*"):
-            if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith("."):
-                yield path
+    sessions = ("", *(["ses-*/"] if not name.startswith("ses-") else []))
+    found = [p for s in sessions for p in folder.glob(f"{participants}{s}anat/*_T1w.nii*")]
+    return sorted(path for path in found if is_scan_name(path))
 
 
-def _all_scans(folder: Path, *, output_dir: Path) -> Iterator[Path]:
-    """Scan files and DICOM folders at any depth, without hidden ones and links to folders."""
+def _walk(folder: Path, *, output_dir: Path, remarks: Remarks) -> Iterator[Path]:
+    """Scan files and DICOM folders at any depth, without hidden ones and links to folders.
+
+    Of a dataset in BIDS, and of an output folder of another program, its T1-weighted scans.
+    """
+    scans = find_layout_scan(folder, remarks)
+    if scans is None and (bids := _bids_files(folder)):
+        scans = select_scans(bids, remarks)
+        people = {path for path in folder.glob("sub-*") if path.is_dir()}
+        if left := people.difference(*(path.parents for path in bids)):
+            remarks.setdefault(NO_T1W, []).extend(left)
+    if scans is not None:
+        yield from scans
+        return
     files = sorted(_visible_files(folder))
-    scans = [path for path in files if path.name.lower().endswith(SCAN_SUFFIXES)]
-    yield from scans
+    scans = [path for path in files if is_scan_name(path)]
+    yield from select_scans(scans, remarks)
     if not scans and any(map(is_dicom, files)):
         yield folder
-    for inner in sorted(folder.iterdir()):
+    has_freesurfer = (folder / FREESURFER).is_dir()
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
         hidden = inner.name[0] == "." or inner.name in NOT_RAW
         ours = inner.resolve() == output_dir or all((inner / name).is_file() for name in RESULTS)
-        if not inner.is_dir() or inner.is_symlink() or hidden or ours:
+        if hidden or ours or (has_freesurfer and inner.name in FREESURFER_FOLDERS):
             continue
-        if inner.name.endswith(FSL_ANAT):
-            yield _fsl_anat_scan(inner)
+        if inner.is_symlink():
+            remarks.setdefault(LINKS, []).append(inner)
         else:
-            yield from _all_scans(inner, output_dir=output_dir)
-
-
-def _fsl_anat_scan(folder: Path) -> Path:
-    """The scan in an output folder of fsl_anat; its other images are intermediate steps."""
-    for name in FSL_ANAT_SCANS:
-        if (folder / name).is_file():
-            return folder / name
-    raise ValueError(f"{folder}: an output of fsl_anat without {' or '.join(FSL_ANAT_SCANS)}")
+            yield from _walk(inner, output_dir=output_dir, remarks=remarks)
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -169,20 +201,13 @@ def _give_names(paths: list[Path]) -> list[Source]:
 
 def _with_parents(path: Path, count: int) -> str:
     """The name of a scan with this many parent folders in front."""
-    parents, stem = path.parts[1:-1], scan_stem(path)
-    if parents and parents[-1].endswith(FSL_ANAT):  # all have the same file names
-        *parents, stem = (*parents[:-1], parents[-1].removesuffix(FSL_ANAT))
+    named = named_for(path)
+    parents, stem = named.parts[1:-1], scan_stem(named).removesuffix(FSL_ANAT)
     return UNSAFE.sub("_", "_".join((*parents[max(0, len(parents) - count) :], stem)))
 
 
-def scan_stem(path: Path) -> str:
-    """The name of a file without the suffix of a scan; the whole name of a folder."""
-    suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
-    return path.name[: len(path.name) - len(suffix)]
-
-
 def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
-    """The participants.tsv of datasets that are an input, or hold one below a folder `sub-*`.
+    """The participants.tsv of datasets that are an input, or hold one in `sub-*` or `derivatives`.
 
     Returns:
         Absolute paths, each once.
@@ -190,7 +215,9 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
     tables = {}
     for given in inputs:
         path = Path(os.path.abspath(given))  # noqa: PTH100  links (as in DataLad) keep their place
-        inside = [part for part in (path, *path.parents) if part.name.startswith("sub-")]
+        # Of the raw dataset around derivatives too: FreeSurfer and fMRIPrep write no ages.
+        around = (path, *path.parents)
+        inside = [p for p in around if p.name.startswith("sub-") or p.name in NOT_RAW]
         for folder in (path, *(part.parent for part in inside)):
             if (folder / "participants.tsv").is_file():
                 tables[folder / "participants.tsv"] = None
