@@ -14,6 +14,7 @@ SHOWN_PROBLEMS = 20
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
+READING_PROCESS = ("DataLoader worker", "Pin memory thread")  # how messages of torch start
 DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
 
 
@@ -122,6 +123,16 @@ def run_entry(main: Callable[[], None]) -> None:
         if shows_tracebacks():
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        # torch raises it wherever the program is when a process ends that reads for it.
+        if shows_tracebacks() or not str(error).startswith(READING_PROCESS):
+            raise
+        print(
+            f"error: a process that reads scans has ended ({error}), for want of memory perhaps: "
+            "give fewer --num_workers; --resume continues a training",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted", file=sys.stderr)
