@@ -17,7 +17,7 @@ from utils.cli import raise_all
 from utils.files import write_json
 from utils.networks.predictor import Predictor
 from utils.people.codebook import SEX_NAMES
-from utils.scans.provenance import Provenance, read_provenance
+from utils.scans.provenance import Provenance, read_sidecar
 
 FORMAT = "tsan-prediction-1"
 RECORD, SALIENCY = "_brainage.json", "_saliency.png"  # behind a scan's name
@@ -170,8 +170,8 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
 
 def _flag_preprocessing(scan: Path, trained: Provenance) -> dict[str, str]:
     """A flag where the sidecar tells another registration or mask than the training scans had."""
-    (made,) = read_provenance([scan])
-    differences = made.differences(trained) if made else []
+    sidecar = read_sidecar(scan)
+    differences = Provenance.from_sidecar(sidecar).differences(trained) if sidecar else []
     # Backends differ little; registration and mask move ages by years.
     differences = [text for text in differences if not text.startswith("backend")]
     if not differences:

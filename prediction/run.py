@@ -23,6 +23,7 @@ from utils.networks.execution import choose_execution
 from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
 from utils.people.codebook import parse_sex_codes
 from utils.results.tables import TABLE, format_figure, write_table
+from utils.scans.provenance import note_unreadable
 
 REPORT = "report.html"
 CALIBRATION = PRETRAINED / "tsan_oasis1_calibration.json"
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     request = open_networks(args)
     calibration = open_calibration(args)
     require_writable(output)
+    note_unreadable(item.source.path for item in items if item.source.on_grid)
     if any(not item.source.name.startswith("scans/") for item in items):
         describe_dataset(output)  # some names are those of BIDS
     records = predict_all(items, request, jobs=args.jobs)

@@ -239,7 +239,7 @@ def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data):
     for name, flags in (("a", {"correlation": "correlation 0.41 below 0.6"}), ("b", {})):
         content = {"recipe": RECIPE, "qc": {"flags": flags}}
         write_sidecar(data / "train" / f"{name}.nii", content, overwrite=True)
-    sidecar_path(data / "val" / "d.nii").write_text("{")
+    sidecar_path(data / "val" / "d.nii").write_text('{"format": "tsan')
     rows, _ = check(data)
     assert [(row["severity"], row["scan"]) for row in rows] == [
         ("error", "a.nii"), ("error", "d.nii")]  # fmt: skip

@@ -479,3 +479,20 @@ def test_a_link_to_nowhere_costs_its_row_alone(networks, scans, tmp_path):
     others.pop().unlink()
     assert run(networks, tmp_path / "out", scans) == 3
     assert [row["status"] for row in table_of(tmp_path / "out")] == ["failed", "ok"]
+
+
+def test_json_files_of_others_beside_scans_cost_no_scan_its_age(networks, scans, tmp_path, capsys):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    contents = (b'{"Operator": "Zo\xeb"}', b'\xef\xbb\xbf{"a": 1}', b'{"a": 1,}', b"", b'{"a": 1}')
+    for number, content in enumerate(contents):
+        shutil.copy(find_scans(scans)[0], folder / f"p{number}.nii.gz")
+        (folder / f"p{number}.json").write_bytes(content)
+    assert run(networks, tmp_path / "out", folder) == 0
+    rows = table_of(tmp_path / "out")
+    assert len(rows) == 5
+    assert all(row["predicted_age"] for row in rows)
+    assert all("no record of how it was preprocessed" in row["message"] for row in rows)
+    said = capsys.readouterr().out
+    assert "note: 3 .json files beside scans cannot be read" in said
+    assert f"the first is {folder / 'p0.json'}" in said
