@@ -4,13 +4,13 @@ import json
 import time
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 from tensorboardX.utils import figure_to_image
 
 from utils.files import replacing
+from utils.results.plots import Figure
 
 
 class RunLog:
