@@ -17,6 +17,7 @@ FILES = ("file_name", "filename", "file", "scan_file", "image_file", "image", "s
 IDS = ("participant_id", "subject_id", "scan_id", "image_id", "mri_id", "id", "subject",
        "participant", "patient_id", "patient", "name", "ixi_id", "session_id")  # fmt: skip
 SESSIONS = ("session_id", "session", "ses", "visit_id", "visit", "timepoint", "time_point", "wave")
+GROUPS = ("group", "diagnosis")
 SITES = ("site", "scanner", "center", "centre", "site_id", "study")
 SEX = re.compile(
     r"((subject|participant|patient|biological)_)?(sex|gender)(_(id|code|at_birth))?"
@@ -53,6 +54,7 @@ class Columns:
     sex: int | None = None
     session: int | None = None
     site: int | None = None
+    group: int | None = None
     unclear: Sequence[str] = ()
 
 
@@ -74,7 +76,7 @@ def find_columns(
     words = [normalise(cell) for cell in header]
     ages, unclear = _find_ages(words)
     sex = next((at for at, word in enumerate(words) if SEX.fullmatch(word)), None)
-    session, site = _first_of(SESSIONS, words), _first_of(SITES, words)
+    session, site, group = (_first_of(known, words) for known in (SESSIONS, SITES, GROUPS))
     names = [at for at in _all_of((*FILES, *IDS), words) if at != session]
     if not names and session is not None:
         names = [session]
@@ -92,11 +94,11 @@ def find_columns(
         raise ValueError(
             f"{where}: no column named {', '.join((*IDS, *FILES))}; found {list(header)}"
         )
-    taken = {*names, sex, session, site, *(at for at, _ in ages), *unclear}
+    taken = {*names, sex, session, site, group, *(at for at, _ in ages), *unclear}
     age, baseline = ages[0] if ages else (None, False)
     return Columns(
         header, start + 1, names, [at for at in range(len(words)) if at not in taken],
-        age, baseline, sex, session, site, [] if ages else [header[at] for at in unclear],
+        age, baseline, sex, session, site, group, [] if ages else [header[at] for at in unclear],
     )  # fmt: skip
 
 

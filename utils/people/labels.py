@@ -16,6 +16,7 @@ from utils.cli import raise_all
 from utils.files import SCAN_SUFFIXES
 from utils.people.codebook import (
     SEX_WORDS,
+    UNKNOWN_WORDS,
     WORDS_OF_SEX,
     DataDictionary,
     codes_in_header,
@@ -235,7 +236,8 @@ class Table:
             labels.append(
                 replace(
                     label,
-                    site=_cell(row, self.columns.site) or None,
+                    site=_known(_cell(row, self.columns.site)),
+                    group=_known(_cell(row, self.columns.group)),
                     session=_cell(row, names if person else self.columns.session) or None,
                     folders=tuple(part for part in folders if part.strip(".") and ":" not in part),
                 )
@@ -326,6 +328,10 @@ class Table:
         if twos or dictionary is None:
             return WORDS_OF_SEX | dict.fromkeys(filter(str.isdigit, cells.values()), None)
         return SEX_WORDS
+
+
+def _known(cell: str) -> str | None:
+    return None if cell.lower() in UNKNOWN_WORDS else cell
 
 
 def _cell(row: Sequence[str], at: int | None) -> str:
