@@ -7,7 +7,7 @@ from conftest import brain, write_scan
 
 from data_preprocessing.pipeline.inputs import find_participant_tables, find_sources
 from data_preprocessing.pipeline.native import read_native
-from prediction.items import read_people
+from prediction.people import read_people
 from utils.files import describe_pointer, hash_file
 from utils.networks.checkpoint import load_checkpoint
 from utils.people.labels import read_labels

@@ -16,9 +16,11 @@ from synthetic_head import make_head, rotation
 
 import predict
 import test
+from data_preprocessing.pipeline.inputs import find_sources
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from prediction.items import find_items, read_people
+from prediction.items import find_items
+from prediction.people import read_people
 from prediction.records import flag_age
 from utils.networks.checkpoint import Checkpoint, save_checkpoint
 from utils.networks.predictor import Predictor
@@ -338,8 +340,10 @@ def bids_dataset(folder, scan, people, names=("sub-01/anat/sub-01_T1w",)):
 
 
 def found(*inputs, output, **options):
-    people = read_people(options.pop("sheet", None), [str(one) for one in inputs], None)
-    return find_items([str(one) for one in inputs], people, output_dir=output, **options)
+    inputs = [str(one) for one in inputs]
+    sources = find_sources(inputs, output_dir=output)
+    people = read_people(options.pop("sheet", None), inputs, sources, None)
+    return find_items(sources, people, output_dir=output, **options)
 
 
 def test_people_of_two_datasets_keep_their_own_ages(scans, tmp_path):
@@ -397,12 +401,12 @@ def test_one_participant_of_a_dataset_brings_t1_alone_and_finds_its_row(scans, t
 def test_a_wrong_cell_of_a_participants_table_is_unknown_and_said(scans, tmp_path, capsys):
     scan = find_scans(scans)[0]
     data = bids_dataset(
-        tmp_path / "data", scan, "participant_id\tage\nsub-01\t50\nsub-02\t37 weeks\n"
+        tmp_path / "data", scan, "participant_id\tage\nsub-01\t50\nsub-02\tin May\n"
     )
     (item,) = found(data, output=tmp_path / "out")
     assert item.label.age == 50
-    assert "37 weeks" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="37 weeks"):
+    assert "in May" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="in May"):
         found(data, output=tmp_path / "out", sheet=str(data / "participants.tsv"))
 
 

@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from utils.packages import explain_missing
+
 SHOWN_PROBLEMS = 20
 
 
@@ -119,6 +121,11 @@ def run_entry(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except ModuleNotFoundError as error:
+        if shows_tracebacks() or not (text := explain_missing(error)):
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         if shows_tracebacks():
             raise

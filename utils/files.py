@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
+SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")  # that preprocessing reads
 LARGEST_POINTER = 32_768  # bytes; git-annex's own limit
 # How the files begin that stand for a content which has not been fetched, and how to fetch it.
 POINTERS = {

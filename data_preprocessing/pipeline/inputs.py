@@ -16,6 +16,7 @@ from pathlib import Path
 from data_preprocessing.pipeline.dicom import is_dicom
 from utils.cli import raise_all
 from utils.files import (
+    SCAN_SUFFIXES,
     describe_pointer,
     hash_file,
     list_visible,
@@ -32,7 +33,6 @@ from utils.scans.layouts import (
     NAMED_ALL_THE_SAME,
     NO_T1W,
     NOT_BIDS,
-    SCAN_SUFFIXES,
     Remarks,
     describe_remarks,
     find_layout_scan,
