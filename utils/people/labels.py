@@ -24,7 +24,7 @@ from utils.people.codebook import (
     parse_sex,
     unit_in_header,
 )
-from utils.people.columns import FILES, find_columns, normalise
+from utils.people.columns import FILES, IDS, find_columns, normalise
 from utils.people.matching import Label, Matcher, scan_name
 from utils.people.sheets import first_row, read_rows
 from utils.people.text_tables import UNDECODED
@@ -183,9 +183,11 @@ class Table:
         """The column that names the scans: one of file names before one of ids.
 
         Raises:
-            ValueError: two columns name as many scans, but contradict each other.
+            ValueError: no column names scans; or two name as many, but contradict each other.
         """
         known, others = self.columns.names, self.columns.others
+        if known and not scans:
+            return known[0]
         files = [at for at in known if self._holds_files(at)]
         for group in (files, [at for at in known if at not in files], others):
             found = {at: self._find_all(at, scans) for at in group}
@@ -195,6 +197,11 @@ class Table:
                 for rival in rivals:
                     self._require_agreement(chosen, rival, found)
                 return chosen
+        if not known:
+            raise ValueError(
+                f"{self.path}: no column named {', '.join((*IDS, *FILES))}, and none names the "
+                f"scans; found {list(self.columns.header)}"
+            )
         return known[0]
 
     def read(self, names: int, *, person: str = "") -> list[Label]:
@@ -232,10 +239,13 @@ class Table:
         for number, row in self._rows.items():
             age, sex, _ = self._values[number]
             *folders, name = re.split(r"[\\/]+", _cell(row, names).rstrip("\\/"))
-            label = Label(person or scan_name(name), age, sex, number, source=self.path.name)
             labels.append(
-                replace(
-                    label,
+                Label(
+                    person or scan_name(name),
+                    age,
+                    sex,
+                    row=number,
+                    source=self.path.name,
                     site=_known(_cell(row, self.columns.site)),
                     group=_known(_cell(row, self.columns.group)),
                     session=_cell(row, names if person else self.columns.session) or None,
