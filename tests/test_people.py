@@ -266,6 +266,19 @@ def test_without_a_known_header_the_column_that_names_the_scans_is_found(tmp_pat
         ages_of(sheet, "other.nii", sex_codes=codes)
 
 
+def test_an_unnamed_column_may_name_the_scans(tmp_path):
+    (tmp_path / "a.csv").write_text(",age\nx1,30\nx2,20\n")  # as pandas writes an index
+    assert ages_of(tmp_path / "a.csv", "x1.nii.gz", "x2.nii.gz") == [30, 20]
+
+
+def test_a_row_that_ends_before_its_age_is_a_problem(tmp_path):
+    (tmp_path / "a.csv").write_text("id,note,age\na,left\nearly,50\nb,x,60\n")
+    _, problems = examine_labels(tmp_path / "a.csv")
+    assert [text.partition("; a line")[0].partition("row ")[2] for text in problems] == [
+        "2: a: ends before the column of ages", "3: early: ends before the column of ages",
+    ]  # fmt: skip
+
+
 def test_a_path_means_its_last_part_and_its_folders_where_names_repeat(tmp_path):
     rows = ("/data/A/T1.nii.gz 30", "C:\\data\\B\\T1.nii.gz 20", "x/y/other.nii.gz 50")
     sheet = table(tmp_path / "a.csv", "path age", *rows)

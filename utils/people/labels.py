@@ -216,6 +216,9 @@ class Table:
             where = f"{self.path}, row {label.row}"
             if not label.subject_id:
                 self.problems.append(f"{where}: the file name or id is empty")
+            if len(self._rows[label.row]) <= (self.columns.age or 0):
+                text = f"{label.subject_id}: ends before the column of ages"
+                self.problems.append(f"{where}: {text}; a line end or a missing cell in it?")
             if UNDECODED.search(name := _cell(self._rows[label.row], names)):
                 text = f"{name}: this name is not UTF-8; save the table as UTF-8"
                 self.problems.append(f"{where}: {text}")
