@@ -24,7 +24,7 @@ from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import NO_CACHE, ScanDataset, open_for_one_pass
 from utils.scans.volumes import GRID_AFFINE, InputRule
-from utils.training.trainer import LAST_NAME
+from utils.training.resume import LAST_NAME
 
 ANY = InputRule(any_grid=True)
 RAS = GRID_AFFINE @ np.diag([-1, 1, 1, 1])
