@@ -7,14 +7,13 @@ from pathlib import Path
 
 from data_preprocessing.pipeline.inputs import (
     UNSAFE,
-    BidsName,
     Source,
     find_participant_tables,
     find_sources,
-    parse_bids_name,
     scan_stem,
 )
 from utils.files import IMAGE_SUFFIXES
+from utils.people.bids_names import BidsName, parse_bids_name
 from utils.people.labels import Label, examine_labels, match_label, read_labels
 from utils.people.sheets import read_rows
 from utils.scans.volumes import open_scan

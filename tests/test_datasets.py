@@ -418,6 +418,16 @@ def test_bids_keeps_one_session_a_person_as_the_table_has_one_age(tmp_path):
     }
 
 
+def test_bids_labels_with_a_plus_find_their_own_row(tmp_path):
+    text = "participant_id\tage\tsex\nsub-01\t30\tF\nsub-01+a\t60\tM\n"
+    touch(tmp_path / "scans", "sub-01_T1w.nii.gz", "sub-01+a_T1w.nii.gz")
+    sheet, _ = run("bids", write_table(tmp_path / "p.tsv", text), tmp_path=tmp_path)
+    assert {name: float(row["age"]) for name, row in sheet.items()} == {
+        "sub-01_T1w": 30,
+        "sub-01+a_T1w": 60,
+    }
+
+
 @pytest.mark.parametrize(
     ("dataset", "texts", "problems"),
     [

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem
-from utils.people.sheets import read_rows
+from utils.people.bids_names import BIDS_LABEL
+from utils.people.sheets import first_row, read_rows
+from utils.people.text_tables import UNDECODED
 
 FEMALE, MALE = 0, 1
 SEX_NAMES = {FEMALE: "F", MALE: "M", None: "n/a"}
@@ -92,6 +94,8 @@ def examine_labels(
         found = [f"{subject_id}: {problem}" for problem in (age_problem, sex_problem) if problem]
         if not subject_id:
             found.append("the file name or id is empty")
+        if UNDECODED.search(subject_id):
+            found.append(f"{subject_id}: this name is not UTF-8; save the table as UTF-8")
         label = Label(subject_id, age, sex, number, cells.get("site") or None)
         known = labels.setdefault(subject_id, label)
         if (known.age, known.sex) != (age, sex):
@@ -111,8 +115,8 @@ def match_label(scan: Path, labels: dict[str, Label]) -> Label | None:
     stem = image_stem(scan.name)
     if stem in labels:
         return labels[stem]
-    session = re.match(r"sub-[A-Za-z0-9]+_ses-[A-Za-z0-9]+(?=_)", stem)
-    participant = re.match(r"sub-[A-Za-z0-9]+(?=_)", stem)
+    session = re.match(rf"sub-{BIDS_LABEL}_ses-{BIDS_LABEL}(?=_)", stem)
+    participant = re.match(rf"sub-{BIDS_LABEL}(?=_)", stem)
     names = (found[0] for found in (session, participant) if found)
     return next((labels[name] for name in names if name in labels), None)
 
@@ -123,31 +127,34 @@ def _find_columns(
     """Where id, age and sex stand, and the index of the first row of data."""
     if not rows:
         raise ValueError(f"{path}: empty")
-    header = [re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_") for cell in rows[0]]
+    start = first_row(rows)
+    where = f"{path}, row {start + 1}"
+    header = [re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_") for cell in rows[start]]
     columns = {}
     for name, known in COLUMN_NAMES.items():
         found = [at for at, cell in enumerate(header) if cell in known]
         if found:
             at = columns[name] = min(found, key=lambda at: known.index(header[at]))
             if header.count(header[at]) > 1:
-                raise ValueError(f"{path}, row 1: two columns named {rows[0][at]}, one expected")
+                raise ValueError(f"{where}: two columns named {rows[start][at]}, one expected")
     named = "age" in columns or "sex" in columns or (not need_ages and "subject_id" in columns)
     if not named:
         # No header row, as published; the first row is the first subject.
-        second = rows[0][1] if len(rows[0]) > 1 else ""
-        if len(rows[0]) < 2 or _parse_age(second)[1] is not None:
+        second = rows[start][1] if len(rows[start]) > 1 else ""
+        if len(rows[start]) < 2 or _parse_age(second)[1] is not None:
             raise ValueError(
-                f"{path}, row 1: neither a header with {', '.join(COLUMN_NAMES)} nor a row of "
-                f"file name, age, sex: its second cell is {second!r}; found {rows[0][:6]} "
+                f"{where}: neither a header with {', '.join(COLUMN_NAMES)} nor a row of "
+                f"file name, age, sex: its second cell is {second!r}; found {rows[start][:6]} "
                 "(another separator?)"
             )
+        # A single name above it may be a person of unknown age.
         return {"subject_id": 0, "age": 1, "sex": 2}, 0
     needed = ("subject_id", "age") if need_ages else ("subject_id",)
     missing = [name for name in needed if name not in columns]
     if missing:
         expected = "; ".join(f"{name}: {', '.join(COLUMN_NAMES[name])}" for name in missing)
-        raise ValueError(f"{path}, row 1: no column named {expected}; found {rows[0]}")
-    return columns, 1
+        raise ValueError(f"{where}: no column named {expected}; found {rows[start]}")
+    return columns, start + 1
 
 
 def _parse_age(text: str) -> tuple[float | None, str | None]:
