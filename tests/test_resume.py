@@ -9,12 +9,12 @@ import nibabel
 import openpyxl
 import pytest
 import torch
-from conftest import brain, training_flags, write_cohort, write_scan
+from conftest import brain, forget_inputs, training_flags, write_cohort, write_scan
 
 import train_first_stage
 import train_second_stage
 from utils.networks import BEST_NAME
-from utils.training.resume import LAST_NAME, PREVIOUS_NAME
+from utils.training.resume import LAST_NAME
 
 
 def move(cohort: Path, folder: Path) -> Path:
@@ -147,10 +147,7 @@ def test_another_network_to_start_from_is_refused(begun, trained, tmp_path):
 def test_a_run_begun_before_contents_were_kept_goes_on_from_the_same_paths_alone(begun, tmp_path):
     folder = shutil.copytree(begun, tmp_path / "cohort")
     train_first_stage.main(flags_of(folder, tmp_path / "old", "--any_grid", "--epochs", "1"))
-    for name in (LAST_NAME, PREVIOUS_NAME):
-        content = torch.load(tmp_path / "old" / name, weights_only=True)
-        del content["resume"]["inputs"]
-        torch.save(content, tmp_path / "old" / name)
+    forget_inputs(tmp_path / "old")
     elsewhere = shutil.copytree(folder, tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=r"--train_folder was .*cohort.*, is .*elsewhere"):
         train_first_stage.main(flags_of(elsewhere, tmp_path / "old", "--any_grid", "--resume"))
