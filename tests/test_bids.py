@@ -13,7 +13,7 @@ from data_preprocessing.pipeline.inputs import (
 from data_preprocessing.pipeline.one_scan import BIDS_KEYS
 from prediction.items import select_participants
 from utils.people.bids_names import OURS, parse_bids_name
-from utils.people.labels import Label, match_label
+from utils.people.matching import Label, Matcher
 from utils.scans.leakage import find_person
 
 
@@ -36,11 +36,9 @@ def test_participant_and_session_of_a_name(name, who):
 
 def test_a_plus_in_a_label_is_part_of_the_label():
     # BIDS takes it since version 1.9. sub-01+a is another person than sub-01.
-    labels = {
-        name: Label(name, age, None, row=1) for name, age in (("sub-01", 30), ("sub-01+a", 60))
-    }
-    assert match_label(Path("sub-01+a_ses-1_T1w.nii.gz"), labels).age == 60
-    assert match_label(Path("sub-01_ses-1_T1w.nii.gz"), labels).age == 30
+    rows = Matcher(Label(*person, None, row=1) for person in (("sub-01", 30), ("sub-01+a", 60)))
+    assert rows.find(Path("sub-01+a_ses-1_T1w.nii.gz")).age == 60
+    assert rows.find(Path("sub-01_ses-1_T1w.nii.gz")).age == 30
     assert find_person("sub-01+a_ses-1_T1w") == "sub-01+a"
     assert parse_bids_name("sub-1_space-a+b_T1w").derivative.endswith(f"sub-1{OURS}_T1w")
 

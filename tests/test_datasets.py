@@ -101,8 +101,8 @@ def run(dataset, *tables, tmp_path):
     folders = ["--scan_folder", str(tmp_path / "scans"), "--output_dir", str(out)]
     datasets.main([dataset, "--tables", *map(str, tables), *folders])
     sheet = {row["participant_id"]: row for row in read_tsv(out / "participants.tsv")}
-    by_reader = read_labels(out / "participants.tsv")
-    published = read_labels(out / "Dataset.xls")
+    by_reader = read_labels(out / "participants.tsv").rows
+    published = read_labels(out / "Dataset.xls").rows
     for name, row in sheet.items():
         sex = {"F": 0, "M": 1, "n/a": None}[row["sex"]]
         assert (by_reader[name].age, by_reader[name].sex) == (float(row["age"]), sex)
@@ -551,8 +551,8 @@ def test_prepare_oasis1_ends_with_the_folders_used_here_and_goes_on_where_it_was
     names = ("train", "val", "test", "retest", "dementia")
     found = {name: {scan.name[:13] for scan in (out / name).glob("*.nii.gz")} for name in names}
     assert [len(found[name]) for name in names] == [5, 1, 1, 1, 1]
-    labels = read_labels(out / "Dataset.xls")
-    assert labels.keys() == read_labels(out / "participants.tsv").keys()
+    labels = read_labels(out / "Dataset.xls").rows
+    assert labels.keys() == read_labels(out / "participants.tsv").rows.keys()
     assert labels.keys() == set().union(*found.values())
     assert all(path.is_file() for path in (out / "train").iterdir())
     assert all(Path(row["source"]).is_file() for row in read_tsv(out / "participants.tsv"))

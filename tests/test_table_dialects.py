@@ -1,11 +1,14 @@
 """Tables as Excel, LibreOffice, R, pandas, Numbers and hospitals write them: right or refused."""
 
+import csv
 import io
 import zipfile
 
 import openpyxl
 import pytest
 import xlwt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openpyxl.chart import BarChart
 from openpyxl.worksheet.formula import ArrayFormula
 
@@ -71,6 +74,7 @@ def test_quotes_of_a_note_lose_and_mix_no_row(tmp_path, separator, place, notes)
         (('"left early', 'said ok"', "x"), 2),
         (('"left early', "x", 'y"'), 2),
         (('"left early', '"x', '"'), 3),
+        (('"\\"\n""', "x", "y"), 2),  # a line end in quotes of R
     ],
 )
 def test_quote_that_a_later_row_could_close_is_refused_by_its_row(
@@ -78,8 +82,43 @@ def test_quote_that_a_later_row_could_close_is_refused_by_its_row(
 ):
     path = tmp_path / ("a.tsv" if separator == "\t" else "a.csv")
     write(path, with_notes(notes, separator, place))
+    if separator == "\t" and "\n" not in notes[0]:  # no cell of several lines has tabs
+        assert ages(path) == RIGHT
+        return
     with pytest.raises(ValueError, match=rf"row {row}: a quote without an end.*sub-0{row - 1}"):
         ages(path)
+
+
+NOTES = st.lists(
+    st.text(st.sampled_from('"""ab ,;\t\n\u2028\\'), max_size=5), min_size=1, max_size=5
+)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(notes=NOTES, mark=st.sampled_from("\t,;"), place=st.integers(0, 3), quotes=st.booleans())
+def test_whatever_the_notes_hold_each_person_keeps_their_row_or_the_table_is_refused(
+    tmp_path_factory, notes, mark, place, quotes
+):
+    rows = [["id", "age", "sex"], *([f"sub-{at}", str(20 + at), "F"] for at in range(len(notes)))]
+    if not quotes:
+        notes = [note.replace(mark, "").replace("\n", "") for note in notes]
+    for row, note in zip(rows, ["note", *notes], strict=True):
+        row.insert(place, note)
+    text = io.StringIO()
+    if quotes:
+        csv.writer(text, delimiter=mark).writerows(rows)
+    else:
+        text.write("\n".join(map(mark.join, rows)))
+    path = write(tmp_path_factory.mktemp("notes") / "a.csv", text.getvalue())
+    try:
+        found = read_rows(path)
+    except ValueError as error:
+        assert f"{path}, row " in str(error)
+        return
+    at = [place for place, name in enumerate(rows[0]) if name != "note"]
+    assert [[row[place] for place in at] for row in found] == [
+        [row[place] for place in at] for row in rows
+    ]
 
 
 @pytest.mark.parametrize("separator", ["\t", ",", ";"])
@@ -88,7 +127,8 @@ def test_quote_that_a_later_row_could_close_is_refused_by_its_row(
 def test_separators_and_line_ends_in_closed_quotes_belong_to_the_cell(
     tmp_path, separator, place, end
 ):
-    notes = (f'"x{separator} y{end}{end}""z"""', f'"{separator}"', f'"{end}"')
+    within = separator.strip("\t")  # no tab beside line ends
+    notes = (f'"x{within} y{end}{end}""z"""', f'"{separator}"', f'"{end}"')
     path = tmp_path / ("a.tsv" if separator == "\t" else "a.csv")
     assert ages(write(path, with_notes(notes, separator, place, end))) == RIGHT
 
@@ -183,6 +223,12 @@ def test_rows_in_messages_are_those_of_the_file(tmp_path):
         read_columns(path, ("scan",), {"age": _number})
     with pytest.raises(ValueError, match="row 1: two columns named fold"):
         read_columns(write(path, "scan,fold,fold\na,1,2\n"), ("scan",), {"fold": _number})
+
+
+def test_quote_closed_below_an_incomplete_row_swallows_nobody(tmp_path):
+    text = 'id\tnote\tage\tsex\na\t"left\t50\tF\nb\tok\nc\tback"\t70\tM\n'
+    with pytest.raises(ValueError, match="row 2: a quote without an end"):
+        ages(write(tmp_path / "a.tsv", text))
 
 
 def _number(text: str) -> int:

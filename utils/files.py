@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
+SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")  # that preprocessing reads
 FORMULA_SIGNS = "=+-@"  # what a formula starts with in a spreadsheet
 
 

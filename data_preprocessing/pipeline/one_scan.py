@@ -27,7 +27,7 @@ from data_preprocessing.pipeline.recipe import Identity, Recipe
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
 from utils.files import hash_file, replacing, require_absent
-from utils.people.labels import SEX_NAMES
+from utils.people.codebook import SEX_NAMES
 from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, decode

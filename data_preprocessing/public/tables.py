@@ -12,7 +12,7 @@ from datetime import date, datetime
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.people.labels import UNKNOWN_WORDS
+from utils.people.codebook import UNKNOWN_WORDS
 from utils.people.sheets import first_row, read_rows
 
 DAYS_PER_YEAR = 365.25

@@ -17,6 +17,7 @@ from utils.cli import raise_all
 LINE_ENDS = re.compile(r"\r\n|\n|\r")  # str.splitlines has seven more, which notes may contain
 SEPARATORS = {"\t": "tab", ";": "semicolon", ",": "comma"}
 STATED_SEPARATOR = re.compile(r'"?sep=(\\t|[^\w"])"?[\t;,]*', re.IGNORECASE)  # Excel's first line
+R_QUOTE = '\\"'  # R's write.table puts a quote into quotes so, all others double it
 QUOTED_PART = re.compile(r'"[^"]*"')
 UNDECODED = re.compile(r"\\x[89a-f][0-9a-f]")  # a byte that is not UTF-8, see read_text_table
 DECIMAL_COMMA = re.compile(r"(?<![^,])\d+,\d+(?![^,])")  # or two cells with whole numbers
@@ -135,7 +136,8 @@ def _find_shape(lines: list[str], at: int, separator: str, header: list[str]) ->
     """
     named = max(place for place, cell in enumerate(header, start=1) if cell.strip())
     below = [line for line in lines[at:] if line.strip()]
-    first = _read_quoted(below, 0, separator)[0] if below and below[0].startswith('"') else []
+    by_r = bool(below) and below[0].startswith('"') and R_QUOTE not in below[0]
+    first = _read_quoted(below, 0, separator)[0] if by_r else []
     one_more = len(first) == len(header) + 1 and bool(first[-1].strip())
     if not one_more or (
         separator == "," and all(DECIMAL_COMMA.search(QUOTED_PART.sub("", line)) for line in below)
@@ -156,15 +158,23 @@ def _read_row(
     if not line.startswith('"') and f'{separator}"' not in line:
         return plain, 1
     quoted, taken = _read_quoted(lines, at, separator)
-    if taken == 1 and len(quoted) == len(plain):
+    # Nobody types a tab into a cell of several lines: there a quote swallowed a row.
+    doubtful = any(R_QUOTE in line for line in lines[at : at + max(taken, 1)]) or (
+        taken > 1 and separator == "\t" and any("\t" in cell for cell in quoted)
+    )
+    if taken == 1 and len(quoted) == len(plain) and not doubtful:
         return quoted, 1
     if shape is None:  # a title, or the header
         return (quoted, taken) if len(quoted) > 1 else (plain, 1)
-    as_quoted = shape.fits(quoted) or (taken == 1 and shape.allows(quoted))
-    # A quote that was never closed ends at the next one, and swallows a row: then the last line
-    # is whole as well.
+    if not doubtful and taken == 1 and len(quoted) == shape.width != len(plain):
+        return quoted, 1
+    as_quoted = not doubtful and (shape.fits(quoted) or (taken == 1 and shape.allows(quoted)))
+    # A quote that was never closed ends at the next one, and swallows a row: then the last line is
+    # whole as well. A cell that goes on in the next line leaves a part of a row there.
     last = lines[at + max(taken, 1) - 1].split(separator)
-    as_plain = shape.fits(plain) and (shape.fits(last) or not as_quoted)
+    below = next(filter(str.strip, lines[at + 1 : at + 9]), None)
+    goes_on = below is not None and below.count(separator) + 1 < shape.named
+    as_plain = shape.fits(plain) and (shape.fits(last) if as_quoted else not goes_on)
     if as_quoted == as_plain or (as_plain and plain[0].startswith('"')):
         return plain, 0
     return (quoted, taken) if as_quoted else (plain, 1)

@@ -34,6 +34,8 @@ def read_workbook(path: Path, content: bytes) -> list[list[str]]:
         raise ValueError(f"{path}: an OpenDocument table; save it again as .xlsx or .csv")
     try:
         return _read_xlsx(path, content) if content.startswith(ZIP) else _read_xls(path, content)
+    except ModuleNotFoundError:  # xlrd or openpyxl is not installed, which `run_entry` explains
+        raise
     except Exception as error:  # the engines raise dozens of types where it is no workbook
         raise ValueError(
             f"{path}: not a readable {path.suffix} workbook ({type(error).__name__}: {error}); "

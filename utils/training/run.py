@@ -26,7 +26,8 @@ from utils.networks.checkpoint import (
     start_from_checkpoint,
 )
 from utils.networks.execution import Execution, choose_execution, compile_network
-from utils.people.labels import parse_sex_codes, read_labels
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import (
     Scan,
@@ -44,7 +45,7 @@ from utils.scans.leakage import (
     require_unseen,
 )
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
-from utils.scans.volumes import InputRule
+from utils.scans.volumes import InputRule, find_scans
 from utils.training.augment import AUGMENTATIONS
 from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
@@ -161,7 +162,8 @@ def open_cohorts(
     smallest_side = WIDTHS[args.width].smallest_side if args.width else 0
     if first_stage is not None:
         smallest_side = max(smallest_side, first_stage.smallest_side)
-    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    found = [*find_scans(args.train_folder), *find_scans(args.val_folder)]
+    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
     needs = {"need_age": True, "need_sex": args.use_sex, "smallest_side": smallest_side}
     train, validation = (
         open_cohort(folder, labels, input_rule, **needs)

@@ -22,7 +22,7 @@ from model.tsan import TSAN
 from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, save_checkpoint, union_of_hashes
 from utils.networks.execution import Execution, predict
-from utils.people.labels import FEMALE, MALE
+from utils.people.codebook import FEMALE, MALE
 from utils.results.metrics import score, within_bin_spread
 from utils.results.plots import age_scatter
 from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
