@@ -10,10 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from utils.files import IMAGE_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, SCAN_SUFFIXES
 from utils.people.bids_names import BIDS_LABEL, parse_bids_name
 
-SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
 Remarks = dict[str, list[Path]]  # paths by what is said of them
 
 # Of each program the best file to start from first.

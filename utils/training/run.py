@@ -17,6 +17,7 @@ from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
 from utils.cli import Terminated
 from utils.distributed import World, joined
+from utils.files import require_fetched
 from utils.machine import be_deterministic, use_machine_well
 from utils.networks.checkpoint import (
     Checkpoint,
@@ -144,6 +145,8 @@ def build_loss(args: argparse.Namespace) -> AgeLoss:
     sorter = None
     if args.sorter != "none" and args.rank_weight and args.aux_loss == "ranking":
         shipped = args.sorter == "shipped"
+        if not shipped:
+            require_fetched(args.sorter)
         sorter = load_shipped_sorter(args.batch_size) if shipped else load_sorter(args.sorter)
         if sorter.length != args.batch_size:
             raise ValueError(
