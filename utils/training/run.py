@@ -180,14 +180,19 @@ def open_cohorts(
         )
     if args.folds:
         train, validation = hold_out(train + validation, read_folds(args.folds), args.fold)
+    check_cohorts(args, train, validation)
+    paths = [scan.path for scan in train + validation]
+    return (train, validation), decide_provenance(args, paths, first_stage)
+
+
+def check_cohorts(args: argparse.Namespace, train: list[Scan], validation: list[Scan]) -> None:
+    """Describes both cohorts; ValueError where one person is in both or nothing can be learnt."""
     pattern, allowed = args.subject_pattern, args.allow_shared_persons
     people = find_people([scan.subject_id for scan in train], pattern=pattern)
     require_teachable([scan.age for scan in train], people.values(), what="training")
     require_separate_persons(train, validation, pattern=pattern, allowed=allowed)
     print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
     note_weak_cohorts(train, validation)
-    paths = [scan.path for scan in train + validation]
-    return (train, validation), decide_provenance(args, paths, first_stage)
 
 
 def decide_provenance(
