@@ -140,7 +140,7 @@ def test_another_network_to_start_from_is_refused(begun, trained, tmp_path):
     flags = ["--any_grid", "--allow_shared_persons", "--init_from", str(start)]
     train_first_stage.main(flags_of(begun, tmp_path / "run", *flags, "--epochs", "1"))
     shutil.copyfile(trained["first"], start)
-    with pytest.raises(ValueError, match=r"--init_from is another network than .*start\.pt was"):
+    with pytest.raises(ValueError, match=r"--init_from is another network than it was"):
         train_first_stage.main(flags_of(begun, tmp_path / "run", *flags, "--resume"))
 
 

@@ -69,17 +69,10 @@ def require_same_run(
             checkpoint has no `inputs`, as those written before they were kept.
     """
     before, then = checkpoint.summary.get("flags", {}), checkpoint.resume.get("inputs")
-    free = {*FREE_TO_CHANGE}
-    changed = []
+    free, changed = {*FREE_TO_CHANGE}, []
     if then is not None:
         free |= {*DATA_FLAGS, *then["networks"]}
-        for side in SIDES:
-            changed += _scan_differences(side, then["scans"][side], inputs["scans"][side])
-        changed += [
-            f"--{name} is another network than {before[name]} was"
-            for name, content in then["networks"].items()
-            if inputs["networks"].get(name) != content
-        ]
+        changed += _input_differences(then, inputs)
     changed += [
         f"--{name} was {before[name]}, is {flags.get(name)}"
         for name in before
@@ -91,6 +84,18 @@ def require_same_run(
             f"{checkpoint.source}: of another run than flags and files describe: give the same to "
             f"resume ({'; '.join(changed) or 'another network'})"
         )
+
+
+def _input_differences(before: Mapping, now: Mapping) -> list[str]:
+    """How the scans and the networks of a run differ from those of the run so far."""
+    found = []
+    for side in SIDES:
+        found += _scan_differences(side, before["scans"][side], now["scans"][side])
+    return found + [
+        f"--{name} is another network than it was"
+        for name, content in before["networks"].items()
+        if now["networks"].get(name) != content
+    ]
 
 
 def _scan_differences(side: str, before: list[list], now: list[list]) -> list[str]:

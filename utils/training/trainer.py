@@ -53,6 +53,7 @@ from utils.training.resume import (
 from utils.training.runlog import RunLog
 
 FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
+KEPT = ("epoch", "best_mae", "best_epoch", "inputs")  # of a trainer, as they are
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two adds nothing
 
 
@@ -346,8 +347,7 @@ class Trainer:
         if resumable:
             parts = ("model", "optimizer", "schedule") + ("average",) * (self.average is not None)
             state = {part: getattr(self, part).state_dict() for part in parts}
-            state |= {key: getattr(self, key) for key in ("epoch", "best_mae", "best_epoch")}
-            state["inputs"] = self.inputs
+            state |= {key: getattr(self, key) for key in KEPT}
         rule, provenance = self.train_set.input_rule, self.info.provenance
         checkpoint = Checkpoint(self.evaluated, rule, provenance, summary, state)
         save_checkpoint(checkpoint, self.output_dir / name, keep_as=keep_as)
