@@ -166,8 +166,8 @@ def _read_row(
         return quoted, 1
     if shape is None:  # a title, or the header
         return (quoted, taken) if len(quoted) > 1 else (plain, 1)
-    if not doubtful and taken == 1 and len(quoted) == shape.width != len(plain):
-        return quoted, 1
+    if separator != "\t" and not doubtful and taken == 1 and len(quoted) == shape.width:
+        return quoted, 1  # plain cells may seem to fit where the last ones are empty
     as_quoted = not doubtful and (shape.fits(quoted) or (taken == 1 and shape.allows(quoted)))
     # A quote that was never closed ends at the next one, and swallows a row: then the last line is
     # whole as well. A cell that goes on in the next line leaves a part of a row there.
