@@ -267,7 +267,7 @@ def test_without_a_known_header_the_column_that_names_the_scans_is_found(tmp_pat
 
 
 def test_an_unnamed_column_may_name_the_scans(tmp_path):
-    (tmp_path / "a.csv").write_text(",age\nx1,30\nx2,20\n")  # as pandas writes an index
+    (tmp_path / "a.csv").write_text(",age,sex\nx1,30,F\nx2,20,M\n")  # as pandas writes an index
     assert ages_of(tmp_path / "a.csv", "x1.nii.gz", "x2.nii.gz") == [30, 20]
 
 
