@@ -23,7 +23,7 @@ OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 
 
 def ages(path) -> dict:
-    return {name: label.age for name, label in read_labels(path, need_ages=False).items()}
+    return {name: label.age for name, label in read_labels(path, need_ages=False).rows.items()}
 
 
 def write(path, text: str, encoding: str = "utf-8"):
@@ -99,7 +99,10 @@ NOTES = st.lists(
 def test_whatever_the_notes_hold_each_person_keeps_their_row_or_the_table_is_refused(
     tmp_path_factory, notes, mark, place, quotes
 ):
-    rows = [["id", "age", "sex"], *([f"sub-{at}", str(20 + at), "F"] for at in range(len(notes)))]
+    rows = [
+        ["id", "age", "sex"],
+        *([f"sub-{at}", str(20 + at), "F" * (at % 2)] for at in range(len(notes))),
+    ]
     if not quotes:
         notes = [note.replace(mark, "").replace("\n", "") for note in notes]
     for row, note in zip(rows, ["note", *notes], strict=True):
@@ -223,6 +226,14 @@ def test_rows_in_messages_are_those_of_the_file(tmp_path):
         read_columns(path, ("scan",), {"age": _number})
     with pytest.raises(ValueError, match="row 1: two columns named fold"):
         read_columns(write(path, "scan,fold,fold\na,1,2\n"), ("scan",), {"fold": _number})
+
+
+def test_quoted_separator_in_a_row_whose_last_cell_is_empty_belongs_to_its_cell(tmp_path):
+    text = 'id,note,age,sex,,\na,"x, y",50,,,\nb,"x, y",60,F,,\nc,"x, y",70,,,\n'
+    assert ages(write(tmp_path / "a.csv", text)) == {"a": 50, "b": 60, "c": 70}
+    text = 'id\tn1\tn2\tage\na\t"x\ty"\t50\t\n'  # or n1 is `"x`, and 50 the age
+    with pytest.raises(ValueError, match="row 2: a quote without an end"):
+        ages(write(tmp_path / "a.tsv", text))
 
 
 def test_quote_closed_below_an_incomplete_row_swallows_nobody(tmp_path):

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from data_preprocessing.pipeline.recipe import INSTALL
+from utils.files import list_visible
 
 PREAMBLE = b"\0" * 128 + b"DICM"
 BEGINNING = 4096  # bytes; the class of a file stands within them
@@ -38,7 +39,7 @@ def is_dicom(path: Path) -> bool:
 
 def find_dicom(folder: Path) -> list[Path]:
     """The DICOM files of a folder, by content, in the order of their names."""
-    return [path for path in sorted(folder.iterdir()) if path.name[0] != "." and is_dicom(path)]
+    return list(filter(is_dicom, list_visible(folder)))
 
 
 def read_dicom_label(folder: Path) -> tuple[float | None, int | None]:
@@ -55,7 +56,7 @@ def read_dicom_label(folder: Path) -> tuple[float | None, int | None]:
         import pydicom
     except ImportError:
         return None, None
-    file = next((path for path in sorted(folder.iterdir()) if is_dicom(path)), None)
+    file = next(filter(is_dicom, list_visible(folder)), None)
     names = ("PatientAge", "PatientSex", "PatientBirthDate", "StudyDate", "SeriesDate")
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)

@@ -15,9 +15,18 @@ from pathlib import Path
 
 from data_preprocessing.pipeline.dicom import is_dicom
 from utils.cli import raise_all
-from utils.files import hash_file, replacing, write_json
+from utils.files import (
+    SCAN_SUFFIXES,
+    describe_pointer,
+    hash_file,
+    list_visible,
+    replacing,
+    require_fetched,
+    write_json,
+)
 from utils.people.bids_names import parse_bids_name
 from utils.scans.layouts import (
+    DICOM_TOO,
     FREESURFER,
     FREESURFER_FOLDERS,
     FSL_ANAT,
@@ -25,7 +34,6 @@ from utils.scans.layouts import (
     NAMED_ALL_THE_SAME,
     NO_T1W,
     NOT_BIDS,
-    SCAN_SUFFIXES,
     Remarks,
     describe_remarks,
     find_layout_scan,
@@ -41,6 +49,8 @@ UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
 RESULTS = ("predictions.tsv", "predictions.json")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
+# Files beside scans in thousands, which need not be opened to be known.
+NO_DICOM = (*SCAN_SUFFIXES, ".gz", ".json", ".tsv", ".png", ".bval", ".bvec")
 
 BIDS_VERSION = "1.10.0"
 # Files in our folders that have no name in BIDS.
@@ -73,7 +83,7 @@ class Source:
         """Of the file, or of the hashes of a DICOM folder's files in the order of their names."""
         if not self.is_dicom:
             return hash_file(self.path)
-        hashes = [hash_file(file) for file in sorted(_visible_files(self.path))]
+        hashes = [hash_file(file) for file in list_visible(self.path) if not file.is_dir()]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -110,6 +120,7 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
 
 def _find_scans(given: Path, *, output_dir: Path, remarks: Remarks) -> list[Path]:
     """The scans of one input."""
+    require_fetched(given)
     if not (given.exists() or given.is_symlink()):
         raise ValueError(f"{given}: no such file or folder")
     if not given.is_dir():
@@ -162,26 +173,26 @@ def _walk(folder: Path, *, output_dir: Path, remarks: Remarks) -> Iterator[Path]
     if scans is not None:
         yield from scans
         return
-    files = sorted(_visible_files(folder))
+    inside = list_visible(folder)
+    files = [path for path in inside if not path.is_dir()]
     scans = [path for path in files if is_scan_name(path)]
     yield from select_scans(scans, remarks)
-    if not scans and any(map(is_dicom, files)):
-        yield folder
+    if any(is_dicom(path) for path in files if path.suffix not in NO_DICOM):
+        if scans:
+            remarks.setdefault(DICOM_TOO, []).append(folder)
+        else:
+            yield folder
+    elif not scans and (left := next(filter(describe_pointer, files), None)):
+        remarks.setdefault(f"folders of files, {describe_pointer(left)}", []).append(folder)
     has_freesurfer = (folder / FREESURFER).is_dir()
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        hidden = inner.name[0] == "." or inner.name in NOT_RAW
+    for inner in (path for path in inside if path.is_dir() and path.name not in NOT_RAW):
         ours = inner.resolve() == output_dir or all((inner / name).is_file() for name in RESULTS)
-        if hidden or ours or (has_freesurfer and inner.name in FREESURFER_FOLDERS):
+        if ours or (has_freesurfer and inner.name in FREESURFER_FOLDERS):
             continue
         if inner.is_symlink():
             remarks.setdefault(LINKS, []).append(inner)
         else:
             yield from _walk(inner, output_dir=output_dir, remarks=remarks)
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    """Files, and links to nothing, which later fail as scans with a message of their own."""
-    return (path for path in folder.iterdir() if not path.is_dir() and path.name[0] != ".")
 
 
 def _give_names(paths: list[Path]) -> list[Source]:
@@ -219,8 +230,9 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
         around = (path, *path.parents)
         inside = [p for p in around if p.name.startswith("sub-") or p.name in NOT_RAW]
         for folder in (path, *(part.parent for part in inside)):
-            if (folder / "participants.tsv").is_file():
-                tables[folder / "participants.tsv"] = None
+            table = folder / "participants.tsv"
+            if table.is_file() or describe_pointer(table):  # what the reader will say
+                tables[table] = None
     return list(tables)
 
 

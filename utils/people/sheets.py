@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import from_spreadsheet_text, image_stem
+from utils.files import from_spreadsheet_text, image_stem, require_fetched
 from utils.people.text_tables import MARKED_ENCODINGS, read_text_table
 from utils.people.workbooks import is_workbook, read_workbook
 
@@ -29,8 +29,10 @@ def read_rows(path: Path) -> list[list[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, not a readable workbook, or rows of text that are unclear.
+        ValueError: not fetched yet, another format, not a readable workbook, or rows of text that
+            are unclear.
     """
+    require_fetched(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table")
     suffix = path.suffix.lower()

@@ -119,7 +119,7 @@ def _decode(path: Path, content: bytes) -> str:
 
 def _find_separator(lines: list[str]) -> str:
     """What cuts most lines into equally many cells; of several, what cuts them into most."""
-    bare = [QUOTED_PART.sub("", line) for line in lines]
+    bare = QUOTED_PART.sub("", "\n".join(lines)).split("\n")
 
     def agreement(separator: str) -> tuple[int, int]:
         counts = Counter(line.count(separator) for line in bare if separator in line)
@@ -166,8 +166,8 @@ def _read_row(
         return quoted, 1
     if shape is None:  # a title, or the header
         return (quoted, taken) if len(quoted) > 1 else (plain, 1)
-    if not doubtful and taken == 1 and len(quoted) == shape.width != len(plain):
-        return quoted, 1
+    if separator != "\t" and not doubtful and taken == 1 and len(quoted) == shape.width:
+        return quoted, 1  # plain cells may seem to fit where the last ones are empty
     as_quoted = not doubtful and (shape.fits(quoted) or (taken == 1 and shape.allows(quoted)))
     # A quote that was never closed ends at the next one, and swallows a row: then the last line is
     # whole as well. A cell that goes on in the next line leaves a part of a row there.
@@ -175,6 +175,8 @@ def _read_row(
     below = next(filter(str.strip, lines[at + 1 : at + 9]), None)
     goes_on = below is not None and below.count(separator) + 1 < shape.named
     as_plain = shape.fits(plain) and (shape.fits(last) if as_quoted else not goes_on)
+    if len(plain) > shape.width and (separator != "\t" or doubtful):
+        as_plain = False  # a separator stands in quotes, and the last cell is empty
     if as_quoted == as_plain or (as_plain and plain[0].startswith('"')):
         return plain, 0
     return (quoted, taken) if as_quoted else (plain, 1)

@@ -17,6 +17,7 @@ from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
 from utils.cli import Terminated
 from utils.distributed import World, joined
+from utils.files import require_fetched
 from utils.machine import be_deterministic, use_machine_well
 from utils.networks.checkpoint import (
     Checkpoint,
@@ -29,17 +30,29 @@ from utils.networks.execution import Execution, choose_execution, compile_networ
 from utils.people.codebook import parse_sex_codes
 from utils.people.labels import read_labels
 from utils.scans.cache import Cache
-from utils.scans.cohort import Scan, describe, open_cohort
+from utils.scans.cohort import (
+    Scan,
+    describe,
+    note_weak_cohorts,
+    open_cohort,
+    require_teachable,
+)
 from utils.scans.dataset import ScanDataset, require_shareable
 from utils.scans.folds import hold_out, read_folds
-from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
+from utils.scans.leakage import (
+    find_people,
+    require_separate_images,
+    require_separate_persons,
+    require_unseen,
+)
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
 from utils.scans.volumes import InputRule, find_scans
 from utils.training.augment import AUGMENTATIONS
 from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
+from utils.training.resume import can_resume, require_fresh_folder
 from utils.training.sorter import load_shipped_sorter
-from utils.training.trainer import RunInfo, Trainer, Training, can_resume, require_fresh_folder
+from utils.training.trainer import RunInfo, Trainer, Training
 
 # A network, and the networks that it starts from or holds: from the flags, the training scans, how
 # these are read, and the first stage below (None for a first stage itself).
@@ -56,7 +69,7 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         args: of `parse_first_stage` or `parse_second_stage`.
         build_model: `build_first_stage` or `build_second_stage`.
     """
-    with joined(args.device) as world:
+    with joined(args.device) as world, terminable():
         # In a function of its own: all that it holds is gone when the processes part.
         return train(args, build_model, world)
 
@@ -132,6 +145,8 @@ def build_loss(args: argparse.Namespace) -> AgeLoss:
     sorter = None
     if args.sorter != "none" and args.rank_weight and args.aux_loss == "ranking":
         shipped = args.sorter == "shipped"
+        if not shipped:
+            require_fetched(args.sorter)
         sorter = load_shipped_sorter(args.batch_size) if shipped else load_sorter(args.sorter)
         if sorter.length != args.batch_size:
             raise ValueError(
@@ -165,11 +180,19 @@ def open_cohorts(
         )
     if args.folds:
         train, validation = hold_out(train + validation, read_folds(args.folds), args.fold)
-    allowed = args.allow_shared_persons
-    require_separate_persons(train, validation, pattern=args.subject_pattern, allowed=allowed)
-    print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
+    check_cohorts(args, train, validation)
     paths = [scan.path for scan in train + validation]
     return (train, validation), decide_provenance(args, paths, first_stage)
+
+
+def check_cohorts(args: argparse.Namespace, train: list[Scan], validation: list[Scan]) -> None:
+    """Describes both cohorts; ValueError where one person is in both or nothing can be learnt."""
+    pattern, allowed = args.subject_pattern, args.allow_shared_persons
+    people = find_people([scan.subject_id for scan in train], pattern=pattern)
+    require_teachable([scan.age for scan in train], people.values(), what="training")
+    require_separate_persons(train, validation, pattern=pattern, allowed=allowed)
+    print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
+    note_weak_cohorts(train, validation)
 
 
 def decide_provenance(
@@ -285,12 +308,8 @@ def build_training(args: argparse.Namespace, resolution: int) -> Training:
 
 
 @contextmanager
-def stoppable(trainer: Trainer) -> Iterator[None]:
-    """Ends training upon SIGTERM, as schedulers send it before they kill, and says how to go on.
-
-    Nothing is saved here: the last checkpoint is whole at any moment, and a run resumed from it
-    ends as if it had never stopped.
-    """
+def terminable() -> Iterator[None]:
+    """Raises Terminated upon SIGTERM, as schedulers send it before they kill; reading scans too."""
 
     def terminate(*_) -> None:
         raise Terminated
@@ -298,10 +317,21 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """Says how to go on where training is interrupted, by the keyboard or SIGTERM.
+
+    Nothing is saved here: the last checkpoint is whole at any moment, and a run resumed from it
+    ends as if it had never stopped.
+    """
+    try:
+        yield
     except KeyboardInterrupt as interruption:
         raise type(interruption)(
             f"interrupted in epoch {trainer.epoch} of {trainer.training.epochs}: the same command "
             f"with --resume goes on after the last whole epoch in {trainer.output_dir}"
         ) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
