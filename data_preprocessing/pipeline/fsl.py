@@ -20,7 +20,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from data_preprocessing.pipeline.native import Native, guess_contents, read_native
+from data_preprocessing.pipeline.native import Native, flat_end, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.cli import raise_all
 from utils.files import IMAGE_SUFFIXES
@@ -176,7 +176,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         route.head: _read_on_grid,
         route.transform: route.read_transform,
     }
-    matrix, *_ = _run_step(fsl_anat, scan=image, workspace=workspace, files=files)
+    matrix, head, *_ = _run_step(fsl_anat, scan=image, workspace=workspace, files=files)
     reference, brain = _fsl_dir() / STANDARD, f"{ANAT}/T1_biascorr_brain"
     applywarp = ["applywarp", f"--ref={reference}", f"--in={brain}", route.flag]
     applywarp.append(f"--out={ANAT}/{route.brain}")  # the published script's one line
@@ -185,7 +185,10 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     # Both transforms start from the scan as fsl_anat turned and cropped it.
     kept = {route.kept_as: anat / route.transform, "_orig2roi.mat": anat / "T1_orig2roi.mat"}
     kept = {suffix: path for suffix, path in kept.items() if path.is_file()}
-    return Mapped(volume, None, "head", {"flirt_matrix": matrix.tolist()}, native.notes, kept)
+    own = nibabel.load(anat / "T1_biascorr_brain.nii.gz")
+    flat_end_mm2 = flat_end(head != 0, np.array(own.header.get_zooms()[:3]))
+    transform = {"flirt_matrix": matrix.tolist()}
+    return Mapped(volume, None, "head", transform, native.notes, kept, flat_end_mm2)
 
 
 def _fsl_dir() -> Path:

@@ -219,7 +219,9 @@ def _judge(source: Source, request: Request) -> Prepared:
     registration = (
         Provenance.from_sidecar(sidecar).registration if sidecar else request.registration
     )
-    quality = asdict(inspect(volume, registration=registration))
+    # Only the record knows how the brain ended before it was registered.
+    flat_end_mm2 = (sidecar or {}).get("qc", {}).get("flat_end_mm2")
+    quality = asdict(inspect(volume, registration=registration, flat_end_mm2=flat_end_mm2))
     picture = request.path(source, ".png")
     _draw(volume, picture, title=Path(source.name).name, flags=quality["flags"])
     notes = () if sidecar else ("no record of how it was preprocessed",)
@@ -236,7 +238,12 @@ def _make(source: Source, request: Request, workspace: Path) -> dict:
         return sidecar
     made, scan = workspace / "grid.nii.gz", request.path(source, ".nii.gz")
     _save_on_grid(mapped.volume, made)
-    quality = inspect(mapped.volume, registration=recipe.registration, brain=mapped.brain)
+    quality = inspect(
+        mapped.volume,
+        registration=recipe.registration,
+        brain=mapped.brain,
+        flat_end_mm2=mapped.flat_end_mm2,
+    )
     sidecar = {
         "source": str(source.path),
         **_describe_request(source, request),
