@@ -17,7 +17,7 @@ from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, find_scans
 
 IN_MEMORY = "in memory"
 SHEET_ROWS = 1000
@@ -80,7 +80,7 @@ def memory(form: str, settings: Settings, meter: Meter) -> Figures:
 
 def our_loader(folder: Path, sheet: Path | None, form: str, settings: Settings) -> DataLoader:
     """The product's way from a folder to batches; the form is `cache KIND`."""
-    labels = read_labels(sheet) if sheet else None
+    labels = read_labels(sheet, find_scans(folder)) if sheet else None
     input_rule = InputRule(intensity="authors", any_grid=settings.shape != GRID_SHAPE)
     scans = open_cohort(folder, labels, input_rule, need_age=sheet is not None)
     kept, device = Path(settings.scratch), torch.device(settings.device)

@@ -28,7 +28,8 @@ from utils.cli import (
     run_entry,
 )
 from utils.files import hash_file, image_stem, require_absent, write_tsv
-from utils.people.labels import Label, examine_labels, match_label, parse_sex_codes
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import LabelSheet, examine_labels
 from utils.scans.leakage import find_person
 from utils.scans.provenance import Provenance, read_sidecar
 from utils.scans.volumes import content_hash, decode, find_scans, open_scan
@@ -161,12 +162,12 @@ def find_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
 
 
 def find_in_sheet(
-    sheet: Path, *, sex_codes: dict[str, int] | None
-) -> tuple[dict[str, Label] | None, list[Finding]]:
+    sheet: Path, paths: Sequence[Path], *, sex_codes: dict[str, int] | None
+) -> tuple[LabelSheet | None, list[Finding]]:
     """The label sheet (None where it cannot be read at all), and what is wrong with its rows."""
     labels, problems = None, []
     try:
-        labels, problems = examine_labels(sheet, sex_codes=sex_codes)
+        labels, problems = examine_labels(sheet, paths, sex_codes=sex_codes)
     except (ValueError, OSError) as problem:
         problems = [str(problem)]
     return labels, [Finding("error", "", "", text, "correct the label sheet") for text in problems]
@@ -174,7 +175,7 @@ def find_in_sheet(
 
 def find_labels(
     paths: Sequence[Path],
-    labels: dict[str, Label],
+    labels: LabelSheet,
     *,
     trained_on: Sequence[Path],
     use_sex: bool,
@@ -183,34 +184,40 @@ def find_labels(
 
     Args:
         paths: all scans.
-        labels: by id.
+        labels: the label sheet.
         trained_on: folders whose ages training needs. In other folders a missing age is a note, as
             test.py predicts such scans too.
         use_sex: whether training needs the sexes as well.
     """
     found = set()
+    times = Counter(image_stem(path.name) for path in paths)
     for path in paths:
-        label = match_label(path, labels)
+        label = labels.find(path)
+        if times[image_stem(path.name)] > 1:  # `find_repeated_names` reports them
+            found.add(image_stem(path.name))
+            continue
         if label is None:
             stem = image_stem(path.name)
             yield error(path, f"no row named {stem} in the label sheet", "add one")
             continue
-        found.add(label.subject_id)
+        found |= {label.subject_id, image_stem(path.name)}
         for name, value, needed in (("age", label.age, True), ("sex", label.sex, use_sex)):
             if value is None:
                 say = error if needed and path.parent in trained_on else note
-                yield say(path, f"row {label.row} gives no {name}", "fill it in, or leave it out")
-    for label in labels.values():
+                why = f" ({label.doubt})" if label.doubt and name == "age" else ""
+                what_to_do = "fill it in, or leave it out"
+                yield say(path, f"row {label.row} gives no {name}{why}", what_to_do)
+    for label in labels.rows.values():
         if label.subject_id and label.subject_id not in found:
             problem = f"row {label.row}: no scan named {label.subject_id} in the folders"
             yield Finding("note", "", label.subject_id, problem, "nothing, if it is elsewhere")
 
 
 def find_ages_outside(
-    paths: Sequence[Path], labels: dict[str, Label], *, training: Path
+    paths: Sequence[Path], labels: LabelSheet, *, training: Path
 ) -> Iterable[Finding]:
     """Scans of the other folders whose ages lie outside those of the training folder."""
-    labelled = [(path, label) for path in paths if (label := match_label(path, labels))]
+    labelled = [(path, label) for path in paths if (label := labels.find(path))]
     known = [(path, label.age) for path, label in labelled if label.age is not None]
     trained = [age for path, age in known if path.parent == training]
     for path, age in known:
@@ -311,8 +318,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         require_absent(args.output)
     if len({folder.resolve() for folder in args.folders}) < len(args.folders):
         raise ValueError(f"--folders {' '.join(map(str, args.folders))}: each folder once expected")
-    labels, findings = find_in_sheet(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
-    paths, found = find_folders(args.folders)
+    paths, findings = find_folders(args.folders)
+    codes = parse_sex_codes(args.sex_codes)
+    labels, found = find_in_sheet(args.labels, paths, sex_codes=codes)
     findings += found
     if labels is not None:
         trained_on = args.folders[:2]

@@ -29,7 +29,7 @@ from data_preprocessing.public.releases import RELEASES, Release, Scan, recognis
 from data_preprocessing.public.tables import Listing, Subject
 from utils.cli import new_parser, raise_all, run_entry
 from utils.files import IMAGE_SUFFIXES, image_stem, replacing, require_empty, write_tsv, write_xls
-from utils.people.labels import FEMALE, MALE, OLDEST_AGE
+from utils.people.codebook import FEMALE, MALE, OLDEST_AGE
 from utils.scans.split import describe_ages
 
 VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".img", ".npy")

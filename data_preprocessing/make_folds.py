@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.cli import add_label_flags, add_subject_pattern, new_parser, number, run_entry
 from utils.files import as_spreadsheet_text, replacing, require_absent
-from utils.people.labels import FEMALE, MALE, parse_sex_codes
+from utils.people.codebook import FEMALE, MALE, parse_sex_codes
 from utils.scans.leakage import find_people
 from utils.scans.split import deal_to_folds, describe_ages, read_scan_labels
 from utils.scans.volumes import find_scans

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils.cli import add_subject_pattern, new_parser, number, run_entry
 from utils.files import image_stem, replacing, require_empty, write_tsv
-from utils.people.labels import parse_sex_codes
+from utils.people.codebook import parse_sex_codes
 from utils.scans.leakage import find_people
 from utils.scans.split import FRACTIONS, describe_ages, read_scan_labels, split_by_person
 from utils.scans.volumes import find_scans

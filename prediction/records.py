@@ -16,8 +16,8 @@ from prediction.items import Item
 from utils.cli import raise_all
 from utils.files import write_json
 from utils.networks.predictor import Predictor
-from utils.people.labels import SEX_NAMES
-from utils.scans.provenance import Provenance, read_provenance
+from utils.people.codebook import SEX_NAMES
+from utils.scans.provenance import Provenance, read_sidecar
 
 FORMAT = "tsan-prediction-1"
 RECORD, SALIENCY = "_brainage.json", "_saliency.png"  # behind a scan's name
@@ -170,8 +170,8 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
 
 def _flag_preprocessing(scan: Path, trained: Provenance) -> dict[str, str]:
     """A flag where the sidecar tells another registration or mask than the training scans had."""
-    (made,) = read_provenance([scan])
-    differences = made.differences(trained) if made else []
+    sidecar = read_sidecar(scan)
+    differences = Provenance.from_sidecar(sidecar).differences(trained) if sidecar else []
     # Backends differ little; registration and mask move ages by years.
     differences = [text for text in differences if not text.startswith("backend")]
     if not differences:
@@ -195,6 +195,7 @@ def table_row(item: Item, record: dict, trained: Sequence[float] | None) -> dict
         "scan": str(item.source.path),
         "sex": SEX_NAMES[item.sex],
         "age": label.age if label else None,
+        "label_source": label.source if label else None,
         "site": label.site if label else None,
         "stage_one_age": ages.get("stage_one_age"),
         "predicted_age": ages.get("predicted_age"),
@@ -203,7 +204,9 @@ def table_row(item: Item, record: dict, trained: Sequence[float] | None) -> dict
     }
     flags = record["flags"] | flag_age(row, trained)
     row["qc_flag"] = ",".join(flags) or ("ok" if ages else None)
-    row["message"] = "; ".join(filter(None, (record["error"], *flags.values(), *record["notes"])))
+    doubt = f"age unknown: {label.doubt}" if label and label.doubt else None
+    messages = (record["error"], *flags.values(), *record["notes"], doubt)
+    row["message"] = "; ".join(filter(None, messages))
     return row
 
 

@@ -9,19 +9,21 @@ from pathlib import Path
 
 from analysis.brain_pad.calibration import Calibration, complete_row, read_calibration
 from analysis.report.page import Origin, write_report
-from data_preprocessing.pipeline.inputs import describe_dataset
+from data_preprocessing.pipeline.inputs import describe_dataset, find_sources
 from data_preprocessing.pipeline.one_scan import Request
 from data_preprocessing.pipeline.recipe import Recipe
-from prediction.items import Item, find_items, read_people, require_all_rows
+from prediction.items import Item, find_items, require_all_rows
 from prediction.overlays import draw_overlays
+from prediction.people import read_people
 from prediction.records import PredictionRequest, predict_all, table_row
 from utils.files import hash_file, require_writable
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
-from utils.people.labels import parse_sex_codes
+from utils.people.codebook import parse_sex_codes
 from utils.results.tables import TABLE, format_figure, write_table
+from utils.scans.provenance import note_unreadable
 
 REPORT = "report.html"
 CALIBRATION = PRETRAINED / "tsan_oasis1_calibration.json"
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     request = open_networks(args)
     calibration = open_calibration(args)
     require_writable(output)
+    note_unreadable(item.source.path for item in items if item.source.on_grid)
     if any(not item.source.name.startswith("scans/") for item in items):
         describe_dataset(output)  # some names are those of BIDS
     records = predict_all(items, request, jobs=args.jobs)
@@ -73,21 +76,23 @@ def find_scans(args: argparse.Namespace) -> list[Item]:
     """The scans of the call; prints how many there are.
 
     Raises:
-        ValueError, FileNotFoundError: as `read_people` and `find_items`.
+        ValueError, FileNotFoundError: as `find_sources`, `read_people` and `find_items`.
         FileExistsError: the table of an earlier call has other scans.
     """
-    people = read_people(args.labels, args.inputs, parse_sex_codes(args.sex_codes))
+    sources = find_sources(args.inputs, output_dir=args.output_dir)
+    people = read_people(args.labels, args.inputs, sources, parse_sex_codes(args.sex_codes))
     items = find_items(
-        args.inputs,
+        sources,
         people,
         output_dir=args.output_dir,
         contents=args.contents,
         participants=args.participant_label or (),
+        headers=args.labels != "",
     )
     text = f"{len(items)} scans, {sum(item.source.on_grid for item in items)} on the network's grid"
-    if people:
-        known = sum(item.label is not None for item in items)
-        text += f"; {known} have a row in the label sheet"
+    known = sum(item.label is not None for item in items)
+    if people or known:
+        text += f"; {known} have a row in the label sheet, or a DICOM header with age or sex"
     print(text)
     if not args.overwrite:
         require_all_rows(items, args.output_dir / TABLE)

@@ -34,6 +34,7 @@ train() {
     --labels "$LABELS" --folds "$FOLDS" --fold "$fold" --output_dir "$output" \
     --cache_dir "$RUNS/scan_cache" --threads "$((threads > 0 ? threads : 1))" --keep last \
     ${extra[@]+"${extra[@]}"} ${flags[@]+"${flags[@]}"} >>"$RUNS/$NAME.$fold.log" 2>&1 || {
+    tail -n 2 "$RUNS/$NAME.$fold.log" >&2
     echo "error: fold $fold stopped, see $RUNS/$NAME.$fold.log" >&2
     return 1
   }

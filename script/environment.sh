@@ -9,6 +9,10 @@ if [ -z "${PYTHON:-}" ]; then
   PYTHON=python3
   [ ! -x "$VENV/bin/python" ] || PYTHON="$VENV/bin/python"
 fi
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
+  echo "error: $PYTHON is older than Python 3.10, or not there: set PYTHON to a newer one" >&2
+  return 1
+}
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
 
 # launch NPROC PROGRAM FLAGS...: one python, or NPROC of them on this machine that train as one.
@@ -38,10 +42,6 @@ make_environment() {
     PYTHON="$VENV/bin/python"
     return
   fi
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "error: Python 3.10 or newer expected, $("$PYTHON" --version 2>&1) found" >&2
-    return 1
-  }
   echo "installing packages into the virtual environment $VENV"
   packages="$wanted"
   torch_folder="$("$PYTHON" -c 'import torch; print(torch.__path__[0].rsplit("torch", 1)[0])' \

@@ -9,9 +9,24 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 
 def write_series(
-    image: nibabel.Nifti1Image, folder: Path, *, series: int = 1, name: str = "slice"
+    image: nibabel.Nifti1Image,
+    folder: Path,
+    *,
+    series: int = 1,
+    name: str = "slice",
+    form: str = "whole",
+    **header: object,
 ) -> None:
     """Writes axial slices of an unrotated image.
+
+    Args:
+        image: to write.
+        folder: is made when missing.
+        series: its number.
+        name: what the files' names begin with.
+        form: `whole`; `meta`: without preamble; `explicit` and `implicit`: the data set alone,
+            without preamble and meta header.
+        header: further elements, such as PatientAge="045Y".
 
     DICOM's rows run along its patient axes in LPS mm; files are named in an order that is not the
     slices', as it happens.
@@ -50,4 +65,15 @@ def write_series(
         slice_.PixelRepresentation = 0
         slice_.Rows, slice_.Columns = voxels.shape[1], voxels.shape[0]
         slice_.PixelData = np.ascontiguousarray(voxels[:, :, index].T).tobytes()
-        slice_.save_as(folder / f"{name}{(index * 7919) % 10007:05d}.dcm", enforce_file_format=True)
+        for keyword, value in header.items():
+            setattr(slice_, keyword, value)
+        path = folder / f"{name}{(index * 7919) % 10007:05d}.dcm"
+        if form == "whole":
+            slice_.save_as(path, enforce_file_format=True)
+            continue
+        slice_.preamble = None
+        if form == "meta":
+            slice_.save_as(path)
+        else:
+            slice_.file_meta = FileMetaDataset()
+            slice_.save_as(path, implicit_vr=form == "implicit", little_endian=True)

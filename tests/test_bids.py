@@ -9,10 +9,12 @@ from data_preprocessing.pipeline.inputs import (
     Source,
     describe_dataset,
     find_participant_tables,
-    parse_bids_name,
 )
 from data_preprocessing.pipeline.one_scan import BIDS_KEYS
 from prediction.items import select_participants
+from utils.people.bids_names import OURS, parse_bids_name
+from utils.people.matching import Label, Matcher
+from utils.scans.leakage import find_person
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,7 @@ from prediction.items import select_participants
     [
         ("sub-01_T1w", ("sub-01", None)),
         ("sub-01_ses-pre_acq-mprage_run-2_T1w", ("sub-01", "ses-pre")),
+        ("sub-01+a_ses-2+_acq-x+y_T1w", ("sub-01+a", "ses-2+")),
         ("sub-01_bold", None),
         ("site_sub-01_T1w", None),
         ("sub-0_1_T1w", None),
@@ -29,6 +32,15 @@ from prediction.items import select_participants
 def test_participant_and_session_of_a_name(name, who):
     found = parse_bids_name(name)
     assert (found and found[:2]) == who
+
+
+def test_a_plus_in_a_label_is_part_of_the_label():
+    # BIDS takes it since version 1.9. sub-01+a is another person than sub-01.
+    rows = Matcher(Label(*person, None, row=1) for person in (("sub-01", 30), ("sub-01+a", 60)))
+    assert rows.find(Path("sub-01+a_ses-1_T1w.nii.gz")).age == 60
+    assert rows.find(Path("sub-01_ses-1_T1w.nii.gz")).age == 30
+    assert find_person("sub-01+a_ses-1_T1w") == "sub-01+a"
+    assert parse_bids_name("sub-1_space-a+b_T1w").derivative.endswith(f"sub-1{OURS}_T1w")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +77,14 @@ def test_tables_of_participants_are_found_and_nothing_else(tmp_path):
     (tmp_path / "more").mkdir()
     found = find_participant_tables([tmp_path / "more", tmp_path / "data", tmp_path / "a.nii"])
     assert found == [tmp_path / "data" / "participants.tsv"]
+
+
+def test_derivatives_have_the_participants_of_the_dataset_around_them(tmp_path):
+    inner = tmp_path / "derivatives" / "freesurfer" / "sub-01"
+    inner.mkdir(parents=True)
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\n")
+    for given in (inner, inner.parent, inner.parent.parent):
+        assert find_participant_tables([given]) == [tmp_path / "participants.tsv"]
 
 
 def test_a_description_is_written_once_and_never_replaced(tmp_path):

@@ -340,7 +340,7 @@ def test_names_of_formulas_stay_text_in_the_tables_and_are_read_back(tmp_path, n
         assert cells["brain_pad"] == "-4.50"  # a number
         header, row = read_rows(tmp_path / table)
         assert row[header.index("scan")] == name
-        assert list(read_labels(tmp_path / table)) == [name]
+        assert list(read_labels(tmp_path / table).rows) == [name]
 
 
 def test_numbers_of_any_table_are_left_as_they_are(tmp_path):

@@ -128,7 +128,7 @@ REFUSED = (
     ("HTML of a failed download", content(b"<!DOCTYPE html><p>404"), UNREADABLE),
     ("PNG", content(b"\x89PNG\r\n\x1a\n" + bytes(500)), UNREADABLE),
     ("zip archive", content(b"PK\x03\x04" + bytes(500)), UNREADABLE),
-    ("LFS pointer", content(b"version https://git-lfs.github.com/spec/v1"), UNREADABLE),
+    ("LFS pointer", content(b"version https://git-lfs.github.com/spec/v1"), "a pointer of Git LFS"),
     ("DICOM", content(bytes(128) + b"DICM" + bytes(500), "scan.nii"), UNREADABLE),
     ("not compressed but named so", content(nifti()), UNREADABLE),
     ("compressed but not named so", content(ZIPPED, "scan.nii"), UNREADABLE),

@@ -163,7 +163,7 @@ def test_rows_are_checked_one_by_one(data):
         ("note", "far", "row 5: no scan named far in the folders"),
     } < set(findings)
     of_sheet = [text for severity, scan, text in findings if (severity, scan) == ("error", "")]
-    expected = ("row 2: b: age 200, expected years", "row 4: e: sex 'x'", "row 6: none: age 'x'")
+    expected = ("row 2: b: age '200', expected years", "row 4: e: sex 'x'", "row 6: none: age 'x'")
     for part, problem in zip(expected, of_sheet, strict=True):
         assert part in problem
 
@@ -239,7 +239,7 @@ def test_flags_of_quality_control_and_damaged_sidecars_are_errors(data):
     for name, flags in (("a", {"correlation": "correlation 0.41 below 0.6"}), ("b", {})):
         content = {"recipe": RECIPE, "qc": {"flags": flags}}
         write_sidecar(data / "train" / f"{name}.nii", content, overwrite=True)
-    sidecar_path(data / "val" / "d.nii").write_text("{")
+    sidecar_path(data / "val" / "d.nii").write_text('{"format": "tsan')
     rows, _ = check(data)
     assert [(row["severity"], row["scan"]) for row in rows] == [
         ("error", "a.nii"), ("error", "d.nii")]  # fmt: skip

@@ -101,8 +101,8 @@ def run(dataset, *tables, tmp_path):
     folders = ["--scan_folder", str(tmp_path / "scans"), "--output_dir", str(out)]
     datasets.main([dataset, "--tables", *map(str, tables), *folders])
     sheet = {row["participant_id"]: row for row in read_tsv(out / "participants.tsv")}
-    by_reader = read_labels(out / "participants.tsv")
-    published = read_labels(out / "Dataset.xls")
+    by_reader = read_labels(out / "participants.tsv").rows
+    published = read_labels(out / "Dataset.xls").rows
     for name, row in sheet.items():
         sex = {"F": 0, "M": 1, "n/a": None}[row["sex"]]
         assert (by_reader[name].age, by_reader[name].sex) == (float(row["age"]), sex)
@@ -418,6 +418,16 @@ def test_bids_keeps_one_session_a_person_as_the_table_has_one_age(tmp_path):
     }
 
 
+def test_bids_labels_with_a_plus_find_their_own_row(tmp_path):
+    text = "participant_id\tage\tsex\nsub-01\t30\tF\nsub-01+a\t60\tM\n"
+    touch(tmp_path / "scans", "sub-01_T1w.nii.gz", "sub-01+a_T1w.nii.gz")
+    sheet, _ = run("bids", write_table(tmp_path / "p.tsv", text), tmp_path=tmp_path)
+    assert {name: float(row["age"]) for name, row in sheet.items()} == {
+        "sub-01_T1w": 30,
+        "sub-01+a_T1w": 60,
+    }
+
+
 @pytest.mark.parametrize(
     ("dataset", "texts", "problems"),
     [
@@ -541,8 +551,8 @@ def test_prepare_oasis1_ends_with_the_folders_used_here_and_goes_on_where_it_was
     names = ("train", "val", "test", "retest", "dementia")
     found = {name: {scan.name[:13] for scan in (out / name).glob("*.nii.gz")} for name in names}
     assert [len(found[name]) for name in names] == [5, 1, 1, 1, 1]
-    labels = read_labels(out / "Dataset.xls")
-    assert labels.keys() == read_labels(out / "participants.tsv").keys()
+    labels = read_labels(out / "Dataset.xls").rows
+    assert labels.keys() == read_labels(out / "participants.tsv").rows.keys()
     assert labels.keys() == set().union(*found.values())
     assert all(path.is_file() for path in (out / "train").iterdir())
     assert all(Path(row["source"]).is_file() for row in read_tsv(out / "participants.tsv"))

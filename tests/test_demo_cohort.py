@@ -167,7 +167,7 @@ def test_the_sheet_is_real_biff_without_a_header_row(cohort):
 
 
 def test_every_scan_has_a_row_and_every_row_a_scan(cohort):
-    assert read_labels(cohort / "Dataset.xls").keys() == scans_of(cohort).keys()
+    assert read_labels(cohort / "Dataset.xls").rows.keys() == scans_of(cohort).keys()
 
 
 def test_people_are_18_to_90_years_old_to_one_decimal_and_half_of_them_women():

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 # Each room and the rooms whose modules its own may import, beside those of the room itself. The
 # longest name that fits decides.
-GROUND_FLOOR = {"utils.cli", "utils.files", "utils.machine", "utils.distributed"}
+GROUND_FLOOR = {"utils.cli", "utils.files", "utils.machine", "utils.distributed", "utils.packages"}
 ROOMS: dict[str, set[str]] = {
     "model": set(),
     "utils": GROUND_FLOOR,

@@ -1,12 +1,9 @@
 import os
 from pathlib import Path
 
-import nibabel
-import numpy as np
 import pytest
-from dicom_series import write_series
 
-from data_preprocessing.pipeline.inputs import convert_dicom, find_sources
+from data_preprocessing.pipeline.inputs import find_sources
 
 
 def touch(*paths):
@@ -23,15 +20,6 @@ def names(*inputs):
     return [source.name for source in sources_of(*inputs)]
 
 
-def block(shape=(40, 30, 20), voxel=(2.0, 3.0, 4.0), seed=0):
-    """An axial volume with a corner marked, so that a flip is seen."""
-    voxels = np.random.default_rng(seed).integers(1, 200, shape).astype(np.float32)
-    voxels[:5, :5, :5] = 1000
-    affine = np.diag([*voxel, 1.0])
-    affine[:3, 3] = -40, -45, -30
-    return nibabel.Nifti1Image(voxels, affine)
-
-
 def test_files_are_named_for_themselves_and_found_at_any_depth(tmp_path):
     touch(tmp_path / "b.nii", tmp_path / "deep" / "er" / "a.nii.gz", tmp_path / "c.mgz")
     assert names(tmp_path) == ["a", "b", "c"]
@@ -39,9 +27,9 @@ def test_files_are_named_for_themselves_and_found_at_any_depth(tmp_path):
 
 
 def test_scans_of_one_name_get_the_folders_that_tell_them_apart(tmp_path):
-    scans = [tmp_path / person / "mri" / "T1.mgz" for person in ("anna", "bob")]
+    scans = [tmp_path / person / "scans" / "T1.mgz" for person in ("anna", "bob")]
     touch(*scans, tmp_path / "carl.nii.gz")
-    assert names(tmp_path) == ["anna_mri_T1", "bob_mri_T1", "carl"]
+    assert names(tmp_path) == ["anna_scans_T1", "bob_scans_T1", "carl"]
     assert names(*scans[:1]) == ["T1"]
 
 
@@ -90,49 +78,6 @@ def test_a_source_is_known_by_its_content(tmp_path):
     assert first.sha256() == second.sha256()
     second.path.write_bytes(b"another")
     assert first.sha256() != second.sha256()
-
-
-@pytest.mark.engines
-def test_dicom_series_comes_out_where_it_was(tmp_path):
-    image = block()
-    write_series(image, tmp_path / "study" / "person")
-    (source,) = sources_of(tmp_path / "study")
-    assert source.name == "person"
-    assert source.is_dicom
-    workspace = tmp_path / "work"
-    workspace.mkdir()
-    converted = nibabel.as_closest_canonical(nibabel.load(convert_dicom(source.path, workspace)))
-    np.testing.assert_allclose(converted.affine, image.affine, atol=1e-4)
-    np.testing.assert_allclose(converted.get_fdata(), 4 * np.asarray(image.dataobj), atol=0.6)
-
-
-@pytest.mark.engines
-def test_folder_of_two_series_is_refused_with_their_names(tmp_path):
-    write_series(block(), tmp_path / "both", series=3)
-    write_series(block(seed=1), tmp_path / "both", series=5, name="other")
-    workspace = tmp_path / "work"
-    workspace.mkdir()
-    with pytest.raises(ValueError, match=r"one T1-weighted series expected.*3_T1w, 5_T1w"):
-        convert_dicom(tmp_path / "both", workspace)
-
-
-def test_dicom_file_alone_points_to_its_folder(tmp_path):
-    write_series(block(), tmp_path / "series")
-    file = next((tmp_path / "series").iterdir())
-    with pytest.raises(ValueError, match="give the folder of its series"):
-        sources_of(file)
-
-
-@pytest.mark.engines
-def test_folder_of_broken_dicom_files_says_so(tmp_path):
-    folder = tmp_path / "series"
-    folder.mkdir()
-    (folder / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"rubbish")
-    (source,) = sources_of(folder)
-    workspace = tmp_path / "work"
-    workspace.mkdir()
-    with pytest.raises(ValueError, match="dcm2niix made no volume"):
-        convert_dicom(source.path, workspace)
 
 
 def test_results_inside_the_inputs_are_not_taken_for_scans(tmp_path):

@@ -16,9 +16,11 @@ from synthetic_head import make_head, rotation
 
 import predict
 import test
+from data_preprocessing.pipeline.inputs import find_sources
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from prediction.items import find_items, read_people
+from prediction.items import find_items
+from prediction.people import read_people
 from prediction.records import flag_age
 from utils.networks.checkpoint import Checkpoint, save_checkpoint
 from utils.networks.predictor import Predictor
@@ -338,8 +340,10 @@ def bids_dataset(folder, scan, people, names=("sub-01/anat/sub-01_T1w",)):
 
 
 def found(*inputs, output, **options):
-    people = read_people(options.pop("sheet", None), [str(one) for one in inputs], None)
-    return find_items([str(one) for one in inputs], people, output_dir=output, **options)
+    inputs = [str(one) for one in inputs]
+    sources = find_sources(inputs, output_dir=output)
+    people = read_people(options.pop("sheet", None), inputs, sources, None)
+    return find_items(sources, people, output_dir=output, **options)
 
 
 def test_people_of_two_datasets_keep_their_own_ages(scans, tmp_path):
@@ -397,12 +401,12 @@ def test_one_participant_of_a_dataset_brings_t1_alone_and_finds_its_row(scans, t
 def test_a_wrong_cell_of_a_participants_table_is_unknown_and_said(scans, tmp_path, capsys):
     scan = find_scans(scans)[0]
     data = bids_dataset(
-        tmp_path / "data", scan, "participant_id\tage\nsub-01\t50\nsub-02\t37 weeks\n"
+        tmp_path / "data", scan, "participant_id\tage\nsub-01\t50\nsub-02\tin May\n"
     )
     (item,) = found(data, output=tmp_path / "out")
     assert item.label.age == 50
-    assert "37 weeks" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="37 weeks"):
+    assert "in May" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="in May"):
         found(data, output=tmp_path / "out", sheet=str(data / "participants.tsv"))
 
 
@@ -423,7 +427,8 @@ def test_two_files_never_share_a_result(scans, tmp_path):
     folder.mkdir()
     for name in ("sub-01_T1w", "sub-01_desc-preproc_T1w", "sub-02_T1w"):
         shutil.copy(scan, folder / f"{name}.nii.gz")
-    names = [item.source.name for item in found(folder, output=tmp_path / "out")]
+    # By name: of the folder, a copy of sub-01 would be left out.
+    names = [item.source.name for item in found(*find_scans(folder), output=tmp_path / "out")]
     assert len(set(names)) == 3
     assert sum(name.startswith("scans/") for name in names) == 2
 
@@ -474,3 +479,20 @@ def test_a_link_to_nowhere_costs_its_row_alone(networks, scans, tmp_path):
     others.pop().unlink()
     assert run(networks, tmp_path / "out", scans) == 3
     assert [row["status"] for row in table_of(tmp_path / "out")] == ["failed", "ok"]
+
+
+def test_json_files_of_others_beside_scans_cost_no_scan_its_age(networks, scans, tmp_path, capsys):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    contents = (b'{"Operator": "Zo\xeb"}', b'\xef\xbb\xbf{"a": 1}', b'{"a": 1,}', b"", b'{"a": 1}')
+    for number, content in enumerate(contents):
+        shutil.copy(find_scans(scans)[0], folder / f"p{number}.nii.gz")
+        (folder / f"p{number}.json").write_bytes(content)
+    assert run(networks, tmp_path / "out", folder) == 0
+    rows = table_of(tmp_path / "out")
+    assert len(rows) == 5
+    assert all(row["predicted_age"] for row in rows)
+    assert all("no record of how it was preprocessed" in row["message"] for row in rows)
+    said = capsys.readouterr().out
+    assert "note: 3 .json files beside scans cannot be read" in said
+    assert f"the first is {folder / 'p0.json'}" in said

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from dicom_series import write_series
 from joblib.externals.loky import get_reusable_executor
 
 from data_preprocessing import preprocess
@@ -348,3 +349,22 @@ def test_scans_for_a_checkpoint_are_made_as_its_training_scans_were(tmp_path, ca
         choose("--registration", "deformable")
     choose("--backend", "resample", "--registration", "affine")
     assert "trained on scans of --backend builtin" in capsys.readouterr().out
+
+
+@pytest.mark.engines
+def test_a_dicom_series_keeps_age_and_sex_and_no_name_and_its_errors_name_its_folder(tmp_path):
+    raw = tmp_path / "raw"
+    patient = {"PatientAge": "018M", "PatientSex": "F", "PatientBirthDate": "20140102"}
+    write_series(brain(), raw / "good", PatientName="Doe^Jane", form="implicit", **patient)
+    blank = nibabel.Nifti1Image(np.ones((20, 20, 3), np.float32), np.diag([1.0, 1, 1, 1]))
+    write_series(blank, raw / "small", PatientName="Doe^Jane")
+    assert run(raw) == preprocess.SOME_FAILED
+    grid = raw.parent / "grid"
+    text = (grid / "good.json").read_text()
+    record = json.loads(text)
+    assert (record["age"], record["sex"]) == (1.5, "F")
+    assert "Doe" not in text
+    assert "20140102" not in text
+    (failure,) = table(grid / "failures.tsv")
+    assert failure["message"].startswith(f"{raw / 'small'}: voxels of 1x1x1 mm")
+    assert "tsan-" not in failure["message"]

@@ -84,6 +84,63 @@ def test_damaged_sidecars_are_all_named(tmp_path, content, message):
         common_provenance(scans)
 
 
+FOREIGN = {
+    "latin-1": '{"EchoTime": 0.003, "Operator": "Zoë"}'.encode("latin-1"),
+    "trailing comma": b'{"EchoTime": 0.003,}',
+    "empty": b"",
+    "cut": b'{"EchoTime": 0.0',
+    "no JSON": b"EchoTime = 3 ms",
+    "nested": b"[" * 100_000,
+    "unknown": b'{"EchoTime": 0.003}',
+    "byte order mark": b'\xef\xbb\xbf{"EchoTime": 0.003}',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_any_json_of_others_in_any_state_means_unknown(tmp_path, content):
+    path = scan(tmp_path, "sub-01_T1w")
+    sidecar_path(path).write_bytes(content)
+    assert read_sidecar(path) is None
+    assert common_provenance([path]) == UNKNOWN
+
+
+def test_json_files_that_cannot_be_read_are_one_note_with_their_count(tmp_path, capsys):
+    scans = [scan(tmp_path, f"sub-{n}") for n in range(len(FOREIGN) + 1)]
+    for path, content in zip(scans, FOREIGN.values(), strict=False):
+        sidecar_path(path).write_bytes(content)
+    assert common_provenance(scans) == UNKNOWN
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1
+    assert "note: 6 .json files beside scans cannot be read and are not of this" in said
+    assert f"the first is {sidecar_path(scans[0])} (" in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_ours_is_read_in_the_encodings_of_windows(tmp_path, encoding):
+    path = scan(tmp_path, "a", AFFINE)
+    sidecar_path(path).write_text(sidecar_path(path).read_text(), encoding=encoding)
+    assert common_provenance([path]) == AFFINE
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(4096)])
+@pytest.mark.parametrize("beside", ["preprocessing.html", "preprocessing_1_of_2.html", "a.png"])
+def test_damage_in_an_output_folder_of_ours_is_no_stranger(tmp_path, content, beside):
+    path = scan(tmp_path, "a")
+    sidecar_path(path).write_bytes(content)
+    (tmp_path / beside).touch()
+    with pytest.raises(ValueError, match=r"a\.json: not readable as JSON"):
+        common_provenance([path])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_ours_that_is_cut_is_known_by_its_start(tmp_path, encoding):
+    path = scan(tmp_path, "a", AFFINE)
+    content = sidecar_path(path).read_text().encode(encoding)
+    sidecar_path(path).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"a\.json: not readable as JSON"):
+        common_provenance([path])
+
+
 def test_a_linked_scan_has_the_sidecar_of_what_it_points_at(tmp_path):
     stored = scan(tmp_path / "store", "0123abcd")
     original = tmp_path / "made" / "sub-1.nii.gz"

@@ -9,11 +9,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from utils.packages import explain_missing
+
 SHOWN_PROBLEMS = 20
 
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
+READING_PROCESS = ("DataLoader worker", "Pin memory thread")  # how messages of torch start
 DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
 
 
@@ -118,10 +121,25 @@ def run_entry(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except ModuleNotFoundError as error:
+        if shows_tracebacks() or not (text := explain_missing(error)):
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)
     except (ValueError, OSError) as error:
         if shows_tracebacks():
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        # torch raises it wherever the program is when a process ends that reads for it.
+        if shows_tracebacks() or not str(error).startswith(READING_PROCESS):
+            raise
+        print(
+            f"error: a process that reads scans has ended ({error}), for want of memory perhaps: "
+            "give fewer --num_workers; --resume continues a training",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt as interruption:
         print(str(interruption) or "interrupted", file=sys.stderr)

@@ -11,6 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
+SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")  # that preprocessing reads
+LARGEST_POINTER = 32_768  # bytes; git-annex's own limit
+# How the files begin that stand for a content which has not been fetched, and how to fetch it.
+POINTERS = {
+    b"/annex/objects/": ("a pointer of git-annex", "datalad get, or git annex get"),
+    b"version https://git-lfs.github.com/spec/": ("a pointer of Git LFS", "git lfs pull"),
+}
 FORMULA_SIGNS = "=+-@"  # what a formula starts with in a spreadsheet
 
 
@@ -64,6 +71,50 @@ def image_stem(name: str) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def describe_pointer(path: str | Path) -> str:
+    """Why the content of a file is not here, and how to fetch it; "" if it is here, or nowhere.
+
+    That is a pointer of git-annex (as in DataLad) or Git LFS, or a file that is in iCloud alone.
+    """
+    path, kind = Path(path), None
+    if path.is_file():
+        if path.stat().st_size <= LARGEST_POINTER:
+            start = path.read_bytes()[:512].replace(b"\\", b"/")
+            # On file systems without links git writes the target of a link as a content.
+            is_link = b".git/annex/objects/" in start and b"\n" not in start.strip()
+            start = b"/annex/objects/" if is_link else start
+            kind = next(
+                (words for begin, words in POINTERS.items() if start.startswith(begin)), None
+            )
+    elif path.is_symlink() and "annex/objects" in path.readlink().as_posix():
+        kind = POINTERS[b"/annex/objects/"]
+    elif path.with_name(f".{path.name}.icloud").is_file():
+        kind = "in iCloud alone", "in Finder, or brctl download"
+    if kind is None:
+        return ""
+    return f"{kind[0]}, its content is not on this machine: fetch the file ({kind[1]})"
+
+
+def require_fetched(path: str | Path) -> None:
+    """Raises ValueError for a file whose content is not here, and says how to fetch it."""
+    if text := describe_pointer(path):
+        raise ValueError(f"{path}: {text}")
+
+
+def list_visible(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of names, links to nothing included.
+
+    Hidden files are left out, but a file that is in iCloud alone is there by its own name.
+    """
+    found = []
+    for path in folder.iterdir():
+        if path.name[0] == "." and path.suffix == ".icloud":
+            found.append(folder / path.stem[1:])
+        elif path.name[0] != ".":
+            found.append(path)
+    return sorted(found)
 
 
 def hash_file(path: str | Path) -> str:

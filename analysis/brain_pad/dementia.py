@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from analysis.brain_pad.calibration import PADS
-from utils.people.labels import UNKNOWN_WORDS
+from utils.people.codebook import UNKNOWN_WORDS
 from utils.people.sheets import parse_number, read_columns
 from utils.results.metrics import mean_with_interval, with_intervals
 

@@ -15,12 +15,14 @@ from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_checkpoint
 from utils.networks.execution import Execution, choose_execution
 from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
-from utils.people.labels import Label, parse_sex_codes, read_labels
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import LabelSheet, read_labels
 from utils.results import metrics, tables
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.leakage import find_person, require_unseen
+from utils.scans.volumes import find_scans
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def collect_ages(args: Namespace) -> dict:
         for fold in args.only or sorted(set(fold_of.values()))
     }
     folds = FoldNetworks(networks, fold_of, execution, args.mirror)
-    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    folders = filter(None, (*args.scan_folders, args.retest_folder))
+    found = [scan for folder in folders for scan in find_scans(folder)]
+    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
     scans, ages, seeds = predict_folds(args, folds, labels)
     step = getattr(folds.all[0].model, "age_step", None)  # a first stage has none
     report = compare(args, scans, ages, seeds, step)
@@ -102,7 +106,7 @@ def collect_ages(args: Namespace) -> dict:
 
 
 def predict_folds(
-    args: Namespace, folds: FoldNetworks, labels: dict[str, Label]
+    args: Namespace, folds: FoldNetworks, labels: LabelSheet
 ) -> tuple[list[Scan], dict[str, np.ndarray], np.ndarray]:
     """Predicts the scans of every fold by the fold's own networks and writes the table.
 
@@ -186,7 +190,7 @@ def within_bins(
     return values
 
 
-def predict_retest(args: Namespace, folds: FoldNetworks, labels: dict[str, Label]) -> None:
+def predict_retest(args: Namespace, folds: FoldNetworks, labels: LabelSheet) -> None:
     """Predicts second scans by the networks that had not seen the person, and writes their table.
 
     People of no fold, such as those of a test folder, get the mean of all networks.

@@ -23,7 +23,6 @@ from analysis.brain_pad.dementia import (
 )
 from analysis.brain_pad.pictures import pad_against_age, pad_by_group
 from utils.files import replacing, require_absent, write_json, write_tsv
-from utils.people.labels import read_labels
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import (
     Predictions,
@@ -86,8 +85,8 @@ def read_tables(args: Namespace) -> dict[str, list[Predictions]]:
         FileNotFoundError, ValueError: as `read_predictions`; or a table of persons not trained on
             holds persons of another one.
     """
-    labels = read_labels(args.labels) if args.labels else None
-    out_of_fold, test = read_predictions(args.out_of_fold, labels), read_predictions(args.test)
+    out_of_fold = read_predictions(args.out_of_fold, args.labels or None)
+    test = read_predictions(args.test)
     tables = {"out_of_fold": [out_of_fold], "test": [test]}
     for group, paths in (
         ("retest", args.retest),

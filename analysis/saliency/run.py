@@ -14,10 +14,11 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import introduce
-from utils.people.labels import parse_sex_codes, read_labels
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import read_labels
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
-from utils.scans.volumes import InputRule
+from utils.scans.volumes import InputRule, find_scans
 
 MAX_RANDOM_CORRELATION = 0.5  # rank correlation with maps of random weights; above it, a warning
 RESULTS = ("saliency.json", "regions.tsv", "saliency.png", "mean_map.nii.gz")
@@ -94,7 +95,8 @@ def open_scans(
     """
     labels = None
     if args.labels:
-        labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+        found = find_scans(args.scan_folder)
+        labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
     scans = open_cohort(args.scan_folder, labels, input_rule)[: args.limit]
     comparison = introduce(checkpoint, scans, role="scans")
     if checkpoint.input_rule.any_grid:

@@ -8,37 +8,48 @@ a name, the folders that tell them apart are put in front, so that no scan overw
 import hashlib
 import os
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from data_preprocessing.pipeline.recipe import INSTALL
+from data_preprocessing.pipeline.dicom import is_dicom
 from utils.cli import raise_all
-from utils.files import IMAGE_SUFFIXES, hash_file, replacing, write_json
+from utils.files import (
+    SCAN_SUFFIXES,
+    describe_pointer,
+    hash_file,
+    list_visible,
+    replacing,
+    require_fetched,
+    write_json,
+)
+from utils.people.bids_names import parse_bids_name
+from utils.scans.layouts import (
+    FREESURFER,
+    FREESURFER_FOLDERS,
+    FSL_ANAT,
+    LINKS,
+    NAMED_ALL_THE_SAME,
+    NO_T1W,
+    NOT_BIDS,
+    Remarks,
+    describe_remarks,
+    find_layout_scan,
+    is_scan_name,
+    judge_name,
+    named_for,
+    scan_stem,
+    select_scans,
+)
 
-SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")
 UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
-# A folder is one of DICOM files if one of its first files is.
-DICOM_FILES_TRIED = 3
-# The results of fsl_anat, the best to start from first: brain, head, head as it came.
-FSL_ANAT = ".anat"
-FSL_ANAT_SCANS = ("T1_biascorr_brain.nii.gz", "T1_biascorr.nii.gz", "T1.nii.gz")
 # Both lie in a folder of predict.py's results, whose brains on the grid are no new scans.
 RESULTS = ("predictions.tsv", "predictions.json")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
 
 BIDS_VERSION = "1.10.0"
-BIDS_NAME = re.compile(
-    r"(?P<participant>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?"
-    r"(?P<entities>(?:_[a-z]+-[A-Za-z0-9]+)*)_T1w"
-)
-# Entities of a derivative that are replaced by those of ours.
-DERIVED = re.compile(r"_(?:space|res|desc)-[A-Za-z0-9]+")
-OURS = "_space-MNI152NLin6Asym_res-2_desc-brain"
 # Files in our folders that have no name in BIDS.
 IGNORED = (
     "predictions.*", "report.html", "preprocessing*.html", "failures*.tsv", "*_brainage.json",
@@ -69,28 +80,12 @@ class Source:
         """Of the file, or of the hashes of a DICOM folder's files in the order of their names."""
         if not self.is_dicom:
             return hash_file(self.path)
-        hashes = [hash_file(file) for file in sorted(_visible_files(self.path))]
+        hashes = [hash_file(file) for file in list_visible(self.path) if not file.is_dir()]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-class BidsName(NamedTuple):
-    """What the name of a T1-weighted scan in BIDS says.
-
-    Attributes:
-        participant: `sub-...`.
-        session: `ses-...` or None.
-        derivative: where its brain on the grid belongs in a derivative dataset, without suffix:
-            `sub-01_ses-1_run-2_T1w` becomes
-            `sub-01/ses-1/anat/sub-01_ses-1_run-2_space-..._T1w`.
-    """
-
-    participant: str
-    session: str | None
-    derivative: str
-
-
 def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Source]:
-    """All scans of the inputs, each once, sorted by name.
+    """All scans of the inputs, each once, sorted by name; prints notes on what is left out.
 
     Files below `output_dir` are left out of the folders given: those are results, not scans.
 
@@ -99,10 +94,10 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
             results would be written.
     """
     paths: dict[Path, None] = {}  # a set that keeps the order
-    problems = []
+    problems, remarks = [], {}
     for given in map(Path, inputs):
         try:
-            found = _find_scans(given, output_dir=output_dir.resolve())
+            found = _find_scans(given, output_dir=output_dir.resolve(), remarks=remarks)
             # Not resolved: a scan that is a link (as in DataLad) keeps its name.
             whole = (Path(os.path.abspath(path)) for path in found)  # noqa: PTH100
             paths.update(dict.fromkeys(whole))
@@ -115,75 +110,83 @@ def find_sources(inputs: Sequence[str | Path], *, output_dir: Path) -> list[Sour
             "could replace files beside them; give another folder"
         )
     raise_all(problems)
+    for text in describe_remarks(remarks):
+        print(f"note: {text}")
     return sorted(_give_names(list(paths)), key=lambda source: source.name)
 
 
-def _find_scans(given: Path, *, output_dir: Path) -> list[Path]:
+def _find_scans(given: Path, *, output_dir: Path, remarks: Remarks) -> list[Path]:
     """The scans of one input."""
+    require_fetched(given)
     if not (given.exists() or given.is_symlink()):
         raise ValueError(f"{given}: no such file or folder")
     if not given.is_dir():
         if given.name.lower().endswith(SCAN_SUFFIXES):
+            if judge_name(given):
+                remarks.setdefault(NAMED_ALL_THE_SAME, []).append(given)
             return [given]
-        advice = ": give the folder of its series" if _is_dicom(given) else ""
+        advice = ": give the folder of its series" if is_dicom(given) else ""
         raise ValueError(f"{given}: {', '.join(SCAN_SUFFIXES)} expected{advice}")
-    if given.resolve().name.endswith(FSL_ANAT):
-        return [_fsl_anat_scan(given)]
-    bids = sorted(_bids_scans(given))
-    if not bids and (given / "dataset_description.json").is_file():
-        raise ValueError(f"{given}: a BIDS dataset without a sub-*/[ses-*/]anat/*_T1w.nii.gz")
-    found = bids or sorted(_all_scans(given, output_dir=output_dir))
+    own: Remarks = {}
+    found = list(_walk(given, output_dir=output_dir, remarks=own))
+    is_bids = (given / "dataset_description.json").is_file()
+    if is_bids and not _bids_files(given):  # then only what has a place or a name of its own
+        known = [p for p in found if named_for(p) != p or parse_bids_name(scan_stem(p))]
+        if left := [p for p in found if p not in known]:
+            own[NOT_BIDS] = left
+        found = known
+    left_out = "".join(f"; {text}" for text in describe_remarks(own))
+    if not found and is_bids:
+        wanted = "sub-*/[ses-*/]anat/*_T1w.nii.gz"
+        raise ValueError(f"{given}: a BIDS dataset without a {wanted}{left_out}")
     if not found:
-        raise ValueError(f"{given}: nothing to preprocess in it; scans or DICOM files expected")
+        expected = "scans or DICOM files expected"
+        raise ValueError(f"{given}: nothing to preprocess in it; {expected}{left_out}")
+    for text, paths in own.items():
+        remarks.setdefault(text, []).extend(paths)
     return found
 
 
-def _bids_scans(folder: Path) -> Iterator[Path]:
+def _bids_files(folder: Path) -> list[Path]:
     """The T1-weighted scans of a dataset, or of the folder of one participant or one session."""
     name = folder.resolve().name
     participants = "sub-*/" * (not name.startswith(("sub-", "ses-")))
-    for sessions in ("", *(["ses-*/"] if not name.startswith("ses-") else [])):
-        for path in folder.glob(f"{participants}{sessions}anat/*_T1w.nii*"):
-            if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith("."):
-                yield path
+    sessions = ("", *(["ses-*/"] if not name.startswith("ses-") else []))
+    found = [p for s in sessions for p in folder.glob(f"{participants}{s}anat/*_T1w.nii*")]
+    return sorted(path for path in found if is_scan_name(path))
 
 
-def _all_scans(folder: Path, *, output_dir: Path) -> Iterator[Path]:
-    """Scan files and DICOM folders at any depth, without hidden ones and links to folders."""
-    files = sorted(_visible_files(folder))
-    scans = [path for path in files if path.name.lower().endswith(SCAN_SUFFIXES)]
-    yield from scans
-    if not scans and any(_is_dicom(path) for path in files[:DICOM_FILES_TRIED]):
+def _walk(folder: Path, *, output_dir: Path, remarks: Remarks) -> Iterator[Path]:
+    """Scan files and DICOM folders at any depth, without hidden ones and links to folders.
+
+    Of a dataset in BIDS, and of an output folder of another program, its T1-weighted scans.
+    """
+    scans = find_layout_scan(folder, remarks)
+    if scans is None and (bids := _bids_files(folder)):
+        scans = select_scans(bids, remarks)
+        people = {path for path in folder.glob("sub-*") if path.is_dir()}
+        if left := people.difference(*(path.parents for path in bids)):
+            remarks.setdefault(NO_T1W, []).extend(left)
+    if scans is not None:
+        yield from scans
+        return
+    inside = list_visible(folder)
+    files = [path for path in inside if not path.is_dir()]
+    scans = [path for path in files if is_scan_name(path)]
+    yield from select_scans(scans, remarks)
+    if not scans and any(map(is_dicom, files)):
         yield folder
-    for inner in sorted(folder.iterdir()):
-        hidden = inner.name[0] == "." or inner.name in NOT_RAW
+    elif not scans and (left := next(filter(describe_pointer, files), None)):
+        remarks.setdefault(f"folders of files, {describe_pointer(left)}", []).append(folder)
+    has_freesurfer = (folder / FREESURFER).is_dir()
+    for inner in (path for path in inside if path.is_dir() and path.name not in NOT_RAW):
         ours = inner.resolve() == output_dir or all((inner / name).is_file() for name in RESULTS)
-        if not inner.is_dir() or inner.is_symlink() or hidden or ours:
+        if ours or (has_freesurfer and inner.name in FREESURFER_FOLDERS):
             continue
-        if inner.name.endswith(FSL_ANAT):
-            yield _fsl_anat_scan(inner)
+        if inner.is_symlink():
+            remarks.setdefault(LINKS, []).append(inner)
         else:
-            yield from _all_scans(inner, output_dir=output_dir)
-
-
-def _fsl_anat_scan(folder: Path) -> Path:
-    """The scan in an output folder of fsl_anat; its other images are intermediate steps."""
-    for name in FSL_ANAT_SCANS:
-        if (folder / name).is_file():
-            return folder / name
-    raise ValueError(f"{folder}: an output of fsl_anat without {' or '.join(FSL_ANAT_SCANS)}")
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    """Files, and links to nothing, which later fail as scans with a message of their own."""
-    return (path for path in folder.iterdir() if not path.is_dir() and path.name[0] != ".")
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+            yield from _walk(inner, output_dir=output_dir, remarks=remarks)
 
 
 def _give_names(paths: list[Path]) -> list[Source]:
@@ -203,56 +206,13 @@ def _give_names(paths: list[Path]) -> list[Source]:
 
 def _with_parents(path: Path, count: int) -> str:
     """The name of a scan with this many parent folders in front."""
-    parents, stem = path.parts[1:-1], scan_stem(path)
-    if parents and parents[-1].endswith(FSL_ANAT):  # all have the same file names
-        *parents, stem = (*parents[:-1], parents[-1].removesuffix(FSL_ANAT))
+    named = named_for(path)
+    parents, stem = named.parts[1:-1], scan_stem(named).removesuffix(FSL_ANAT)
     return UNSAFE.sub("_", "_".join((*parents[max(0, len(parents) - count) :], stem)))
 
 
-def scan_stem(path: Path) -> str:
-    """The name of a file without the suffix of a scan; the whole name of a folder."""
-    suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
-    return path.name[: len(path.name) - len(suffix)]
-
-
-def convert_dicom(folder: Path, workspace: Path) -> Path:
-    """One DICOM series as a NIfTI file in `workspace`, by dcm2niix.
-
-    Raises:
-        ValueError: dcm2niix is missing, failed, or made no volume or several.
-    """
-    try:
-        import dcm2niix
-    except ImportError as error:
-        raise ValueError(f"{folder}: DICOM files need dcm2niix: {INSTALL}") from error
-    made = workspace / "dicom"
-    made.mkdir()
-    # %s_%p: series number and protocol, for the message where there are several.
-    command = [dcm2niix.bin, "-b", "n", "-z", "n", "-f", "%s_%p", "-o", str(made), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    volumes = sorted(made.glob("*.nii"))
-    if len(volumes) == 1:
-        return volumes[0]
-    if volumes:
-        names = ", ".join(path.stem for path in volumes)
-        raise ValueError(f"{folder}: one T1-weighted series expected in a folder, found {names}")
-    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-    raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")
-
-
-def parse_bids_name(name: str) -> BidsName | None:
-    """The parts of a file name without suffix; None if it is not a BIDS name of a T1 scan."""
-    found = BIDS_NAME.fullmatch(name)
-    if not found:
-        return None
-    participant, session = found["participant"], found["session"]
-    people = [participant, session] if session else [participant]
-    stem = f"{'_'.join(people)}{DERIVED.sub('', found['entities'])}{OURS}_T1w"
-    return BidsName(participant, session, "/".join((*people, "anat", stem)))
-
-
 def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
-    """The participants.tsv of datasets that are an input, or hold one below a folder `sub-*`.
+    """The participants.tsv of datasets that are an input, or hold one in `sub-*` or `derivatives`.
 
     Returns:
         Absolute paths, each once.
@@ -260,10 +220,13 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
     tables = {}
     for given in inputs:
         path = Path(os.path.abspath(given))  # noqa: PTH100  links (as in DataLad) keep their place
-        inside = [part for part in (path, *path.parents) if part.name.startswith("sub-")]
+        # Of the raw dataset around derivatives too: FreeSurfer and fMRIPrep write no ages.
+        around = (path, *path.parents)
+        inside = [p for p in around if p.name.startswith("sub-") or p.name in NOT_RAW]
         for folder in (path, *(part.parent for part in inside)):
-            if (folder / "participants.tsv").is_file():
-                tables[folder / "participants.tsv"] = None
+            table = folder / "participants.tsv"
+            if table.is_file() or describe_pointer(table):  # what the reader will say
+                tables[table] = None
     return list(tables)
 
 

@@ -7,6 +7,7 @@ when it is whole.
 """
 
 import importlib
+import re
 import tempfile
 import time
 import traceback
@@ -18,13 +19,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from data_preprocessing.pipeline.inputs import Source, convert_dicom
+from data_preprocessing.pipeline.dicom import CONVERTED, convert_dicom, read_dicom_label
+from data_preprocessing.pipeline.inputs import Source
 from data_preprocessing.pipeline.mosaic import draw_mosaic
 from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import Identity, Recipe
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
 from utils.files import hash_file, replacing, require_absent
+from utils.people.codebook import SEX_NAMES
 from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, decode
@@ -124,6 +127,7 @@ def prepare(source: Source, request: Request) -> Prepared:
     picture), and its transforms where they are asked for. The scan comes last: if it exists, all
     the others do. With `--debug` the traceback of an error is printed.
     """
+    workspace = ""
     try:
         if source.on_grid:
             return _judge(source, request)
@@ -137,6 +141,9 @@ def prepare(source: Source, request: Request) -> Prepared:
             traceback.print_exception(error)
         known = isinstance(error, (ValueError, OSError))
         text = str(error) if known else f"{source.path}: {type(error).__name__}: {error}"
+        if workspace:  # of a series the engines know only its converted file, which is gone by now
+            converted = re.escape(str(Path(workspace, CONVERTED))) + r"[^\s:;,'\"]*"
+            text = re.sub(converted, lambda _: str(source.path), text)
         return Prepared(error=text)
 
 
@@ -189,6 +196,14 @@ def _describe_request(source: Source, request: Request) -> dict:
     """What the sidecar of a finished scan must say."""
     asked = {"source_sha256": source.sha256(), "recipe": asdict(request.recipe)}
     return asked | asdict(request.identity)
+
+
+def _describe_patient(source: Source) -> dict:
+    """Age in years and sex by a DICOM header, and nothing else of it; empty for other files."""
+    if not source.is_dicom:
+        return {}
+    age, sex = read_dicom_label(source.path)
+    return {"age": age, "sex": SEX_NAMES[sex]}
 
 
 def _find_differences(source: Source, request: Request, sidecar: dict) -> list[str]:
@@ -246,6 +261,7 @@ def _make(source: Source, request: Request, workspace: Path) -> dict:
     )
     sidecar = {
         "source": str(source.path),
+        **_describe_patient(source),
         **_describe_request(source, request),
         "contents": mapped.contents,
         "transform": mapped.transform,

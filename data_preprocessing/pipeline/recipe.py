@@ -9,20 +9,18 @@ A backend (`builtin.py`, `fsl.py`, `resample.py`) is a module with
 It reads and writes nothing outside `workspace`, a temporary folder of this scan.
 """
 
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from utils.packages import PREPROCESSING, install_command
+
 BACKENDS = ("builtin", "fsl", "resample")
 REGISTRATIONS = ("deformable", "affine")
 MASKS = ("template", "subject")
 CONTENTS = ("auto", "head", "brain")
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements-preprocessing.txt"
-# The command that installs a missing package.
-INSTALL = shlex.join([sys.executable, "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+INSTALL = install_command(PREPROCESSING)  # what installs a missing package
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from data_preprocessing.pipeline.native import (
     read_native,
 )
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
+from utils.people.bids_names import BIDS_LABEL
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -67,7 +68,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
             a part of the template's brain; a head where only the scan's own brain should be kept;
             or nothing but 0 in the brain.
     """
-    space = re.search(r"_space-([A-Za-z0-9]+)", image.name)  # in names of BIDS
+    space = re.search(rf"_space-({BIDS_LABEL})", image.name)  # in names of BIDS
     if space and space[1] != SPACE:
         raise ValueError(
             f"{image}: its name says space {space[1]}, {SPACE} expected: other templates lie "

@@ -12,6 +12,7 @@ from data_preprocessing.public.longitudinal import read_adni, read_oasis3
 from data_preprocessing.public.tables import MALE_1_FEMALE_2, Kind, Listing, People, Row
 from data_preprocessing.public.unoriented import read_oasis2_raw, read_quasiraw, read_t88
 from utils.files import image_stem
+from utils.people.bids_names import BIDS_LABEL
 
 NIFTI = r"\.nii(?:\.gz)?$"
 
@@ -231,9 +232,9 @@ RELEASES = {
                 {"id": "participant_id", "age": "age", "sex": "sex gender"},
                 {"site": "site", "group": "group diagnosis"},
             ),
-            key=r"^(?:sub-)?(\w+)",
+            key=r"^(?:sub-)?([\w+]+)",
         ).read,
-        pattern=r"/sub-(?P<key>[A-Za-z0-9]+)(?:_[^/]*)?_T1w" + NIFTI,
+        pattern=rf"/sub-(?P<key>{BIDS_LABEL})(?:_[^/]*)?_T1w{NIFTI}",
         example="sub-01/anat/sub-01_T1w.nii.gz",
     ),
 }

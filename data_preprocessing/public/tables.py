@@ -12,8 +12,8 @@ from datetime import date, datetime
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.people.labels import UNKNOWN_WORDS
-from utils.people.sheets import read_rows
+from utils.people.codebook import UNKNOWN_WORDS
+from utils.people.sheets import first_row, read_rows
 
 DAYS_PER_YEAR = 365.25
 NEAREST_VISIT = 365  # days; a diagnosis further from the scan than this says little about it
@@ -160,7 +160,9 @@ def read_tables(
     tables: dict[str, list[Row]] = {name: [] for name in kinds}
     problems, problems_of_rows = [], []
     for path in paths:
-        names, *rows = read_rows(path) or [[]]
+        rows = read_rows(path) or [[]]
+        start = first_row(rows)
+        names = rows[start]
         header = [re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") for name in names]
         # The kind of which the table lacks least; of several, the one with most columns.
         title, kind = min(
@@ -173,11 +175,13 @@ def read_tables(
                 f"{path}: as {kind.title} it lacks {', '.join(lacks)}; columns found: {found}"
             )
             continue
-        places = {
-            column: next((header.index(name) for name in known.split() if name in header), None)
-            for column, known in {**kind.needed, **kind.optional}.items()
-        }
-        for number, row in enumerate(rows, start=2):
+        places = {}
+        for column, known in {**kind.needed, **kind.optional}.items():
+            name = next((name for name in known.split() if name in header), None)
+            places[column] = None if name is None else header.index(name)
+            if header.count(name) > 1:
+                problems.append(f"{path}, row {start + 1}: two columns named {name}, one expected")
+        for number, row in enumerate(rows[start + 1 :], start=start + 2):
             cells = {
                 column: row[at] if at is not None and at < len(row) else ""
                 for column, at in places.items()

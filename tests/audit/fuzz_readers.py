@@ -18,7 +18,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-SHEETS = (".csv", ".tsv", ".xls", ".xlsx")
+SHEETS = (".csv", ".tsv", ".txt", ".xls", ".xlsx")
 SCANS = (".nii", ".nii.gz")
 READERS = ["utils", "nibabel", "xlrd", "openpyxl", "pandas"]
 LONGEST = 20_000  # bytes of an input
@@ -34,8 +34,11 @@ def seeds(suffix: str) -> list[bytes]:
     from utils.files import write_xls
 
     rows = [["scan", "age", "sex"], ["a.nii.gz", 34.5, "F"], ["sub-2", "89+", 1], ["c", "=1+1", 0]]
+    text = 'sep=;\n"scan";"age"\n"1";"a ""b""";50,5\n"2";"left\n\\"early;60\n'  # and of R
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"seed{suffix}"
+        if suffix == ".txt":
+            return [text.encode(), text.encode("utf-16")]
         if suffix in (".csv", ".tsv"):
             mark = "," if suffix == ".csv" else "\t"
             return [

@@ -22,7 +22,7 @@ import torch
 from model.authors import detect_stage, from_authors, to_authors
 from model.scaledense import Backbone, Encoder, ScaleDense
 from model.tsan import TSAN, Ensemble, SecondStage
-from utils.files import replacing
+from utils.files import replacing, require_fetched
 from utils.scans.provenance import UNKNOWN, Provenance
 from utils.scans.volumes import InputRule
 
@@ -282,6 +282,7 @@ def export_to_authors(checkpoint: Checkpoint, path: str | Path, *, overwrite: bo
 
 
 def _read(path: Path) -> dict:
+    require_fetched(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:

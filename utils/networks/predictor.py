@@ -24,7 +24,7 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
-from utils.people.labels import SEX_WORDS
+from utils.people.codebook import SEX_WORDS
 from utils.scans.cohort import Scan, describe
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
 from utils.scans.provenance import compare_provenance, format_comparison

@@ -1,197 +1,333 @@
 """The label sheet: which scan has which age and sex.
 
 The published sheet is an .xls without a header row; .xls, .xlsx, .csv and .tsv with and without
-one, and participants.tsv of BIDS, are read too. Every row is checked, and all problems are reported
-at once, each with sheet, row and expectation, before any work.
+one, and participants.tsv of BIDS with its sessions.tsv and scans.tsv, are read too. Every row is
+checked, and all problems are reported at once, each with sheet, row and expectation, before any
+work.
 """
 
-import math
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import image_stem
-from utils.people.sheets import read_rows
+from utils.files import SCAN_SUFFIXES
+from utils.people.codebook import (
+    SEX_WORDS,
+    WORDS_OF_SEX,
+    DataDictionary,
+    codes_in_header,
+    parse_age,
+    parse_sex,
+    unit_in_header,
+)
+from utils.people.columns import FILES, find_columns, normalise
+from utils.people.matching import Label, Matcher, scan_name
+from utils.people.sheets import first_row, read_rows
+from utils.people.text_tables import UNDECODED
 
-FEMALE, MALE = 0, 1
-SEX_NAMES = {FEMALE: "F", MALE: "M", None: "n/a"}
-SEX_WORDS = {
-    **dict.fromkeys(("0", "0.0", "f", "female", "woman", "girl"), FEMALE),
-    **dict.fromkeys(("1", "1.0", "m", "male", "man", "boy"), MALE),
-}
-UNKNOWN_WORDS = ("", "n/a", "na", "nan", "none", "null", "unknown", "?", "-")
-COLUMN_NAMES = {
-    "subject_id": (
-        "participant_id", "subject_id", "scan_id", "image_id", "id", "subject", "participant",
-        "scan", "image", "file", "filename", "file_name", "name", "ixi_id", "session_id",
-    ),
-    "age": ("age", "age_years", "age_at_scan", "age_in_years", "chronological_age"),
-    "site": ("site", "scanner", "center", "centre", "site_id"),
-    # OASIS has M/F, IXI has SEX_ID (1=m, 2=f).
-    "sex": ("sex", "gender", "sex_id", "m_f", "f_m", "sex_m_f", "sex_f_m", "sex_id_1_m_2_f"),
-}  # fmt: skip
-OLDEST_AGE = 120
+PARTICIPANTS = "participants.tsv"
+TABLES_OF_SESSIONS = ("sub-*/sub-*_sessions.tsv",)
+TABLES_OF_SCANS = ("sub-*/sub-*_scans.tsv", "sub-*/ses-*/sub-*_scans.tsv")
+SHOWN = 3  # scans that a note names
 
 
 @dataclass(frozen=True)
-class Label:
-    """One row of a sheet: age in years, sex (0 female, 1 male) and site, None where unknown."""
+class LabelSheet:
+    """The rows of a label sheet, and of the tables that BIDS keeps beside it.
 
-    subject_id: str
-    age: float | None
-    sex: int | None
-    row: int
-    site: str | None = None
+    Attributes:
+        path: of the sheet.
+        rows: by id, in the sheet's order; a row of a session is called `sub-01_ses-2`.
+        matcher: finds the row of a scan.
+    """
+
+    path: Path
+    rows: dict[str, Label]
+    matcher: Matcher = field(repr=False)
+
+    def find(self, scan: Path) -> Label | None:
+        """What the sheet says of a scan; None where it has no row of it."""
+        return self.matcher.find(scan)
+
+    def notes(self, found: Sequence[tuple[Path, Label | None]]) -> list[str]:
+        """What users must know of the labels that were found for their scans."""
+        if found and not any(label for _, label in found):
+            row, scan = next(iter(self.rows), "nothing"), found[0][0].name
+            return [
+                f"WARNING: {self.path} has no row of any of the {len(found)} scans, so nothing is "
+                f"known of their ages: a row is named {row!r}, a scan {scan!r}; make them alike"
+            ]
+        doubts: dict[str, list[str]] = {}
+        for scan, label in found:
+            if label and label.doubt:
+                doubts.setdefault(label.doubt, []).append(scan.name)
+        return [
+            f"note: no age for {', '.join(scans[:SHOWN])}"
+            f"{f' and {len(scans) - SHOWN} more' * (len(scans) > SHOWN)}: {doubt}"
+            for doubt, scans in doubts.items()
+        ]
 
 
 def read_labels(
-    path: str | Path, *, sex_codes: dict[str, int] | None = None, need_ages: bool = True
-) -> dict[str, Label]:
-    """Reads a label sheet.
+    path: str | Path,
+    scans: Sequence[Path] = (),
+    *,
+    sex_codes: dict[str, int] | None = None,
+    need_ages: bool = True,
+) -> LabelSheet:
+    """Reads a label sheet, and prints what users must know of the labels of their scans.
 
     Args:
-        path: .xls, .xlsx, .csv or .tsv; the first sheet of a workbook. Without a header row the
-            columns are file name or id, age, sex.
+        path: .xls, .xlsx, .csv or .tsv; the first visible sheet of a workbook. Without a header row
+            the columns are file name or id, age, sex.
+        scans: all scans at hand: they decide which column names them, and which names are unique.
         sex_codes: what the sheet's own codes mean, such as {"1": 1, "2": 0}; instead of 0 and 1.
         need_ages: whether a column of ages is needed; without, a column of names is enough.
-
-    Returns:
-        Labels by id: the file name without its image suffix, in the sheet's order.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: all problems of the sheet, each with its row.
     """
-    labels, problems = examine_labels(path, sex_codes=sex_codes, need_ages=need_ages)
+    sheet, problems = examine_labels(path, scans, sex_codes=sex_codes, need_ages=need_ages)
     raise_all(problems)
-    return labels
+    for note in sheet.notes([(scan, sheet.find(scan)) for scan in scans]):
+        print(note)
+    return sheet
 
 
 def examine_labels(
-    path: str | Path, *, sex_codes: dict[str, int] | None = None, need_ages: bool = True
-) -> tuple[dict[str, Label], list[str]]:
+    path: str | Path,
+    scans: Sequence[Path] = (),
+    *,
+    sex_codes: dict[str, int] | None = None,
+    need_ages: bool = True,
+) -> tuple[LabelSheet, list[str]]:
     """As `read_labels`, with all problems of the rows returned beside what could be read.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no sheet, or one without the columns.
+        ValueError: no sheet, or one without the columns; two columns that contradict each other.
     """
     path = Path(path)
-    rows = read_rows(path)
-    columns, first = _find_columns(path, rows, need_ages=need_ages)
-    labels: dict[str, Label] = {}
-    problems: list[str] = []
-    for number, row in enumerate(rows[first:], start=first + 1):
-        if not any(row):
-            continue
-        cells = {name: row[at] if at < len(row) else "" for name, at in columns.items()}
-        subject_id = image_stem(cells["subject_id"])
-        age, age_problem = _parse_age(cells.get("age", ""))
-        sex, sex_problem = _parse_sex(cells.get("sex", ""), sex_codes)
-        found = [f"{subject_id}: {problem}" for problem in (age_problem, sex_problem) if problem]
-        if not subject_id:
-            found.append("the file name or id is empty")
-        label = Label(subject_id, age, sex, number, cells.get("site") or None)
-        known = labels.setdefault(subject_id, label)
-        if (known.age, known.sex) != (age, sex):
-            found.append(f"{subject_id} stands in row {known.row} already, with another age or sex")
-        problems += [f"{path}, row {number}: {problem}" for problem in found]
+    table = Table(path, sex_codes, need_ages=need_ages)
+    labels = table.read(table.choose_names(scans))
+    problems = table.problems
     if not labels:
         problems.append(f"{path}: no subject in it")
-    return labels, problems
+    if path.name == PARTICIPANTS:
+        for further, person in _tables_beside(path):
+            try:
+                table = Table(further, sex_codes, need_ages=False)
+                names = table.columns.names[0]
+                if person and table.columns.session is not None:
+                    names = table.columns.session
+                labels += table.read(names, person=person)
+                problems += table.problems
+            except ValueError as error:
+                problems.append(str(error))
+    rows: dict[str, Label] = {}
+    times = Counter(label.subject_id for label in labels)
+    for label in labels:
+        name = "/".join((*label.folders, label.subject_id))
+        if label.session and times[label.subject_id] > 1:
+            name += f"_ses-{label.session.removeprefix('ses-')}"
+        rows.setdefault(name, label)
+    return LabelSheet(path, rows, Matcher(labels, scans)), problems
 
 
-def match_label(scan: Path, labels: dict[str, Label]) -> Label | None:
-    """The row of a scan: its exact name, or for BIDS names its session or its participant.
-
-    `sub-1` is not `sub-10`: nothing is matched by a part of a name, except that BIDS sets the
-    participant off with an underscore.
-    """
-    stem = image_stem(scan.name)
-    if stem in labels:
-        return labels[stem]
-    session = re.match(r"sub-[A-Za-z0-9]+_ses-[A-Za-z0-9]+(?=_)", stem)
-    participant = re.match(r"sub-[A-Za-z0-9]+(?=_)", stem)
-    names = (found[0] for found in (session, participant) if found)
-    return next((labels[name] for name in names if name in labels), None)
+def _tables_beside(participants: Path) -> list[tuple[Path, str]]:
+    """The sessions.tsv of a dataset, each with its person, and the scans.tsv."""
+    root = participants.parent
+    sessions = [path for pattern in TABLES_OF_SESSIONS for path in sorted(root.glob(pattern))]
+    scans = [path for pattern in TABLES_OF_SCANS for path in sorted(root.glob(pattern))]
+    return [(path, path.name.removesuffix("_sessions.tsv")) for path in sessions] + [
+        (path, "") for path in scans
+    ]
 
 
-def _find_columns(
-    path: Path, rows: list[list[str]], *, need_ages: bool
-) -> tuple[dict[str, int], int]:
-    """Where id, age and sex stand, and the index of the first row of data."""
-    if not rows:
-        raise ValueError(f"{path}: empty")
-    header = [re.sub(r"[^a-z0-9]+", "_", cell.lower()).strip("_") for cell in rows[0]]
-    columns = {}
-    for name, known in COLUMN_NAMES.items():
-        found = [at for at, cell in enumerate(header) if cell in known]
-        if found:
-            at = columns[name] = min(found, key=lambda at: known.index(header[at]))
-            if header.count(header[at]) > 1:
-                raise ValueError(f"{path}, row 1: two columns named {rows[0][at]}, one expected")
-    named = "age" in columns or "sex" in columns or (not need_ages and "subject_id" in columns)
-    if not named:
-        # No header row, as published; the first row is the first subject.
-        second = rows[0][1] if len(rows[0]) > 1 else ""
-        if len(rows[0]) < 2 or _parse_age(second)[1] is not None:
-            raise ValueError(
-                f"{path}, row 1: neither a header with {', '.join(COLUMN_NAMES)} nor a row of "
-                f"file name, age, sex: its second cell is {second!r}; found {rows[0][:6]} "
-                "(another separator?)"
+class Table:
+    """A table of people; what is wrong with its cells is in `problems`."""
+
+    def __init__(self, path: Path, sex_codes: dict[str, int] | None, *, need_ages: bool):
+        """Reads the table and finds its columns; `sex_codes` are the user's.
+
+        Raises:
+            FileNotFoundError, ValueError: as `examine_labels`.
+        """
+        self.path, self.problems = path, []
+        rows = read_rows(path)
+        if not rows:
+            raise ValueError(f"{path}: empty")
+        self.columns = find_columns(path, rows, first_row(rows), need_ages=need_ages)
+        if self.columns.unclear:
+            self.problems.append(
+                f"{path}: no column of ages such as age, age_at_scan, age_months or Age (y); not "
+                f"understood: {', '.join(self.columns.unclear)}; found {list(self.columns.header)}"
             )
-        return {"subject_id": 0, "age": 1, "sex": 2}, 0
-    needed = ("subject_id", "age") if need_ages else ("subject_id",)
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        expected = "; ".join(f"{name}: {', '.join(COLUMN_NAMES[name])}" for name in missing)
-        raise ValueError(f"{path}, row 1: no column named {expected}; found {rows[0]}")
-    return columns, 1
+        try:
+            dictionary = DataDictionary(path)
+        except ValueError as error:
+            self.problems.append(str(error))
+            dictionary = None
+        below = enumerate(rows[self.columns.first :], self.columns.first + 1)
+        self._rows = {number: row for number, row in below if any(row)}
+        self._years_per_unit = self._find_unit(dictionary)
+        self._sex_codes = self._find_sex_codes(sex_codes, dictionary)
+        self._values = {number: self._read_values(row) for number, row in self._rows.items()}
+
+    def choose_names(self, scans: Sequence[Path]) -> int:
+        """The column that names the scans: one of file names before one of ids.
+
+        Raises:
+            ValueError: two columns name as many scans, but contradict each other.
+        """
+        known, others = self.columns.names, self.columns.others
+        files = [at for at in known if self._holds_files(at)]
+        for group in (files, [at for at in known if at not in files], others):
+            found = {at: self._find_all(at, scans) for at in group}
+            best = max(map(len, found.values()), default=0)
+            if best:
+                chosen, *rivals = [at for at in group if len(found[at]) == best]
+                for rival in rivals:
+                    self._require_agreement(chosen, rival, found)
+                return chosen
+        return known[0]
+
+    def read(self, names: int, *, person: str = "") -> list[Label]:
+        """The labels of all rows by the names in a column; what is wrong goes to `problems`.
+
+        Args:
+            names: index of the column.
+            person: whose sessions the column has; empty where it has names of people or scans.
+        """
+        labels, first_of = self._labels(names, person=person), {}
+        for label in labels:
+            where = f"{self.path}, row {label.row}"
+            if not label.subject_id:
+                self.problems.append(f"{where}: the file name or id is empty")
+            if UNDECODED.search(name := _cell(self._rows[label.row], names)):
+                text = f"{name}: this name is not UTF-8; save the table as UTF-8"
+                self.problems.append(f"{where}: {text}")
+            wrong = self._values[label.row][2]
+            self.problems += [f"{where}: {label.subject_id}: {problem}" for problem in wrong]
+            key = (label.subject_id, label.session, label.folders)
+            first = first_of.setdefault(key, label)
+            if (first.age, first.sex) != (label.age, label.sex):
+                self.problems.append(
+                    f"{where}: {label.subject_id} stands in row {first.row} already, with another "
+                    "age or sex"
+                )
+        if self.columns.baseline and self.columns.session is not None:
+            # The age at baseline, repeated in the rows of all sessions, is the person's.
+            people = [replace(label, session=None) for label in labels]
+            labels = people + [replace(label, age=None) for label in labels]
+        return labels
+
+    def _labels(self, names: int, *, person: str = "") -> list[Label]:
+        labels = []
+        for number, row in self._rows.items():
+            age, sex, _ = self._values[number]
+            *folders, name = re.split(r"[\\/]+", _cell(row, names).rstrip("\\/"))
+            label = Label(person or scan_name(name), age, sex, number, source=self.path.name)
+            labels.append(
+                replace(
+                    label,
+                    site=_cell(row, self.columns.site) or None,
+                    session=_cell(row, names if person else self.columns.session) or None,
+                    folders=tuple(part for part in folders if part.strip(".") and ":" not in part),
+                )
+            )
+        return labels
+
+    def _find_all(self, names: int, scans: Sequence[Path]) -> dict[Path, Label]:
+        """The scans that a column names, with their rows."""
+        matcher = Matcher(self._labels(names), scans)
+        return {scan: label for scan in scans if (label := matcher.find(scan))}
+
+    def _require_agreement(
+        self, chosen: int, rival: int, found: Mapping[int, Mapping[Path, Label]]
+    ) -> None:
+        """Raises ValueError where two columns give a scan another age or sex."""
+        for scan, label in found[chosen].items():
+            twin = found[rival].get(scan, label)
+            if (label.age, label.sex) != (twin.age, twin.sex):
+                header = self.columns.header
+                raise ValueError(
+                    f"{self.path}: {scan.name} is named by the column {header[chosen]} (row "
+                    f"{label.row}) and by {header[rival]} (row {twin.row}), with another age or "
+                    "sex; one of them expected: rename or remove the other"
+                )
+
+    def _holds_files(self, at: int) -> bool:
+        """Whether a column holds the names of files, by its header or by the suffix of a cell."""
+        if self.columns.header and normalise(self.columns.header[at]) in FILES:
+            return True
+        return any(_cell(row, at).lower().endswith(SCAN_SUFFIXES) for row in self._rows.values())
+
+    def _read_values(self, row: Sequence[str]) -> tuple[float | None, int | None, list[str]]:
+        """Age and sex of a row, and what is wrong with them."""
+        age = sex = None
+        problems = []
+        text = _cell(row, self.columns.age)
+        try:
+            age = parse_age(text, self._years_per_unit) if self._years_per_unit else None
+        except ValueError as error:
+            problems.append(f"age {text!r}, {error}")
+        text = _cell(row, self.columns.sex)
+        try:
+            sex = parse_sex(text, self._sex_codes)
+        except ValueError as error:
+            problems.append(f"sex {text!r}, {error}")
+        return age, sex, problems
+
+    def _find_unit(self, dictionary: DataDictionary | None) -> float | None:
+        """Years per unit of the ages; None where that is not known."""
+        if self.columns.age is None or not self.columns.header:
+            return 1.0
+        if dictionary is None:
+            return None
+        header = self.columns.header[self.columns.age]
+        named = unit_in_header(header)
+        try:
+            stated = dictionary.years_per_unit(header)
+        except ValueError as error:
+            self.problems.append(str(error))
+            return None
+        if named and stated and named != stated:
+            self.problems.append(
+                f"{dictionary.path}: gives {header!r} another unit than its name has, so its ages "
+                "are unknown; make them alike"
+            )
+            return None
+        return named or stated or 1.0
+
+    def _find_sex_codes(
+        self, stated: dict[str, int] | None, dictionary: DataDictionary | None
+    ) -> dict[str, int | None]:
+        """What codes of the sexes mean: the user's, the dictionary's, the header's, or 0 and 1."""
+        header = self.columns.header
+        name = header[self.columns.sex] if header and self.columns.sex is not None else ""
+        levels = dictionary.codes_of_sex(name) if dictionary else {}
+        if codes := stated or levels or codes_in_header(name):
+            return WORDS_OF_SEX | codes
+        cells = {
+            number: _cell(row, self.columns.sex).removesuffix(".0")
+            for number, row in self._rows.items()
+        }
+        twos = [number for number, cell in cells.items() if cell == "2"]
+        if twos:
+            self.problems.append(
+                f"{self.path}, row {twos[0]}: sex 2, expected 0 female or 1 male; beside a 2 a 1 "
+                "may be either: give --sex_codes 1=male 2=female, or --sex_codes 1=female 2=male"
+            )
+        if twos or dictionary is None:
+            return WORDS_OF_SEX | dict.fromkeys(filter(str.isdigit, cells.values()), None)
+        return SEX_WORDS
 
 
-def _parse_age(text: str) -> tuple[float | None, str | None]:
-    """(years, None); (None, None) where unknown, 89+ included; (None, problem) otherwise."""
-    word = text.lower()
-    if word in UNKNOWN_WORDS or re.fullmatch(r"\d+\s*\+", word):
-        return None, None
-    if "_" in word:  # float() would take it
-        return None, f"age {text!r}, expected years as a number"
-    number = word.replace(",", ".") if re.fullmatch(r"\d+,\d+", word) else word
-    try:
-        age = float(number)
-    except ValueError:
-        return None, f"age {text!r}, expected years as a number"
-    if math.isnan(age):
-        return None, None
-    if not 0 <= age <= OLDEST_AGE:
-        return None, f"age {text}, expected years from 0 to {OLDEST_AGE} (months? days?)"
-    return age, None
-
-
-def _parse_sex(text: str, sex_codes: dict[str, int] | None) -> tuple[int | None, str | None]:
-    word = text.lower()
-    if word in (*UNKNOWN_WORDS, "o", "other"):  # BIDS has the last two
-        return None, None
-    codes = SEX_WORDS if sex_codes is None else sex_codes
-    if word in codes:
-        return codes[word], None
-    if sex_codes is None and word in ("2", "2.0"):
-        return None, (
-            "sex 2, expected 0 female or 1 male; if the sheet codes 1 male and 2 female, "
-            "give --sex_codes 1=male 2=female"
-        )
-    return None, f"sex {text!r}, expected one of {', '.join(codes)}"
-
-
-def parse_sex_codes(pairs: list[str] | None) -> dict[str, int] | None:
-    """{"1": 1, "2": 0} from ["1=male", "2=female"], the form of `--sex_codes`; None from None."""
-    if not pairs:
-        return None
-    codes = {}
-    for pair in pairs:
-        code, _, word = pair.partition("=")
-        if not code or word.lower() not in SEX_WORDS:
-            raise ValueError(f"--sex_codes {pair!r}: CODE=male or CODE=female expected")
-        codes[code.strip().lower()] = SEX_WORDS[word.lower()]
-    return codes
+def _cell(row: Sequence[str], at: int | None) -> str:
+    """A cell; empty where the table has no such column, or the row ends before it."""
+    return row[at] if at is not None and at < len(row) else ""

@@ -1,43 +1,75 @@
 """The one reader of tables: .xls, .xlsx, .csv and .tsv, every cell as text.
 
-Label sheets, tables of folds and tables of predicted ages are all read here.
+Label sheets, tables of folds and tables of predicted ages are all read here; text_tables.py and
+workbooks.py hold what is particular to either kind.
 """
 
-import csv
-import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.files import from_spreadsheet_text, image_stem
+from utils.files import from_spreadsheet_text, image_stem, require_fetched
+from utils.people.text_tables import MARKED_ENCODINGS, read_text_table
+from utils.people.workbooks import is_workbook, read_workbook
+
+TEXTS, WORKBOOKS = (".csv", ".tsv", ".txt"), (".xls", ".xlsx")
+# Blanks of any width; and what DOS, web pages and Windows leave: an end of file, zero-width blanks
+# and marks of direction.
+INVISIBLE = "".join(filter(str.isspace, map(chr, range(0x3001)))) + (
+    "\x1a\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """All cells of a .xls, .xlsx, .csv or .tsv as stripped text, row 1 first.
+    """All cells of a .xls, .xlsx, .csv, .tsv or .txt as stripped text, row 1 first.
 
-    The apostrophe with which our own tables mark text, see `as_spreadsheet_text`, is removed.
+    The content decides which kind it is: programs write text, and each kind of workbook, under the
+    name of another. The apostrophe with which our own tables mark text, see
+    `as_spreadsheet_text`, is removed.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another format, not UTF-8 text, or not a readable workbook.
+        ValueError: not fetched yet, another format, not a readable workbook, or rows of text that
+            are unclear.
     """
+    require_fetched(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such label sheet")
+        raise FileNotFoundError(f"{path}: no such table")
     suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv", ".txt"):
-        rows = _read_text(path)
-    elif suffix in (".xls", ".xlsx"):
-        try:
-            rows = _read_xls(path) if suffix == ".xls" else _read_xlsx(path)
-        except Exception as error:  # the engines raise dozens of types where it is no workbook
-            raise ValueError(
-                f"{path}: not a readable {path.suffix} workbook ({type(error).__name__}: {error}); "
-                "save it again from a spreadsheet, or as .csv"
-            ) from error
+    if suffix not in (*TEXTS, *WORKBOOKS):
+        raise ValueError(
+            f"{path}: .xls, .xlsx, .csv or .tsv expected; save it as one of these in the program "
+            "that wrote it"
+        )
+    if path.name.startswith("._"):
+        raise ValueError(f"{path}: what macOS keeps beside a file; give the file without '._'")
+    content = path.read_bytes()
+    if suffix in WORKBOOKS and content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise ValueError(
+            f"{path}: HTML or XML, not a readable {path.suffix} workbook; open it in a spreadsheet "
+            "and save it again as .xlsx"
+        )
+    no_text = suffix in WORKBOOKS and (not content.strip() or b"\0" in content)
+    if is_workbook(content) or (no_text and not content.startswith(tuple(MARKED_ENCODINGS))):
+        rows = read_workbook(path, content)
     else:
-        raise ValueError(f"{path}: .xls, .xlsx, .csv or .tsv expected")
-    return [[from_spreadsheet_text(str(cell).strip()) for cell in row] for row in rows]
+        rows = read_text_table(path, content)
+    return [[_clean(cell) for cell in row] for row in rows]
+
+
+def _clean(cell: str) -> str:
+    """The cell without blanks and invisible characters around it, and without our apostrophe."""
+    return from_spreadsheet_text(cell.strip(INVISIBLE))
+
+
+def first_row(rows: Sequence[Sequence[str]]) -> int:
+    """The index of the row where the table begins, its header where it has one.
+
+    Blank rows are skipped, and rows with a single filled cell above a row with several: titles.
+    """
+    filled = [sum(map(bool, row)) for row in rows]
+    begins = (at for least in (2, 1) for at, cells in enumerate(filled) if cells >= least)
+    return next(begins, 0)
 
 
 def read_columns(
@@ -56,10 +88,12 @@ def read_columns(
         ValueError: missing columns; or all problems of the rows, each with row, value and
             expectation.
     """
-    named, places, rows = _choose_columns(Path(path), key, list(parsers))
+    rows = read_rows(Path(path))
+    start = first_row(rows)
+    named, places = _choose_columns(path, rows, key, list(parsers))
     found, row_of, problems = {}, {}, []
-    for number, row in enumerate(rows, start=2):
-        if not any(row):
+    for number, row in enumerate(rows, start=1):
+        if number <= start + 1 or not any(row):
             continue
         cells = {name: row[at] if at < len(row) else "" for name, at in places.items()}
         name, where = image_stem(cells[named]), f"{path}, row {number}"
@@ -79,17 +113,18 @@ def read_columns(
 
 
 def _choose_columns(
-    path: Path, key: Sequence[str], columns: list[str]
-) -> tuple[str, dict[str, int], list[list[str]]]:
-    """Which column of `key` there is, where it and `columns` stand, and the rows below row 1."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such table")
-    header, *rows = read_rows(path) or [[]]
+    path: str | Path, rows: list[list[str]], key: Sequence[str], columns: list[str]
+) -> tuple[str, dict[str, int]]:
+    """Which column of `key` there is, and where it and `columns` stand."""
+    start = first_row(rows)
+    header, where = (rows or [[]])[start], f"{path}, row {start + 1}"
     named = next((name for name in key if name in header), " or ".join(key))
     missing = [name for name in (named, *columns) if name not in header]
     if missing:
-        raise ValueError(f"{path}, row 1: no column {', '.join(missing)}; found {header}")
-    return named, {name: header.index(name) for name in (named, *columns)}, rows
+        raise ValueError(f"{where}: no column {', '.join(missing)}; found {header}")
+    if double := [name for name in (named, *columns) if header.count(name) > 1]:
+        raise ValueError(f"{where}: two columns named {', '.join(double)}, one expected")
+    return named, {name: header.index(name) for name in (named, *columns)}
 
 
 def parse_number(low: float, high: float, expected: str) -> Callable[[str], float]:
@@ -105,82 +140,3 @@ def parse_number(low: float, high: float, expected: str) -> Callable[[str], floa
         return value
 
     return parse
-
-
-def _read_text(path: Path) -> list[list[str]]:
-    """The cells of a text file, separated by tab, semicolon or comma: what row 1 has most of."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    if "\0" in text:
-        raise ValueError(f"{path}: NUL bytes in it, no text or UTF-16; save it as UTF-8 text")
-    lines = text.splitlines()
-    separator = max(("\t", ";", ","), key=(lines or [""])[0].count)
-    if path.suffix.lower() == ".tsv":
-        separator = "\t"
-    try:
-        try:
-            return list(csv.reader(lines, delimiter=separator, strict=True))
-        except csv.Error as error:
-            # A quote without an end would swallow rows; other quotes may stand anywhere.
-            if "unexpected end of data" in str(error):
-                raise
-            return list(csv.reader(lines, delimiter=separator))
-    except csv.Error as error:
-        raise ValueError(
-            f"{path}: not readable as a table ({error}); a quote without an end?"
-        ) from error
-
-
-def _read_xls(path: Path) -> list[list[str]]:
-    """The cells of the first sheet; errors (#REF!) and truth values as their words."""
-    import xlrd
-
-    with Path(os.devnull).open("w") as silent:  # it prints warnings about damaged files
-        book = xlrd.open_workbook(path, logfile=silent)
-    # xlrd gives both as numbers: #REF! would be an age of 23.
-    words = {
-        xlrd.XL_CELL_ERROR: lambda code: xlrd.error_text_from_code.get(code, "#ERROR!"),
-        xlrd.XL_CELL_BOOLEAN: lambda value: str(bool(value)),
-    }
-    return [
-        [words.get(cell.ctype, _cell_text)(cell.value) for cell in row]
-        for row in book.sheet_by_index(0).get_rows()
-    ]
-
-
-def _read_xlsx(path: Path) -> list[list[str]]:
-    """The cells of the first sheet; ValueError for formulas that no program has calculated."""
-    import openpyxl  # slow to load: only when a workbook is read
-
-    def cells(*, data_only: bool) -> list[tuple]:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=data_only)
-        try:
-            page = book.worksheets[0]
-            page.reset_dimensions()  # the size that the file states may be wrong
-            return list(page.iter_rows(values_only=True))
-        finally:
-            book.close()
-
-    values = cells(data_only=True)
-    # A formula without a value looks like an empty cell there.
-    if any(cell is None for row in values for cell in row):
-        for number, (row, known) in enumerate(
-            zip(cells(data_only=False), values, strict=False), start=1
-        ):
-            for cell, value in zip(row, known, strict=False):
-                if value is None and isinstance(cell, str) and cell.startswith("="):
-                    raise ValueError(
-                        f"row {number}: {cell[:40]!r} is a formula that was never calculated"
-                    )
-    return [[_cell_text(cell) for cell in row] for row in values]
-
-
-def _cell_text(cell: object) -> str:
-    """Workbooks store whole numbers as floats: id 1001 must not become 1001.0."""
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell)

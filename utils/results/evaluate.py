@@ -10,13 +10,15 @@ from utils.machine import use_machine_well
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PredictionSettings, Predictor, find_checkpoints, introduce
-from utils.people.labels import SEX_NAMES, parse_sex_codes, read_labels
+from utils.people.codebook import SEX_NAMES, parse_sex_codes
+from utils.people.labels import read_labels
 from utils.results import tables
 from utils.results.metrics import mae_difference, score_with_intervals
 from utils.results.plots import age_scatter
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.leakage import note_seen
+from utils.scans.volumes import find_scans
 
 METRICS = "metrics.json"
 SETTINGS = ("batch_size", "num_workers", "fuse", "compile", "mirror")
@@ -82,7 +84,8 @@ def open_scans(args: Namespace, checkpoint: Checkpoint) -> list[Scan]:
     """The scans of the test folder, with their rows of the sheet where there is one."""
     labels = None
     if args.labels:
-        labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+        found = find_scans(args.test_folder)
+        labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
     return open_cohort(
         args.test_folder, labels, checkpoint.input_rule, smallest_side=checkpoint.smallest_side
     )

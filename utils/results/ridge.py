@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
-from utils.people.labels import Label, parse_sex_codes, read_labels
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import LabelSheet, read_labels
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import format_figures
 from utils.scans.cohort import Scan, describe, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
-from utils.scans.volumes import InputRule
+from utils.scans.volumes import InputRule, find_scans
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 8))
 INPUT_RULE = InputRule(resolution=4)
@@ -25,7 +26,9 @@ INPUT_RULE = InputRule(resolution=4)
 
 def compare_baselines(args: Namespace) -> dict[str, dict]:
     """Fits, prints and returns the figures of both baselines."""
-    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    folders = [*args.train_folders, *([] if args.folds else [args.test_folder])]
+    found = [scan for folder in folders for scan in find_scans(folder)]
+    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
     voxels = {}
     for folder in args.train_folders:
         voxels |= read_voxels(folder, labels)
@@ -49,7 +52,7 @@ def compare_baselines(args: Namespace) -> dict[str, dict]:
     return report
 
 
-def read_voxels(folder: str | Path, labels: dict[str, Label]) -> dict[Scan, np.ndarray]:
+def read_voxels(folder: str | Path, labels: LabelSheet) -> dict[Scan, np.ndarray]:
     """The voxels of each scan of a folder, (voxels,) z-scores."""
     scans = open_cohort(folder, labels, INPUT_RULE, need_age=True)
     print(f"{folder}: {describe(scans)}")

@@ -14,13 +14,8 @@ import numpy as np
 import pandas as pd
 
 from utils.files import as_spreadsheet_text, hash_file, write_json, write_tsv
-from utils.people.labels import (
-    OLDEST_AGE,
-    SEX_NAMES,
-    SEX_WORDS,
-    UNKNOWN_WORDS,
-    Label,
-)
+from utils.people.codebook import OLDEST_AGE, SEX_NAMES, SEX_WORDS, UNKNOWN_WORDS
+from utils.people.labels import read_labels
 from utils.people.sheets import parse_number, read_columns
 from utils.scans.cohort import Scan
 
@@ -35,6 +30,7 @@ COLUMNS = {
         "Levels": {"F": "female", "M": "male"},
     },
     "age": {"Description": "chronological age from the label sheet"} | YEARS,
+    "label_source": {"Description": "the table, or DICOM header, that gave age or sex"},
     "site": {"Description": "site or scanner from the label sheet"},
     "stage_one_age": {"Description": "age by the first network"} | YEARS,
     "predicted_age": {"Description": "brain age: of both networks where there are two"} | YEARS,
@@ -142,27 +138,28 @@ class Predictions:
         return {"file": str(self.path), "sha256": hash_file(self.path)} | counts
 
 
-def read_predictions(path: str | Path, labels: dict[str, Label] | None = None) -> Predictions:
+def read_predictions(path: str | Path, sheet: str | Path | None = None) -> Predictions:
     """Reads a table of ages; columns beyond the four that are needed are ignored.
 
     Args:
         path: .tsv, .csv or .xlsx with the columns participant_id, age, sex and predicted_age.
-        labels: from `read_labels`, in place of the columns age and sex: ages that a network gave
-            may be passed on where those of the people may not.
+        sheet: label sheet, in place of the columns age and sex: ages that a network gave may be
+            passed on where those of the people may not.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no scan of known age, or all problems of the rows, each with the expectation.
     """
-    parsers = {"age": _age, "sex": _sex} if labels is None else {}
+    parsers = {"age": _age, "sex": _sex} if sheet is None else {}
     parsers |= {"predicted_age": _PREDICTED_AGE}
     rows = read_columns(path, ("participant_id",), parsers)
-    if labels is not None:
-        missing = [name for name in rows if name not in labels]
-        if missing:
+    if sheet is not None:
+        labels = read_labels(sheet, [Path(name) for name in rows])
+        found = {name: labels.find(Path(name)) for name in rows}
+        if missing := [name for name, label in found.items() if label is None]:
             raise ValueError(f"{path}: {', '.join(missing[:5])} have no row in the label sheet")
         for name, row in rows.items():
-            row |= {"age": labels[name].age, "sex": SEX_NAMES[labels[name].sex]}
+            row |= {"age": found[name].age, "sex": SEX_NAMES[found[name].sex]}
     scans = pd.DataFrame.from_dict(rows, orient="index", columns=["age", "sex", "predicted_age"])
     scans.index.name = "participant_id"
     known = scans[scans["age"].notna()].astype({"age": float, "predicted_age": float})

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem
-from utils.people.labels import Label, match_label
+from utils.people.labels import LabelSheet
+from utils.people.matching import Label
 from utils.scans.volumes import GRID_SHAPE, InputRule, find_scans, open_scan
 
 
@@ -28,7 +29,7 @@ class Scan:
 
 def open_cohort(
     folder: str | Path,
-    labels: dict[str, Label] | None,
+    labels: LabelSheet | None,
     input_rule: InputRule,
     *,
     need_age: bool = False,
@@ -54,7 +55,7 @@ def open_cohort(
     scans, problems = [], []
     firsts: dict[tuple[int, ...], Path] = {}
     for path in find_scans(folder):
-        label = match_label(path, labels or {})
+        label = labels.find(path) if labels else None
         if problem := _missing_label(path, label, need_age, need_sex):
             problems.append(f"{path}: {problem}")
         try:
@@ -82,7 +83,7 @@ def _missing_label(path: Path, label: Label | None, need_age: bool, need_sex: bo
     if label is None and (need_age or need_sex):
         return f"no row named {image_stem(path.name)} in the label sheet"
     if need_age and label.age is None:
-        return f"row {label.row} gives no age, expected years"
+        return f"row {label.row} gives no age, expected years{label.doubt and f' ({label.doubt})'}"
     if need_sex and label.sex is None:
         return f"row {label.row} gives no sex, expected 0 female or 1 male (or --use_sex false)"
     return ""

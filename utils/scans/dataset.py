@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset, Sampler
 from tqdm import tqdm
 
 from utils.cli import raise_all
@@ -20,6 +20,7 @@ from utils.distributed import SINGLE, World
 from utils.machine import free_memory, require_memory
 from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import Scan
+from utils.scans.loader import ScanLoader
 from utils.scans.volumes import InputRule
 
 UNKNOWN_SEX = -1
@@ -214,7 +215,7 @@ def training_loader(
     stratify: bool = False,
     num_workers: int = 0,
     world: World = SINGLE,
-) -> DataLoader:
+) -> ScanLoader:
     """Shuffled batches; never padded with repeated scans.
 
     The order follows torch's global generator, which the trainer seeds anew each epoch. A short
@@ -255,24 +256,19 @@ def require_shareable(batch_size: int, world: World) -> None:
 
 def evaluation_loader(
     dataset: ScanDataset, *, batch_size: int, num_workers: int = 0, world: World = SINGLE
-) -> DataLoader:
+) -> ScanLoader:
     """Every scan once, in file order; of several processes each reads a contiguous share."""
     own = range(len(dataset))[world.share(len(dataset))]
     batches = BatchSampler(own, -(-batch_size // world.size), drop_last=False)
     return _loader(dataset, batches, num_workers)
 
 
-def _loader(dataset: ScanDataset, batches: Sampler[list[int]], num_workers: int) -> DataLoader:
+def _loader(dataset: ScanDataset, batches: Sampler[list[int]], num_workers: int) -> ScanLoader:
     """Loads whole batches, with reading processes only where they make it faster.
 
     Copying kept scans takes a CPU less time than passing them between processes; beside a GPU it is
     worth doing while the GPU computes. Scans that lie on the device go through no process.
     """
     kind, on_gpu = dataset.cache.kind, dataset.cache.device.type == "cuda"
-    return DataLoader(
-        dataset,
-        batch_size=None,  # the dataset gives whole batches
-        sampler=batches,
-        num_workers=num_workers if kind == "none" or (kind == "disk" and on_gpu) else 0,
-        pin_memory=on_gpu and kind != "device",
-    )
+    workers = num_workers if kind == "none" or (kind == "disk" and on_gpu) else 0
+    return ScanLoader(dataset, batches, num_workers=workers, pin_memory=on_gpu and kind != "device")

@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 from utils.cli import raise_all
+from utils.people.bids_names import BIDS_LABEL
 from utils.scans.cohort import Scan
 
 # sub-01_ses-2_T1w (BIDS), OAS1_0001_MR1 (OASIS-1 and -2), OAS30001_MR_d0129 (OASIS-3 and -4).
-PERSON_IN_KNOWN_NAMES = re.compile(r"^(sub-[A-Za-z0-9]+|OAS[12]_\d{4}|OAS[34]\d{4})(?=_|$)")
+PERSON_IN_KNOWN_NAMES = re.compile(rf"^(sub-{BIDS_LABEL}|OAS[12]_\d{{4}}|OAS[34]\d{{4}})(?=_|$)")
 SHOWN = 5  # scans, persons or images that a message names
 HOW_TO_PASS = "or let it pass with --allow_shared_persons"
 ANOTHER_SPLIT = (

@@ -1,19 +1,23 @@
 """How scans were made: the JSON sidecar beside a preprocessed scan, and those of a whole cohort.
 
 data_preprocessing/preprocess.py writes `OUT/name.json` beside `OUT/name.nii.gz`. BIDS has .json
-files beside scans too: where one lacks our format, nobody knows how its scan was made.
+files beside scans too, and other programs write some that nobody can read: where one lacks our
+format, nobody knows how its scan was made. A damaged one of ours is an error.
 `utils.scans.volumes.InputRule` says how a network reads a scan.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem, write_json
 
 FORMAT = "tsan-preprocessing-1"
+OURS = b'"format": "tsan'  # near the start of a sidecar of ours, of any version
+SIBLINGS_READ = 20  # other sidecars of a folder that are looked at to know whose the folder is
 
 
 @dataclass(frozen=True)
@@ -63,26 +67,18 @@ def sidecar_path(scan: Path) -> Path:
 
 
 def read_sidecar(scan: Path) -> dict | None:
-    """The sidecar of a scan; None where there is none, or one of another format.
+    """The sidecar of a scan; None where there is none, or one of another program in any state.
 
     The sidecar of a linked scan (as data_preprocessing/split_dataset.py makes them) may lie beside
     the link, or beside the file that the link points at.
 
     Raises:
-        ValueError: a damaged file, or one without a recipe.
+        ValueError: a damaged file of ours, or one without a recipe.
     """
-    places = [scan]
-    while scan.exists() and places[-1].is_symlink():  # links that lead in a circle do not exist
-        places.append(places[-1].parent / places[-1].readlink())
-    for path in map(sidecar_path, places):
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:  # not UTF-8 and not JSON are ValueErrors
-            raise ValueError(
-                f"{path}: not readable as JSON ({error}); preprocess its scan again"
-            ) from error
+    for path in _find_sidecars(scan):
+        content, problem = _load(path)
+        if problem and _is_ours(path):
+            raise ValueError(f"{path}: not readable as JSON ({problem}); preprocess its scan again")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             continue
         recipe, names = content.get("recipe"), asdict(UNKNOWN)
@@ -93,6 +89,57 @@ def read_sidecar(scan: Path) -> dict | None:
             )
         return content
     return None
+
+
+def _find_sidecars(scan: Path) -> list[Path]:
+    """The sidecars beside a scan, and beside the files that it is a link to."""
+    places = [scan]
+    while scan.exists() and places[-1].is_symlink():  # links that lead in a circle do not exist
+        places.append(places[-1].parent / places[-1].readlink())
+    return [path for path in map(sidecar_path, places) if path.is_file()]
+
+
+def _load(path: Path) -> tuple[object, str]:
+    """What a JSON file holds, UTF-8 with a byte order mark and UTF-16 included; or why not."""
+    try:
+        return json.loads(path.read_bytes()), ""
+    except (ValueError, OSError, RecursionError) as error:  # other bytes and text are ValueErrors
+        return None, str(error)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a sidecar that cannot be read is ours, by its start or by the files around it."""
+    if _has_our_format(path) or path.with_suffix(".png").is_file():  # a picture is of ours alone
+        return True
+    folder = path.parent
+    if any(folder.glob("preprocessing*.html")):
+        return True
+    others = (other for other in folder.glob("*.json") if other != path)
+    return any(map(_has_our_format, islice(others, SIBLINGS_READ)))
+
+
+def _has_our_format(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return OURS in file.read(256).replace(b"\0", b"")  # UTF-16 too
+    except OSError:
+        return False
+
+
+def note_unreadable(scans: Iterable[Path]) -> None:
+    """Prints how many scans have a .json beside them that cannot be read, and the first of them."""
+    found = [
+        f"{path} ({problem})"
+        for scan in scans
+        for path in _find_sidecars(scan)
+        if (problem := _load(path)[1])
+    ]
+    if found:
+        print(
+            f"note: {len(found)} .json files beside scans cannot be read and are not of this "
+            "project, so how their scans were preprocessed is unknown; the first is "
+            f"{found[0]}"
+        )
 
 
 def write_sidecar(scan: Path, content: dict, *, overwrite: bool = False) -> None:
@@ -106,10 +153,12 @@ def write_sidecar(scan: Path, content: dict, *, overwrite: bool = False) -> None
 
 
 def read_provenance(scans: Sequence[Path]) -> list[Provenance | None]:
-    """How each scan was made; None where it has no sidecar.
+    """How each scan was made; None where it has no sidecar of ours.
+
+    Sidecars of others that cannot be read are printed as a note.
 
     Raises:
-        ValueError: all damaged sidecars.
+        ValueError: all damaged sidecars of ours.
     """
     made, problems = [], []
     for scan in scans:
@@ -120,6 +169,7 @@ def read_provenance(scans: Sequence[Path]) -> list[Provenance | None]:
         else:
             made.append(Provenance.from_sidecar(sidecar) if sidecar else None)
     raise_all(problems)
+    note_unreadable(scans)
     return made
 
 

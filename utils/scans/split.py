@@ -11,7 +11,8 @@ import numpy as np
 
 from utils.cli import raise_all
 from utils.files import image_stem
-from utils.people.labels import Label, match_label, read_labels
+from utils.people.labels import read_labels
+from utils.people.matching import Label
 
 PARTS = ("train", "val", "test")
 FRACTIONS = (0.7, 0.15, 0.15)
@@ -26,14 +27,15 @@ def read_scan_labels(
         FileNotFoundError: no such sheet.
         ValueError: bad rows of the sheet; or all scans without a row or an age.
     """
-    labels = read_labels(sheet, sex_codes=sex_codes)
+    labels = read_labels(sheet, scans, sex_codes=sex_codes)
     found, problems = {}, []
     for scan in scans:
-        label = match_label(scan, labels)
+        label = labels.find(scan)
         if label is None:
             problems.append(f"{scan}: no row in {sheet}; an age in years expected")
         elif label.age is None:
-            problems.append(f"{scan}: no age in {sheet}, row {label.row}; years expected")
+            doubt = label.doubt or f"no age in {label.source}, row {label.row}"
+            problems.append(f"{scan}: {doubt}; years expected")
         else:
             found[image_stem(scan.name)] = label
     raise_all(problems)

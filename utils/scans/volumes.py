@@ -27,7 +27,7 @@ from nibabel.orientations import (
 )
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from utils.files import IMAGE_SUFFIXES, image_stem
+from utils.files import IMAGE_SUFFIXES, image_stem, list_visible, require_fetched
 
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
@@ -108,11 +108,7 @@ def find_scans(folder: str | Path, *, allow_twins: bool = False) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of scans")
-    scans = sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
-    )
+    scans = [path for path in list_visible(folder) if path.name.lower().endswith(IMAGE_SUFFIXES)]
     if not scans:
         raise FileNotFoundError(f"{folder}: no .nii.gz or .nii file in it")
     seen: dict[str, Path] = {}
@@ -127,8 +123,10 @@ def open_image(path: Path) -> SpatialImage:
     """Opens an image and reads its header; its voxels are numbers and fit into memory.
 
     Raises:
-        ValueError: not a file (a pipe would block), unreadable, colours, or too large.
+        ValueError: not a file (a pipe would block), not fetched yet, unreadable, colours, or too
+            large.
     """
+    require_fetched(path)
     if not Path(path).is_file():
         kind = "not a file" if Path(path).exists() else "no such file, or a link that leads to none"
         raise ValueError(f"{path}: {kind}; a .nii.gz or .nii file expected")

@@ -17,6 +17,7 @@ from model.sorter import load_sorter
 from model.tsan import TSAN, SecondStage
 from utils.cli import Terminated
 from utils.distributed import World, joined
+from utils.files import require_fetched
 from utils.machine import be_deterministic, use_machine_well
 from utils.networks.checkpoint import (
     Checkpoint,
@@ -26,14 +27,15 @@ from utils.networks.checkpoint import (
     start_from_checkpoint,
 )
 from utils.networks.execution import Execution, choose_execution, compile_network
-from utils.people.labels import parse_sex_codes, read_labels
+from utils.people.codebook import parse_sex_codes
+from utils.people.labels import read_labels
 from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, describe, open_cohort
 from utils.scans.dataset import ScanDataset, require_shareable
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
-from utils.scans.volumes import InputRule
+from utils.scans.volumes import InputRule, find_scans
 from utils.training.augment import AUGMENTATIONS
 from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
@@ -131,6 +133,8 @@ def build_loss(args: argparse.Namespace) -> AgeLoss:
     sorter = None
     if args.sorter != "none" and args.rank_weight and args.aux_loss == "ranking":
         shipped = args.sorter == "shipped"
+        if not shipped:
+            require_fetched(args.sorter)
         sorter = load_shipped_sorter(args.batch_size) if shipped else load_sorter(args.sorter)
         if sorter.length != args.batch_size:
             raise ValueError(
@@ -149,7 +153,8 @@ def open_cohorts(
     smallest_side = WIDTHS[args.width].smallest_side if args.width else 0
     if first_stage is not None:
         smallest_side = max(smallest_side, first_stage.smallest_side)
-    labels = read_labels(args.labels, sex_codes=parse_sex_codes(args.sex_codes))
+    found = [*find_scans(args.train_folder), *find_scans(args.val_folder)]
+    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
     needs = {"need_age": True, "need_sex": args.use_sex, "smallest_side": smallest_side}
     train, validation = (
         open_cohort(folder, labels, input_rule, **needs)

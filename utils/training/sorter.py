@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from model.losses import standardise, tied_ranks
 from model.sorter import Sorter, load_sorter, save_sorter
-from utils.files import replacing, require_absent, require_writable
+from utils.files import replacing, require_absent, require_fetched, require_writable
 from utils.networks.execution import choose_execution
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
@@ -66,6 +66,7 @@ def load_shipped_sorter(length: int) -> Sorter:
         FileNotFoundError: there is none; the message says which command makes it.
     """
     path = sorter_path(length)
+    require_fetched(path)
     if not path.is_file():
         found = sorted(int(other.stem.split("_")[-1]) for other in PRETRAINED.glob("sorter_lstm_*"))
         raise FileNotFoundError(

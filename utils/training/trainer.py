@@ -29,7 +29,7 @@ from utils.networks.checkpoint import (
     union_of_hashes,
 )
 from utils.networks.execution import Execution, predict
-from utils.people.labels import FEMALE, MALE
+from utils.people.codebook import FEMALE, MALE
 from utils.results.metrics import score, within_bin_spread
 from utils.results.plots import age_scatter
 from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader

@@ -1,0 +1,150 @@
+"""DICOM series: recognised by their content, converted by dcm2niix; age and sex of the header."""
+
+import json
+import re
+import struct
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+from data_preprocessing.pipeline.recipe import INSTALL
+from utils.files import list_visible
+
+PREAMBLE = b"\0" * 128 + b"DICM"
+BEGINNING = 4096  # bytes; the class of a file stands within them
+# Groups of the first element of a file without preamble: of its meta header, of its data set.
+META_GROUP, DATA_GROUP = 0x0002, 0x0008
+CLASS_ROOT = b"1.2.840.10008."  # all classes of objects that DICOM defines
+DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"  # a DICOMDIR, which lists files and holds no image
+CONVERTED = "dicom"  # the folder of a workspace for what dcm2niix writes
+LONGEST_ECHO_TIME = 30.0  # ms; T1-weighted scans have 2 to 20, T2-weighted scans and FLAIR over 60
+
+YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+OLDEST_PATIENT = 110  # years; born in 1900 is what programs write that remove birth dates
+SEXES = {"F": 0, "M": 1}
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file holds an object of DICOM, with or without preamble and meta header."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(BEGINNING)
+    if start[128:132] == b"DICM":
+        return DIRECTORY_CLASS not in start
+    # An element begins with group and number, and one of these two groups is always the first.
+    group, number = struct.unpack("<HH", start[:4]) if len(start) > 8 else (0, 0)
+    return group in (META_GROUP, DATA_GROUP) and number <= 0x0100 and CLASS_ROOT in start
+
+
+def find_dicom(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, by content, in the order of their names."""
+    return list(filter(is_dicom, list_visible(folder)))
+
+
+def read_dicom_label(folder: Path) -> tuple[float | None, int | None]:
+    """Age and sex of the patient at the study, by the header of one file of a series.
+
+    Args:
+        folder: of a series.
+
+    Returns:
+        Age in years, of PatientAge or else of the dates of study and birth; 0 female, 1 male. None
+        where unknown, or where pydicom is not installed.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        return None, None
+    file = next(filter(is_dicom, list_visible(folder)), None)
+    names = ("PatientAge", "PatientSex", "PatientBirthDate", "StudyDate", "SeriesDate")
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)
+        # As stored: pydicom would warn of values that do not fit their type.
+        stored = [header.get_item(name) for name in names]
+        cells = [str(item.value or b"", "latin-1").strip(" \0") if item else "" for item in stored]
+    except Exception:  # pydicom raises anything for a damaged file, which dcm2niix reports later
+        return None, None
+    age, sex, born, study, series = cells
+    return _years(age, born, study or series), SEXES.get(sex.upper())
+
+
+def _years(age: str, born: str, study: str) -> float | None:
+    """Years of an age such as 045Y, 018M, 006W or 010D, or between two dates; None if unknown."""
+    found = re.fullmatch(r"(\d{1,3})([YMWD])", age.upper())
+    # An age of 0 is what programs write that remove ages.
+    if found and 0 < (years := int(found[1]) * YEARS_PER_UNIT[found[2]]) <= OLDEST_PATIENT:
+        return years
+    try:
+        first, last = (datetime.strptime(day.replace(".", ""), "%Y%m%d") for day in (born, study))
+    except ValueError:
+        return None
+    years = (last - first).days / 365.25
+    return years if 0 < years <= OLDEST_PATIENT else None
+
+
+def convert_dicom(folder: Path, workspace: Path) -> Path:
+    """One DICOM series as a NIfTI file in `workspace`, by dcm2niix.
+
+    Raises:
+        ValueError: dcm2niix is missing, failed, or made no volume or several; no T1-weighted
+            series of an MR scanner by its header.
+    """
+    try:
+        import dcm2niix
+    except ImportError as error:
+        raise ValueError(f"{folder}: DICOM files need dcm2niix: {INSTALL}") from error
+    made = workspace / CONVERTED
+    made.mkdir()
+    # %s_%p: series number and protocol, for the message where there are several. -d 0: series in
+    # inner folders are scans of their own. -ba y: nothing about the patient.
+    command = [
+        dcm2niix.bin,
+        *["-b", "y", "-ba", "y", "-z", "n", "-d", "0", "-f", "%s_%p", "-o"],
+        str(made),
+    ]
+    given = _with_preambles(folder, workspace)
+    done = subprocess.run([*command, str(given)], capture_output=True, text=True, check=False)
+    volumes = sorted(made.glob("*.nii"))
+    if len(volumes) == 1:
+        _require_t1(folder, volumes[0].with_suffix(".json"))
+        return volumes[0]
+    if volumes:
+        names = ", ".join(path.stem for path in volumes)
+        raise ValueError(f"{folder}: one T1-weighted series expected in a folder, found {names}")
+    last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+    raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")
+
+
+def _with_preambles(folder: Path, workspace: Path) -> Path:
+    """The folder; or copies, where files begin with the meta header, which dcm2niix cannot read."""
+    files = find_dicom(folder)
+    bare = [path for path in files if _begins_with_meta(path)]
+    if not bare:
+        return folder
+    copies = workspace / "files"
+    copies.mkdir()
+    for path in files:
+        (copies / path.name).write_bytes(PREAMBLE * (path in bare) + path.read_bytes())
+    return copies
+
+
+def _begins_with_meta(path: Path) -> bool:
+    with path.open("rb") as file:
+        return struct.unpack("<H", file.read(2))[0] == META_GROUP
+
+
+def _require_t1(folder: Path, sidecar: Path) -> None:
+    """Raises ValueError where what dcm2niix says of a series is not that of a T1-weighted scan."""
+    if not sidecar.is_file():
+        return
+    header = json.loads(sidecar.read_text(encoding="utf-8", errors="replace"))
+    modality, echo = header.get("Modality", "MR"), 1000 * header.get("EchoTime", 0)
+    name = header.get("SeriesDescription") or header.get("ProtocolName") or "no name"
+    if modality != "MR":
+        raise ValueError(f"{folder}: modality {modality} ({name}), MR expected")
+    if echo > LONGEST_ECHO_TIME:
+        raise ValueError(
+            f"{folder}: an echo time of {echo:g} ms ({name}) is not that of a T1-weighted scan, "
+            f"{LONGEST_ECHO_TIME:g} ms at most expected"
+        )

@@ -1,0 +1,106 @@
+"""Whose scans they are: the label sheets and headers of a call, and what they say of each scan."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_preprocessing.pipeline.dicom import read_dicom_label
+from data_preprocessing.pipeline.inputs import Source, find_participant_tables, scan_stem
+from utils.cli import raise_all
+from utils.people.labels import LabelSheet, examine_labels
+from utils.people.matching import Label
+
+SHOWN_PROBLEMS = 3  # of a table that the user did not name
+HEADER = "DICOM header"
+
+
+@dataclass(frozen=True)
+class People:
+    """A label sheet and the folder whose scans it describes; None: any scan."""
+
+    labels: LabelSheet
+    folder: Path | None = None
+
+
+def read_people(
+    sheet: str | None,
+    inputs: Sequence[str],
+    sources: Sequence[Source],
+    sex_codes: dict[str, int] | None,
+) -> list[People]:
+    """What a label sheet says of the scans, or every participants.tsv of the inputs.
+
+    Ages may be missing. Wrong cells of a table that the user did not name count as unknown, and a
+    note is printed; so are notes on scans whose rows do not give an age.
+
+    Args:
+        sheet: its path; "": no labels; None: participants.tsv.
+        inputs: as for `find_sources`.
+        sources: all scans.
+        sex_codes: as for `read_labels`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_labels`, for a sheet that the user named.
+    """
+    if sheet == "":
+        return []
+    found = [(Path(sheet), None)] if sheet is not None else []
+    if sheet is None:
+        found = [(table, table.parent) for table in find_participant_tables(inputs)]
+    people = []
+    for table, folder in found:
+        inside = [source for source in sources if _describes(folder, source)]
+        scans = [path for source in inside for path in _paths_of(source)]
+        try:
+            labels, problems = examine_labels(table, scans, sex_codes=sex_codes, need_ages=False)
+        except ValueError as error:
+            if sheet is not None:
+                raise
+            print(f"note: taken as unknown: {error}")
+            continue
+        if sheet is not None:
+            raise_all(problems)
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f"note: taken as unknown: {problem}")
+        if len(problems) > SHOWN_PROBLEMS:
+            print(f"note: and {len(problems) - SHOWN_PROBLEMS} more of {table}")
+        people.append(People(labels, folder))
+        notes = labels.notes([(source.path, find_label(source, people[-1:])) for source in inside])
+        print("".join(f"{note}\n" for note in notes), end="")
+    return people
+
+
+def _describes(folder: Path | None, source: Source) -> bool:
+    return folder is None or source.path.is_relative_to(folder)
+
+
+def _paths_of(source: Source) -> list[Path]:
+    """Where a scan's row is looked for: by its name among all scans, and by its file."""
+    paths = [source.path.with_name(source.name), source.path]
+    return paths[scan_stem(source.path) == source.name :]
+
+
+def find_label(source: Source, tables: Sequence[People]) -> Label | None:
+    """What the first table that has a row of a scan says of it; None where none has."""
+    for people in tables:
+        if _describes(people.folder, source):
+            for path in _paths_of(source):
+                if label := people.labels.find(path):
+                    return label
+    return None
+
+
+def complete_from_header(source: Source, label: Label | None) -> Label | None:
+    """What the sheets say of a DICOM series; its header where they do not know age or sex."""
+    if label and None not in (label.age, label.sex):
+        return label
+    age, sex = read_dicom_label(source.path)
+    if label is None:
+        known = (age, sex) != (None, None)
+        return Label(source.name, age, sex, row=0, source=HEADER) if known else None
+    completed = replace(label, sex=sex if label.sex is None else label.sex)
+    if label.age is None and age is not None:
+        completed = replace(completed, age=age, doubt="")
+    if completed == label:
+        return label
+    return replace(completed, source=", ".join(filter(None, (label.source, HEADER))))

@@ -1,0 +1,154 @@
+"""Which columns of a table hold names, sessions, ages, sexes and sites, by its header.
+
+Headers are compared without case and punctuation: `AgeAtScan` and `Age at scan` are `age_at_scan`.
+Which of several columns with names is meant, the scans decide: see labels.py.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.people.codebook import YEARS_PER_UNIT, parse_age
+
+# Best first.
+FILES = ("file_name", "filename", "file", "scan_file", "image_file", "image", "scan", "t1", "t1w",
+         "nifti", "path", "file_path", "filepath", "scan_path")  # fmt: skip
+IDS = ("participant_id", "subject_id", "scan_id", "image_id", "mri_id", "id", "subject",
+       "participant", "patient_id", "patient", "name", "ixi_id", "session_id")  # fmt: skip
+SESSIONS = ("session_id", "session", "ses", "visit_id", "visit", "timepoint", "time_point", "wave")
+SITES = ("site", "scanner", "center", "centre", "site_id", "study")
+SEX = re.compile(
+    r"((subject|participant|patient|biological)_)?(sex|gender)(_(id|code|at_birth))?"
+    r"(_(\d|m|f|male|female))*|m_f|f_m|(is_)?(fe)?male"
+)
+# The words that the header of an age may have; with any other (age_at_onset) it is another age.
+AGE = {"age", "ages"}
+FILLERS = {"chronological", "subject", "participant", "patient", "in", "at", "on", "of", "the",
+           "time", "date", "study"}  # fmt: skip
+SCANNED = {"scan", "scanning", "mri", "mr", "t1", "imaging", "session", "visit", "acquisition",
+           "test", "testing", "assessment", "exam", "examination"}  # fmt: skip
+FIRST = {"first", "initial", "baseline", "entry", "enrolment", "enrollment", "inclusion", "bl"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the columns of a table stand; None where it has none.
+
+    Attributes:
+        header: as it stands; empty where the table has none.
+        first: index of the first row of people.
+        names: the columns whose headers say that they name scans or people, the likeliest first.
+        others: further columns, which may name the scans all the same.
+        baseline: whether the age is that at the first session, whatever the row is about.
+        unclear: headers that speak of an age, where none is understood.
+    """
+
+    header: Sequence[str]
+    first: int
+    names: Sequence[int]
+    others: Sequence[int] = ()
+    age: int | None = None
+    baseline: bool = False
+    sex: int | None = None
+    session: int | None = None
+    site: int | None = None
+    unclear: Sequence[str] = ()
+
+
+def find_columns(
+    path: Path, rows: Sequence[Sequence[str]], start: int, *, need_ages: bool
+) -> Columns:
+    """Finds the columns of a table whose header, or first person, is row `start`.
+
+    Args:
+        path: of the table, for messages.
+        rows: its cells.
+        start: index of the header.
+        need_ages: whether a column of ages is needed; without, one of names is enough.
+
+    Raises:
+        ValueError: columns that are missing, or twice there.
+    """
+    header, where = rows[start], f"{path}, row {start + 1}"
+    words = [normalise(cell) for cell in header]
+    ages, unclear = _find_ages(words)
+    sex = next((at for at, word in enumerate(words) if SEX.fullmatch(word)), None)
+    session, site = _first_of(SESSIONS, words), _first_of(SITES, words)
+    names = [at for at in _all_of((*FILES, *IDS), words) if at != session]
+    if not names and session is not None:
+        names = [session]
+    if not (ages or sex is not None or (names and (unclear or not need_ages))):
+        return _without_header(path, rows, start)
+    for at in (*(at for at, _ in ages[:1]), sex, *names):
+        if at is not None and words.count(words[at]) > 1:
+            raise ValueError(f"{where}: two columns named {header[at]}, one expected")
+    if not ages and need_ages:
+        raise ValueError(
+            f"{where}: no column of ages such as age, age_at_scan, age_months or Age (y); found "
+            f"{list(header)}: rename the column"
+        )
+    if not names:
+        raise ValueError(
+            f"{where}: no column named {', '.join((*IDS, *FILES))}; found {list(header)}"
+        )
+    taken = {*names, sex, session, site, *(at for at, _ in ages), *unclear}
+    age, baseline = ages[0] if ages else (None, False)
+    return Columns(
+        header, start + 1, names, [at for at in range(len(words)) if at not in taken],
+        age, baseline, sex, session, site, [] if ages else [header[at] for at in unclear],
+    )  # fmt: skip
+
+
+def normalise(header: str) -> str:
+    """`AgeAtScan (years)` as `age_at_scan_years`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", header.strip())
+    name = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+    return re.sub(r"^ageat_?", "age_at_", name)
+
+
+def _find_ages(headers: Sequence[str]) -> tuple[list[tuple[int, bool]], list[int]]:
+    """The columns of ages, that at the scan first, and whether each is the age at the first one.
+
+    And the columns of other ages, such as age_at_onset.
+    """
+    found, others = [], []
+    for at, header in enumerate(headers):
+        words = header.split("_")
+        if not AGE & set(words):
+            continue
+        rest = words[:-1] if words[-1] in YEARS_PER_UNIT else words
+        if set(rest) - AGE - FILLERS - SCANNED - FIRST:
+            others.append(at)
+            continue
+        baseline = bool(FIRST & set(rest))
+        rank = 2 if baseline else not SCANNED & set(rest)
+        found.append((rank, len(words), at, baseline))
+    return [(at, baseline) for *_, at, baseline in sorted(found)], others
+
+
+def _without_header(path: Path, rows: Sequence[Sequence[str]], start: int) -> Columns:
+    """A table without a header, as published: file name, age, sex; row `start` is a person's."""
+    second = rows[start][1] if len(rows[start]) > 1 else ""
+    try:
+        if len(rows[start]) < 2:
+            raise ValueError
+        parse_age(second)
+    except ValueError:
+        raise ValueError(
+            f"{path}, row {start + 1}: neither a header with subject_id, age, sex, nor a row of "
+            f"file name, age, sex: its second cell is {second!r}; found {list(rows[start][:6])} "
+            "(another separator?)"
+        ) from None
+    first = next((at for at, row in enumerate(rows) if any(row)), start)  # loses nobody
+    return Columns((), first, [0], age=1, sex=2)
+
+
+def _all_of(known: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Where the known names stand, in their own order."""
+    found = [at for at, name in enumerate(names) if name in known]
+    return sorted(found, key=lambda at: known.index(names[at]))
+
+
+def _first_of(known: Sequence[str], names: Sequence[str]) -> int | None:
+    return next(iter(_all_of(known, names)), None)
