@@ -143,6 +143,12 @@ def _notes_on_orientation(image: nibabel.Nifti1Image) -> list[str]:
 def _non_negative(voxels: np.ndarray, notes: list[str]) -> np.ndarray:
     """Voxels of at least 0, whose background stays 0 if it was 0; may add to `notes`."""
     lowest = voxels.min()
+    corners, value = voxels[:: voxels.shape[0] - 1, :: voxels.shape[1] - 1], voxels[0, 0, 0]
+    if lowest > 0 and (corners[:, :, :: voxels.shape[2] - 1] == value).all():
+        background = voxels == value
+        if background.mean() > ZERO_BACKGROUND:
+            notes.append(f"a constant background of {value:.6g}: taken as 0")
+            return np.where(background, 0, voxels)
     if lowest >= 0:
         return voxels
     inside = voxels != 0
