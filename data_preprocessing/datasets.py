@@ -25,11 +25,12 @@ from pathlib import Path
 
 import nibabel
 
+from data_preprocessing.public.bids import read_bids
 from data_preprocessing.public.releases import RELEASES, Release, Scan, recognise
 from data_preprocessing.public.tables import Listing, Subject
 from utils.cli import new_parser, raise_all, run_entry
 from utils.files import IMAGE_SUFFIXES, image_stem, replacing, require_empty, write_tsv, write_xls
-from utils.people.codebook import FEMALE, MALE, OLDEST_AGE
+from utils.people.codebook import FEMALE, MALE, OLDEST_AGE, parse_sex_codes
 from utils.scans.split import describe_ages
 
 VOLUME_SUFFIXES = (*IMAGE_SUFFIXES, ".img", ".npy")
@@ -87,7 +88,8 @@ def pair(
     entries: dict[tuple[str, str], Entry] = {}
     left_out, matched = [], set()
     for scan in scans:
-        key = scan.image if scan.image in listing.subjects else scan.key
+        keys = (str(scan.path), scan.image, scan.key)
+        key = next((key for key in keys if key in listing.subjects), scan.key)
         subject = listing.subjects.get(key)
         matched.add(key)
         kept = entries.get((scan.person, scan.session))
@@ -199,6 +201,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--scan_folder", type=Path, required=True, help="holds the scans as released, at any depth"
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
+    parser.add_argument(
+        "--sex_codes", nargs="+", metavar="CODE=SEX",
+        help="for bids: what other codes mean, such as 1=male 2=female",
+    )  # fmt: skip
     return parser
 
 
@@ -207,8 +213,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     release = RELEASES[args.dataset]
     require_empty(args.output_dir)
-    listing = release.read(args.tables)
     volumes = find_volumes(args.scan_folder)
+    if release.read:
+        listing = release.read(args.tables)
+    else:
+        listing = read_bids(args.tables, volumes, parse_sex_codes(args.sex_codes))
     scans = recognise(volumes, release, days=listing.days)
     entries, left_out = pair(scans, listing, release)
     if not entries:

@@ -14,6 +14,7 @@ from pathlib import Path
 from utils.cli import add_label_flags, add_subject_pattern, new_parser, number, run_entry
 from utils.files import as_spreadsheet_text, replacing, require_absent
 from utils.people.codebook import FEMALE, MALE, parse_sex_codes
+from utils.scans.cohort import require_teachable
 from utils.scans.leakage import find_people
 from utils.scans.split import deal_to_folds, describe_ages, read_scan_labels
 from utils.scans.volumes import find_scans
@@ -46,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     }
     dealt = deal_to_folds(people, folds=args.number, seed=args.seed)
     folds = {scan: dealt[person_of[scan]] for scan in labels}
+    for fold in range(args.number):
+        rest = [scan for scan in labels if folds[scan] != fold]
+        ages, others = [labels[scan].age for scan in rest], [person_of[scan] for scan in rest]
+        require_teachable(ages, others, what=f"the scans outside of fold {fold}")
     with replacing(args.output) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("scan", "fold"))

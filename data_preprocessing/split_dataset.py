@@ -14,6 +14,7 @@ from pathlib import Path
 from utils.cli import add_subject_pattern, new_parser, number, run_entry
 from utils.files import image_stem, replacing, require_empty, write_tsv
 from utils.people.codebook import parse_sex_codes
+from utils.scans.cohort import require_teachable
 from utils.scans.leakage import find_people
 from utils.scans.split import FRACTIONS, describe_ages, read_scan_labels, split_by_person
 from utils.scans.volumes import find_scans
@@ -77,6 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     path_of = {image_stem(path.name): path for path in scans}
     person_of = find_people(list(path_of), pattern=args.subject_pattern)
     parts = split_by_person(ages, person_of=person_of, fractions=args.fractions, seed=args.seed)
+    if train := parts["train"]:
+        try:
+            people = [person_of[scan] for scan in train]
+            require_teachable([ages[scan] for scan in train], people, what="train")
+        except ValueError as error:  # the parts may be meant for another use
+            print(f"note: {error}")
 
     write = {"lists": write_lists, "links": write_links}[args.write]
     write(parts, path_of=path_of, output_dir=args.output_dir)

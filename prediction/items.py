@@ -97,8 +97,12 @@ def _lies_on_grid(source: Source) -> bool:
 
 
 def _bids_name(source: Source) -> BidsName | None:
-    """What BIDS says of a scan: by its name or, with folders in front of that, by its file's."""
-    return parse_bids_name(source.name) or parse_bids_name(scan_stem(source.path))
+    """What BIDS says of a scan: by its name or, with folders in front of that, by its file's.
+
+    A folder of FreeSurfer or DICOM files is called sub-01_ses-1, without the `_T1w` of a file.
+    """
+    names = (source.name, scan_stem(source.path), f"{source.name}_T1w")
+    return next(filter(None, map(parse_bids_name, names)), None)
 
 
 def select_participants(sources: Sequence[Source], labels: Sequence[str]) -> list[Source]:

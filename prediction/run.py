@@ -92,7 +92,7 @@ def find_scans(args: argparse.Namespace) -> list[Item]:
     text = f"{len(items)} scans, {sum(item.source.on_grid for item in items)} on the network's grid"
     known = sum(item.label is not None for item in items)
     if people or known:
-        text += f"; {known} have a row in the label sheet, or a DICOM header with age or sex"
+        text += f"; labels of {known} are known"
     print(text)
     if not args.overwrite:
         require_all_rows(items, args.output_dir / TABLE)

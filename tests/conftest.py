@@ -171,3 +171,11 @@ def trained(cohort, tmp_path_factory) -> dict[str, Path]:
         [*training_flags(cohort, folder / "second"), "--first_stage_net", str(first)]
     )
     return {"first": first, "second": second}
+
+
+def forget_inputs(run: Path) -> None:
+    """Makes the last checkpoints of a run as they were before they kept what scans hold."""
+    for path in run.glob("*.pth.tar"):
+        content = torch.load(path, weights_only=True)
+        if content.get("resume", {}).pop("inputs", None):
+            torch.save(content, path)

@@ -65,6 +65,9 @@ def test_participants_are_asked_for_with_or_without_sub():
     names = ["sub-01_T1w", "sub-1_T1w", "sub-10_ses-1_T1w", "sub-10_ses-2_T1w", "other"]
     sources = [Source(name, Path(f"{name}.nii")) for name in names]
     assert select_participants(sources, ["sub-01", "10"]) == [sources[at] for at in (0, 2, 3)]
+    # Of FreeSurfer or DICOM files: the folder's name, without the suffix of a file.
+    folder = Source("sub-12_ses-1", Path("sub-12_ses-1/mri/orig.mgz"))
+    assert select_participants([*sources, folder], ["12"]) == [folder]
     with pytest.raises(ValueError, match=r"no scan of sub-11, sub-2; found sub-01, sub-1, sub-10"):
         select_participants(sources, ["2", "11", "1"])
     with pytest.raises(ValueError, match="none has a name of BIDS"):

@@ -145,7 +145,7 @@ REFUSED = (
     ("gzip", sheet(b"\x1f\x8b\x08\x00" + bytes(range(256))), "not UTF-8|NUL"),
     ("NIfTI", sheet(b"\x5c\x01\0\0" + bytes(348)), "NUL"),
     # Columns.
-    ("no column of names", sheet("age,sex\n50,0\n"), "no column named participant_id"),
+    ("no column of names", sheet("age,sex\n50,0\n"), "no column with names of scans"),
     ("no column of ages", sheet("id,sex\na,0\n"), "no column of ages"),
     ("columns of another language", sheet("nom,jahre,ort\na,50,x\n"), "neither a header"),
     ("comma in a .tsv", sheet(HEAD + "a,50,0\n", "labels.tsv"), "row 1: neither"),

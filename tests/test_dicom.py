@@ -74,6 +74,13 @@ def test_what_is_no_dicom_is_not_taken_for_it(tmp_path):
     assert not is_dicom(tmp_path / "missing")
 
 
+def test_dicom_files_beside_converted_scans_are_left_out_and_said(tmp_path, capsys):
+    write_series(block((4, 4, 2)), tmp_path)
+    nibabel.save(block(), tmp_path / "converted.nii")
+    assert [source.path for source in sources_of(tmp_path)] == [tmp_path / "converted.nii"]
+    assert "note: left out, DICOM files of folders that hold converted" in capsys.readouterr().out
+
+
 @pytest.mark.engines
 def test_series_of_inner_folders_are_scans_of_their_own(tmp_path, workspace):
     write_series(block(), tmp_path / "study")

@@ -1,10 +1,14 @@
 import argparse
 import hashlib
 import os
+import re
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
-from utils.cli import Switch, new_parser, number, run_entry
+from utils.cli import SPIN_COUNT, Switch, new_parser, number, run_entry
 from utils.files import hash_file, replacing, require_absent, require_empty
 
 
@@ -109,3 +113,30 @@ def test_debug_shows_the_traceback_and_is_no_flag_of_the_run(monkeypatch):
     with pytest.raises(ValueError, match="expected this"):
         run_entry(fail)
     assert os.environ["TSAN_DEBUG"] == "1"  # processes that are started show theirs too
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch uses another OpenMP there")
+def test_waiting_threads_of_a_started_program_sleep_soon_unless_the_user_says_how_they_wait():
+    own = {"GOMP_SPINCOUNT": "77"}, {"OMP_WAIT_POLICY": "ACTIVE"}
+    command = [sys.executable, str(ROOT / "test.py"), "--test_folder", "none", "--output_dir"]
+    usual = {name: value for name, value in os.environ.items() if not re.match("G?OMP_", name)}
+    # The library itself says, when it is loaded, what holds.
+    usual |= {"OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen([*command, "none"], env=usual | more, stderr=subprocess.PIPE, text=True)
+        for more in ({}, *own)
+    ]
+    said = [task.communicate(timeout=300)[1] for task in started]
+    counts = [re.search(r"GOMP_SPINCOUNT = '(\d+)'", text)[1] for text in said]
+    assert counts[:2] == [SPIN_COUNT, "77"]
+    assert int(counts[2]) > 10**9  # what the library makes of ACTIVE
+
+
+def test_help_shows_the_defaults_that_there_are():
+    parser = new_parser("")
+    parser.add_argument("--none", help="no default")
+    parser.add_argument("--empty", nargs="*", default=[], help="none either")
+    parser.add_argument("--zero", type=int, default=0, help="a number")
+    parser.add_argument("--off", action=Switch, default=False, help="a switch")
+    text = parser.format_help()
+    assert re.findall(r"\(default: (.*)\)", text) == ["0", "False"]

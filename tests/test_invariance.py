@@ -18,7 +18,8 @@ import test
 import train_first_stage
 from model.losses import AgeLoss
 from utils.networks.checkpoint import load_checkpoint
-from utils.training.trainer import LAST_NAME, Trainer
+from utils.training.resume import LAST_NAME
+from utils.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import TINY, brain, training_flags, write_scan
+from conftest import TINY, brain, forget_inputs, training_flags, write_scan
 
 import predict
 import test
@@ -24,7 +24,7 @@ from utils.scans.cache import Cache
 from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import NO_CACHE, ScanDataset, open_for_one_pass
 from utils.scans.volumes import GRID_AFFINE, InputRule
-from utils.training.trainer import LAST_NAME
+from utils.training.resume import LAST_NAME
 
 ANY = InputRule(any_grid=True)
 RAS = GRID_AFFINE @ np.diag([-1, 1, 1, 1])
@@ -209,6 +209,9 @@ def test_a_resumed_run_is_not_judged_by_what_it_has_learnt_from(tmp_path, capsys
     before = load_checkpoint(train_first_stage.main(flags)).trained_on
     table.write_text("scan,fold\na,0\nb,1\nc,1\nd,1\ne,0\n")  # made anew with another seed
     flags += ["--resume", "--epochs", "2"]
+    with pytest.raises(ValueError, match=r"training scans: a is missing, d is new; validation"):
+        train_first_stage.main([*flags, "--allow_shared_persons"])
+    forget_inputs(folder / "run")  # of a run that was begun before these were compared
     with pytest.raises(
         ValueError,
         match=r"last_model.*: trained on 1 of the 2 scans that should be new to it: a.nii.gz;",

@@ -253,6 +253,32 @@ def test_a_column_of_an_unknown_header_names_the_scans_where_no_other_does(tmp_p
     assert ages_of(sheet, "s7.nii.gz", "s8.nii.gz") == [30, 20]
 
 
+def test_without_a_known_header_the_column_that_names_the_scans_is_found(tmp_path):
+    rows = ("Pitt_0050003 50003 24.5 1 Pitt", "NYU_0051009 51009 30 2 NYU")
+    sheet = table(tmp_path / "abide.csv", "FILE_ID SUB_ID AGE_AT_SCAN SEX SITE_ID", *rows)
+    codes = {"1": 1, "2": 0}
+    for names in (
+        ("Pitt_0050003.nii.gz", "NYU_0051009.nii.gz"),
+        ("sub-0050003_T1w.nii", "51009.nii"),
+    ):
+        assert labels_of(sheet, *names, sex_codes=codes) == [(24.5, "M"), (30, "F")]
+    with pytest.raises(ValueError, match=r"none names the scans; found .*SUB_ID"):
+        ages_of(sheet, "other.nii", sex_codes=codes)
+
+
+def test_an_unnamed_column_may_name_the_scans(tmp_path):
+    (tmp_path / "a.csv").write_text(",age,sex\nx1,30,F\nx2,20,M\n")  # as pandas writes an index
+    assert ages_of(tmp_path / "a.csv", "x1.nii.gz", "x2.nii.gz") == [30, 20]
+
+
+def test_a_row_that_ends_before_its_age_is_a_problem(tmp_path):
+    (tmp_path / "a.csv").write_text("id,note,age\na,left\nearly,50\nb,x,60\n")
+    _, problems = examine_labels(tmp_path / "a.csv")
+    assert [text.partition("; a line")[0].partition("row ")[2] for text in problems] == [
+        "2: a: ends before the column of ages", "3: early: ends before the column of ages",
+    ]  # fmt: skip
+
+
 def test_a_path_means_its_last_part_and_its_folders_where_names_repeat(tmp_path):
     rows = ("/data/A/T1.nii.gz 30", "C:\\data\\B\\T1.nii.gz 20", "x/y/other.nii.gz 50")
     sheet = table(tmp_path / "a.csv", "path age", *rows)
@@ -296,7 +322,7 @@ def test_headers_of_ages_are_understood_with_their_units(tmp_path, header, age):
 
 
 @pytest.mark.parametrize(
-    "header", ["age_at_onset", "age_group", "mother_age", "brain_age", "age_m"]
+    "header", ["age_at_onset", "age_group", "mother_age", "brain_age", "age_m", "age_t1"]
 )
 def test_another_age_is_not_taken_for_the_persons_and_the_headers_are_listed(tmp_path, header):
     (tmp_path / "a.csv").write_text(f"id,{header},sex\na,24,F\n")

@@ -98,7 +98,8 @@ def test_participants_that_are_not_here_are_said(tmp_path, make, message, capsys
     make(tmp_path / "participants.tsv")
     write_scan(tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii", brain((4, 4, 4), 50))
     assert find_participant_tables([tmp_path]) == [tmp_path / "participants.tsv"]
-    read_people(None, [str(tmp_path)], None)
+    sources = find_sources([tmp_path], output_dir=Path("results"))
+    read_people(None, [str(tmp_path)], sources, None)
     said = capsys.readouterr().out
     assert "participants.tsv: " in said
     assert message.split(",")[0] in said

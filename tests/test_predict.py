@@ -229,9 +229,10 @@ def test_a_bids_dataset_brings_its_participants_and_gets_derivatives(
     assert [(row["participant_id"], row["session_id"]) for row in rows] == [
         ("sub-01", "ses-1"), ("sub-01", "ses-2"), ("sub-02", "n/a"), ("sub-03", "n/a"),
     ]  # fmt: skip
-    assert [row["age"] for row in rows] == ["61.50", "61.50", "n/a", "n/a"]
+    assert [row["age"] for row in rows] == ["61.50", "n/a", "n/a", "n/a"]  # ses-2 was later
     assert [row["sex"] for row in rows] == ["F", "F", "M", "n/a"]
     assert [row["site"] for row in rows] == ["A", "A", "B", "A"]
+    assert [row["label_source"] for row in rows] == ["participants.tsv"] * 4
     assert rows[2]["brain_pad"] == "n/a"
     name = "sub-01_ses-2_space-MNI152NLin6Asym_res-2_desc-brain_T1w_brainage.json"
     assert (output / "sub-01" / "ses-2" / "anat" / name).is_file()

@@ -99,7 +99,10 @@ NOTES = st.lists(
 def test_whatever_the_notes_hold_each_person_keeps_their_row_or_the_table_is_refused(
     tmp_path_factory, notes, mark, place, quotes
 ):
-    rows = [["id", "age", "sex"], *([f"sub-{at}", str(20 + at), "F"] for at in range(len(notes)))]
+    rows = [
+        ["id", "age", "sex"],
+        *([f"sub-{at}", str(20 + at), "F" * (at % 2)] for at in range(len(notes))),
+    ]
     if not quotes:
         notes = [note.replace(mark, "").replace("\n", "") for note in notes]
     for row, note in zip(rows, ["note", *notes], strict=True):

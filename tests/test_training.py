@@ -24,8 +24,9 @@ from utils.scans.volumes import InputRule
 from utils.training import trainer
 from utils.training.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
 from utils.training.recipes import FIRST_STAGE, SECOND_STAGE
+from utils.training.resume import LAST_NAME
 from utils.training.run import build_training
-from utils.training.trainer import BEST_NAME, LAST_NAME, RunInfo, Trainer
+from utils.training.trainer import BEST_NAME, RunInfo, Trainer
 
 NEEDED = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
 
@@ -221,7 +222,7 @@ def test_resuming_with_other_flags_is_refused(cohort, trained, tmp_path):
         (["--lr", "0.5"], r"--lr was 0\.0001, is 0\.5"),
         (["--rank_weight", "1"], r"--rank_weight was 10\.0, is 1\.0"),
     ):
-        with pytest.raises(ValueError, match=f"use the same flags to resume .{message}"):
+        with pytest.raises(ValueError, match=f"give the same to resume .{message}"):
             train_first_stage.main([*flags, *other])
 
 

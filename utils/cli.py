@@ -18,6 +18,10 @@ TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
 READING_PROCESS = ("DataLoader worker", "Pin memory thread")  # how messages of torch start
 DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
+# Rounds that a thread of GNU OpenMP, which torch uses on Linux, waits awake before it sleeps; the
+# library's own default is 300,000. Measured: docs/PERFORMANCE.md, "Busy cores".
+SPIN_COUNT = "10000"
+NO_DEFAULTS = (None, "", [])  # of flags that may be left out
 
 
 def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
@@ -26,7 +30,7 @@ def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
         kwargs.setdefault("prog", f"python -m {module.name.removesuffix('.__main__')}")
     parser = argparse.ArgumentParser(
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
         **kwargs,
     )
@@ -36,6 +40,14 @@ def new_parser(description: str, **kwargs) -> argparse.ArgumentParser:
         help=f"show tracebacks of errors, as {DEBUG}=1 in the environment does",
     )  # fmt: skip
     return parser
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of each flag that has one."""
+
+    def _get_help_string(self, action):
+        has_none = any(action.default == nothing for nothing in NO_DEFAULTS)
+        return action.help if has_none else super()._get_help_string(action)
 
 
 def shows_tracebacks() -> bool:
@@ -117,8 +129,10 @@ class Terminated(KeyboardInterrupt):
 def run_entry(main: Callable[[], None]) -> None:
     """Runs `main`; what the user can mend (ValueError, OSError) is one message and exit code 1.
 
-    With `--debug`, or TSAN_DEBUG=1 in the environment, the traceback is shown as well.
+    With `--debug`, or TSAN_DEBUG=1 in the environment, the traceback is shown as well. `main` is to
+    import torch, see `wait_asleep`.
     """
+    wait_asleep()
     try:
         main()
     except ModuleNotFoundError as error:
@@ -145,6 +159,16 @@ def run_entry(main: Callable[[], None]) -> None:
         print(str(interruption) or "interrupted", file=sys.stderr)
         # What a shell reports of a program that the signal ended.
         sys.exit(143 if isinstance(interruption, Terminated) else 130)
+
+
+def wait_asleep() -> None:
+    """Lets threads that wait for another one sleep soon, so that they leave busy cores to others.
+
+    It holds for this process and those that it starts, where torch has not been imported yet. Who
+    has set OMP_WAIT_POLICY or GOMP_SPINCOUNT in the environment is left alone.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def raise_all(problems: list[str]) -> None:

@@ -26,6 +26,7 @@ from utils.files import (
 )
 from utils.people.bids_names import parse_bids_name
 from utils.scans.layouts import (
+    DICOM_TOO,
     FREESURFER,
     FREESURFER_FOLDERS,
     FSL_ANAT,
@@ -48,6 +49,8 @@ UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
 RESULTS = ("predictions.tsv", "predictions.json")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
+# Files beside scans in thousands, which need not be opened to be known.
+NO_DICOM = (*SCAN_SUFFIXES, ".gz", ".json", ".tsv", ".png", ".bval", ".bvec")
 
 BIDS_VERSION = "1.10.0"
 # Files in our folders that have no name in BIDS.
@@ -174,8 +177,11 @@ def _walk(folder: Path, *, output_dir: Path, remarks: Remarks) -> Iterator[Path]
     files = [path for path in inside if not path.is_dir()]
     scans = [path for path in files if is_scan_name(path)]
     yield from select_scans(scans, remarks)
-    if not scans and any(map(is_dicom, files)):
-        yield folder
+    if any(is_dicom(path) for path in files if path.suffix not in NO_DICOM):
+        if scans:
+            remarks.setdefault(DICOM_TOO, []).append(folder)
+        else:
+            yield folder
     elif not scans and (left := next(filter(describe_pointer, files), None)):
         remarks.setdefault(f"folders of files, {describe_pointer(left)}", []).append(folder)
     has_freesurfer = (folder / FREESURFER).is_dir()

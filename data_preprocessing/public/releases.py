@@ -226,15 +226,8 @@ RELEASES = {
     ),
     "bids": Release(
         tables="participants.tsv",
-        read=People(
-            Kind(
-                "participants.tsv",
-                {"id": "participant_id", "age": "age", "sex": "sex gender"},
-                {"site": "site", "group": "group diagnosis"},
-            ),
-            key=r"^(?:sub-)?([\w+]+)",
-        ).read,
-        pattern=rf"/sub-(?P<key>{BIDS_LABEL})(?:_[^/]*)?_T1w{NIFTI}",
+        read=None,
+        pattern=rf"/sub-(?P<key>{BIDS_LABEL})(?:_ses-(?P<session>{BIDS_LABEL}))?(?:_[^/]*)?_T1w{NIFTI}",
         example="sub-01/anat/sub-01_T1w.nii.gz",
     ),
 }

@@ -178,7 +178,7 @@ def differences(run: Run, whole: Run) -> list[str]:
     """How the files that a run left differ from those of the whole run."""
     import torch
 
-    from utils.training.trainer import LAST_NAME
+    from utils.training.resume import LAST_NAME
 
     found = []
     for name in (BEST_NAME, LAST_NAME):
@@ -239,7 +239,7 @@ def terminated(whole: Run, seconds: float, trials: int, rng: random.Random) -> R
 
 def damaged(whole: Run, kind: str, trials: int, rng: random.Random) -> Row:
     """Damages the last checkpoint of finished runs, which must go on from the epoch before."""
-    from utils.training.trainer import LAST_NAME
+    from utils.training.resume import LAST_NAME
 
     faults, told = [], ""
     for trial in range(trials):

@@ -17,6 +17,7 @@ FILES = ("file_name", "filename", "file", "scan_file", "image_file", "image", "s
 IDS = ("participant_id", "subject_id", "scan_id", "image_id", "mri_id", "id", "subject",
        "participant", "patient_id", "patient", "name", "ixi_id", "session_id")  # fmt: skip
 SESSIONS = ("session_id", "session", "ses", "visit_id", "visit", "timepoint", "time_point", "wave")
+GROUPS = ("group", "diagnosis")
 SITES = ("site", "scanner", "center", "centre", "site_id", "study")
 SEX = re.compile(
     r"((subject|participant|patient|biological)_)?(sex|gender)(_(id|code|at_birth))?"
@@ -26,7 +27,7 @@ SEX = re.compile(
 AGE = {"age", "ages"}
 FILLERS = {"chronological", "subject", "participant", "patient", "in", "at", "on", "of", "the",
            "time", "date", "study"}  # fmt: skip
-SCANNED = {"scan", "scanning", "mri", "mr", "t1", "imaging", "session", "visit", "acquisition",
+SCANNED = {"scan", "scanning", "mri", "mr", "imaging", "session", "visit", "acquisition",
            "test", "testing", "assessment", "exam", "examination"}  # fmt: skip
 FIRST = {"first", "initial", "baseline", "entry", "enrolment", "enrollment", "inclusion", "bl"}
 
@@ -48,11 +49,12 @@ class Columns:
     first: int
     names: Sequence[int]
     others: Sequence[int] = ()
-    age: int | None = None
     baseline: bool = False
+    age: int | None = None
     sex: int | None = None
     session: int | None = None
     site: int | None = None
+    group: int | None = None
     unclear: Sequence[str] = ()
 
 
@@ -73,8 +75,9 @@ def find_columns(
     header, where = rows[start], f"{path}, row {start + 1}"
     words = [normalise(cell) for cell in header]
     ages, unclear = _find_ages(words)
-    sex = next((at for at, word in enumerate(words) if SEX.fullmatch(word)), None)
-    session, site = _first_of(SESSIONS, words), _first_of(SITES, words)
+    sexes = [at for at, word in enumerate(words) if SEX.fullmatch(word)]
+    sex = min(sexes, key=lambda at: (not words[at].startswith("sex"), at), default=None)
+    session, site, group = (_first_of(known, words) for known in (SESSIONS, SITES, GROUPS))
     names = [at for at in _all_of((*FILES, *IDS), words) if at != session]
     if not names and session is not None:
         names = [session]
@@ -88,16 +91,14 @@ def find_columns(
             f"{where}: no column of ages such as age, age_at_scan, age_months or Age (y); found "
             f"{list(header)}: rename the column"
         )
-    if not names:
-        raise ValueError(
-            f"{where}: no column named {', '.join((*IDS, *FILES))}; found {list(header)}"
-        )
-    taken = {*names, sex, session, site, *(at for at, _ in ages), *unclear}
+    taken = {*names, *sexes, session, site, group, *(at for at, _ in ages), *unclear}
+    others = [at for at in range(len(words)) if at not in taken]
+    if not names and not others:
+        raise ValueError(f"{where}: no column with names of scans; found {list(header)}")
     age, baseline = ages[0] if ages else (None, False)
-    return Columns(
-        header, start + 1, names, [at for at in range(len(words)) if at not in taken],
-        age, baseline, sex, session, site, [] if ages else [header[at] for at in unclear],
-    )  # fmt: skip
+    unclear = [] if ages else [header[at] for at in unclear]
+    places = {"age": age, "sex": sex, "session": session, "site": site, "group": group}
+    return Columns(header, start + 1, names, others, baseline, unclear=unclear, **places)
 
 
 def normalise(header: str) -> str:

@@ -16,6 +16,7 @@ from utils.cli import raise_all
 from utils.files import SCAN_SUFFIXES
 from utils.people.codebook import (
     SEX_WORDS,
+    UNKNOWN_WORDS,
     WORDS_OF_SEX,
     DataDictionary,
     codes_in_header,
@@ -23,7 +24,7 @@ from utils.people.codebook import (
     parse_sex,
     unit_in_header,
 )
-from utils.people.columns import FILES, find_columns, normalise
+from utils.people.columns import FILES, IDS, find_columns, normalise
 from utils.people.matching import Label, Matcher, scan_name
 from utils.people.sheets import first_row, read_rows
 from utils.people.text_tables import UNDECODED
@@ -182,9 +183,11 @@ class Table:
         """The column that names the scans: one of file names before one of ids.
 
         Raises:
-            ValueError: two columns name as many scans, but contradict each other.
+            ValueError: no column names scans; or two name as many, but contradict each other.
         """
         known, others = self.columns.names, self.columns.others
+        if known and not scans:
+            return known[0]
         files = [at for at in known if self._holds_files(at)]
         for group in (files, [at for at in known if at not in files], others):
             found = {at: self._find_all(at, scans) for at in group}
@@ -194,6 +197,11 @@ class Table:
                 for rival in rivals:
                     self._require_agreement(chosen, rival, found)
                 return chosen
+        if not known:
+            raise ValueError(
+                f"{self.path}: no column named {', '.join((*IDS, *FILES))}, and none names the "
+                f"scans; found {list(self.columns.header)}"
+            )
         return known[0]
 
     def read(self, names: int, *, person: str = "") -> list[Label]:
@@ -208,6 +216,9 @@ class Table:
             where = f"{self.path}, row {label.row}"
             if not label.subject_id:
                 self.problems.append(f"{where}: the file name or id is empty")
+            if len(self._rows[label.row]) <= (self.columns.age or 0):
+                text = f"{label.subject_id}: ends before the column of ages"
+                self.problems.append(f"{where}: {text}; a line end or a missing cell in it?")
             if UNDECODED.search(name := _cell(self._rows[label.row], names)):
                 text = f"{name}: this name is not UTF-8; save the table as UTF-8"
                 self.problems.append(f"{where}: {text}")
@@ -231,11 +242,15 @@ class Table:
         for number, row in self._rows.items():
             age, sex, _ = self._values[number]
             *folders, name = re.split(r"[\\/]+", _cell(row, names).rstrip("\\/"))
-            label = Label(person or scan_name(name), age, sex, number, source=self.path.name)
             labels.append(
-                replace(
-                    label,
-                    site=_cell(row, self.columns.site) or None,
+                Label(
+                    person or scan_name(name),
+                    age,
+                    sex,
+                    row=number,
+                    source=self.path.name,
+                    site=_known(_cell(row, self.columns.site)),
+                    group=_known(_cell(row, self.columns.group)),
                     session=_cell(row, names if person else self.columns.session) or None,
                     folders=tuple(part for part in folders if part.strip(".") and ":" not in part),
                 )
@@ -326,6 +341,10 @@ class Table:
         if twos or dictionary is None:
             return WORDS_OF_SEX | dict.fromkeys(filter(str.isdigit, cells.values()), None)
         return SEX_WORDS
+
+
+def _known(cell: str) -> str | None:
+    return None if cell.lower() in UNKNOWN_WORDS else cell
 
 
 def _cell(row: Sequence[str], at: int | None) -> str:

@@ -21,11 +21,15 @@ FIRST_SESSIONS = ("baseline", "base", "bl", "pre", "initial", "screening")
 
 @dataclass(frozen=True)
 class Label:
-    """What the tables say of a scan: age in years, sex (0 female, 1 male), site; None if unknown.
+    """What the tables say of a scan; None where unknown.
 
     Attributes:
         subject_id: the name or id in the row, without the suffix of an image.
+        age: years at the scan.
+        sex: 0 female, 1 male.
         row: its number in the table.
+        site: where, or by which scanner.
+        group: such as a diagnosis.
         session: what the row says of it; None where it says nothing.
         folders: in front of the name in the row.
         source: the name of the table that gives the age, or the sex where there is no age.
@@ -37,6 +41,7 @@ class Label:
     sex: int | None
     row: int
     site: str | None = None
+    group: str | None = None
     session: str | None = None
     folders: tuple[str, ...] = ()
     source: str = ""
@@ -159,7 +164,7 @@ def _agreed(rows: Sequence[Label]) -> Label:
     """One row for several of the same thing: what they contradict each other about is unknown."""
     first = rows[0]
     found = {}
-    for name in ("age", "sex", "site"):
+    for name in ("age", "sex", "site", "group"):
         known = {getattr(row, name): row for row in rows if getattr(row, name) is not None}
         found[name] = next(iter(known)) if len(known) == 1 else None
         if name == "age" and len(known) > 1:
@@ -172,9 +177,12 @@ def _first_of_each(layers: Sequence[Label]) -> Label:
     """Age, sex and site of the first layer that gives each; of the age a doubt counts too."""
     dated = next((row for row in layers if row.age is not None or row.doubt), layers[0])
     sexed = next((row for row in layers if row.sex is not None), layers[0])
-    site = next((row.site for row in layers if row.site), None)
+    site, group = (
+        next((value for row in layers if (value := getattr(row, name))), None)
+        for name in ("site", "group")
+    )
     source = dated.source if dated.age is not None else sexed.source
-    return replace(dated, sex=sexed.sex, site=site, source=source)
+    return replace(dated, sex=sexed.sex, site=site, group=group, source=source)
 
 
 def _later(row: Label, session: str) -> str:

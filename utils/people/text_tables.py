@@ -119,7 +119,7 @@ def _decode(path: Path, content: bytes) -> str:
 
 def _find_separator(lines: list[str]) -> str:
     """What cuts most lines into equally many cells; of several, what cuts them into most."""
-    bare = [QUOTED_PART.sub("", line) for line in lines]
+    bare = QUOTED_PART.sub("", "\n".join(lines)).split("\n")
 
     def agreement(separator: str) -> tuple[int, int]:
         counts = Counter(line.count(separator) for line in bare if separator in line)
@@ -175,6 +175,8 @@ def _read_row(
     below = next(filter(str.strip, lines[at + 1 : at + 9]), None)
     goes_on = below is not None and below.count(separator) + 1 < shape.named
     as_plain = shape.fits(plain) and (shape.fits(last) if as_quoted else not goes_on)
+    if len(plain) > shape.width and (separator != "\t" or doubtful):
+        as_plain = False  # a separator stands in quotes, and the last cell is empty
     if as_quoted == as_plain or (as_plain and plain[0].startswith('"')):
         return plain, 0
     return (quoted, taken) if as_quoted else (plain, 1)

@@ -15,9 +15,10 @@ from utils.people.codebook import parse_sex_codes
 from utils.people.labels import LabelSheet, read_labels
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import format_figures
-from utils.scans.cohort import Scan, describe, open_cohort
+from utils.scans.cohort import Scan, describe, open_cohort, require_teachable
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
+from utils.scans.leakage import find_people
 from utils.scans.volumes import InputRule, find_scans
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 8))
@@ -29,18 +30,20 @@ def compare_baselines(args: Namespace) -> dict[str, dict]:
     folders = [*args.train_folders, *([] if args.folds else [args.test_folder])]
     found = [scan for folder in folders for scan in find_scans(folder)]
     labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
-    voxels = {}
-    for folder in args.train_folders:
-        voxels |= read_voxels(folder, labels)
+    scans = [scan for folder in args.train_folders for scan in open_labelled(folder, labels)]
     if args.folds:
-        folds, tested = read_folds(args.folds), voxels
-        splits = [hold_out(list(voxels), folds, fold) for fold in sorted(set(folds.values()))]
+        folds, tested = read_folds(args.folds), scans
+        splits = [hold_out(scans, folds, fold) for fold in sorted(set(folds.values()))]
     else:
-        tested = read_voxels(args.test_folder, labels)
-        splits = [(list(voxels), list(tested))]
+        tested = open_labelled(args.test_folder, labels)
+        splits = [(scans, tested)]
+    for train, _ in splits:
+        people = find_people([scan.subject_id for scan in train])
+        require_teachable([scan.age for scan in train], people.values(), what="training")
+    voxels = read_voxels(scans if args.folds else scans + tested)
     predicted: dict[str, dict[Scan, float]] = {"mean age": {}, "kernel ridge": {}}
     for train, test in splits:
-        mean, ages = predict_ages(voxels | tested, train, test)
+        mean, ages = predict_ages(voxels, train, test)
         predicted["mean age"] |= dict.fromkeys(test, mean)
         predicted["kernel ridge"] |= dict(zip(test, ages, strict=True))
     age = np.array([scan.age for scan in tested])
@@ -52,10 +55,15 @@ def compare_baselines(args: Namespace) -> dict[str, dict]:
     return report
 
 
-def read_voxels(folder: str | Path, labels: LabelSheet) -> dict[Scan, np.ndarray]:
-    """The voxels of each scan of a folder, (voxels,) z-scores."""
+def open_labelled(folder: str | Path, labels: LabelSheet) -> list[Scan]:
+    """The scans of a folder, all with an age; says how many."""
     scans = open_cohort(folder, labels, INPUT_RULE, need_age=True)
     print(f"{folder}: {describe(scans)}")
+    return scans
+
+
+def read_voxels(scans: list[Scan]) -> dict[Scan, np.ndarray]:
+    """The voxels of each scan, (voxels,) z-scores."""
     dataset = open_for_one_pass(scans, INPUT_RULE)
     voxels = dataset[list(range(len(scans)))]["image"].flatten(1).numpy()
     return dict(zip(scans, voxels, strict=True))

@@ -1,10 +1,15 @@
-"""A folder of scans, each paired with its row of the label sheet and checked by its header."""
+"""A folder of scans, each paired with its row of the label sheet and checked by its header.
 
+Also whether scans of these ages and people can teach a network an age, and judge it.
+"""
+
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem
+from utils.people.codebook import FEMALE
 from utils.people.labels import LabelSheet
 from utils.people.matching import Label
 from utils.scans.volumes import GRID_SHAPE, InputRule, find_scans, open_scan
@@ -106,3 +111,52 @@ def describe(scans: list[Scan]) -> str:
     if turned:
         text += f"; {len(turned)} stored {'/'.join(sorted(set(turned)))}, put into LAS order"
     return text
+
+
+def require_teachable(ages: Sequence[float], people: Collection[str], *, what: str) -> None:
+    """Refuses scans from which nothing can learn how brains change with age.
+
+    Args:
+        ages: of the scans, in years.
+        people: who was scanned, of each scan.
+        what: the scans, as the message calls them.
+
+    Raises:
+        ValueError: one scan, one age, or one person.
+    """
+    found = ""
+    if len(ages) < 2:
+        found = f"{len(ages)} scan"
+    elif len(set(ages)) == 1:
+        found = f"all {len(ages)} scans are of the age {ages[0]:g}"
+    elif len(set(people)) == 1:
+        found = f"all {len(ages)} scans are of one person, {next(iter(people))}"
+    if found:
+        raise ValueError(
+            f"{what}: {found}: nothing about age can be learnt from that; scans of several people "
+            "of several ages expected"
+        )
+
+
+def note_weak_cohorts(train: Sequence[Scan], validation: Sequence[Scan]) -> None:
+    """Prints what labelled training scans cannot teach, and validation scans cannot judge."""
+    ages = [sorted(scan.age for scan in scans) for scans in (train, validation)]
+    (youngest, *_, oldest), known = ages[0], ages[1]
+    notes = []
+    if len({scan.sex for scan in train}) == 1 and train[0].sex is not None:
+        sex, other = ("women", "men") if train[0].sex == FEMALE else ("men", "women")
+        notes.append(f"all training scans are of {sex}: the ages of {other} will be guesses")
+    if len(known) == 1:
+        notes.append("one validation scan: the epoch that suits this scan will be kept as the best")
+    elif known[0] == known[-1]:
+        notes.append(
+            f"all validation scans are of the age {known[0]:g}: a network that gives this age to "
+            "everybody would look perfect"
+        )
+    if known[-1] < youngest or known[0] > oldest:
+        notes.append(
+            f"no validation scan has an age of the training scans ({known[0]:g} to {known[-1]:g}, "
+            f"{youngest:g} to {oldest:g} years): networks do not predict beyond the ages they know"
+        )
+    for note in notes:
+        print(f"note: {note}")

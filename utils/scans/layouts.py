@@ -64,6 +64,7 @@ NO_OWN_SPACE = (
     "MNI152NLin6Asym res-2"
 )
 LINKS = "left out, links to folders; give those by name that are wanted"
+DICOM_TOO = "left out, DICOM files of folders that hold converted scans as well"
 NOT_BIDS = "left out, files without a name of BIDS in a BIDS dataset"
 NO_T1W = "people of a BIDS dataset without an anat/*_T1w.nii.gz"
 NAMED_ALL_THE_SAME = "taken because they were named, though their names say they are no T1w"

@@ -30,17 +30,29 @@ from utils.networks.execution import Execution, choose_execution, compile_networ
 from utils.people.codebook import parse_sex_codes
 from utils.people.labels import read_labels
 from utils.scans.cache import Cache
-from utils.scans.cohort import Scan, describe, open_cohort
+from utils.scans.cohort import (
+    Scan,
+    describe,
+    note_weak_cohorts,
+    open_cohort,
+    require_teachable,
+)
 from utils.scans.dataset import ScanDataset, require_shareable
 from utils.scans.folds import hold_out, read_folds
-from utils.scans.leakage import require_separate_images, require_separate_persons, require_unseen
+from utils.scans.leakage import (
+    find_people,
+    require_separate_images,
+    require_separate_persons,
+    require_unseen,
+)
 from utils.scans.provenance import UNKNOWN, Provenance, common_provenance
 from utils.scans.volumes import InputRule, find_scans
 from utils.training.augment import AUGMENTATIONS
 from utils.training.engine import unseen_error_spread
 from utils.training.optimisation import Optimisation
+from utils.training.resume import can_resume, require_fresh_folder
 from utils.training.sorter import load_shipped_sorter
-from utils.training.trainer import RunInfo, Trainer, Training, can_resume, require_fresh_folder
+from utils.training.trainer import RunInfo, Trainer, Training
 
 # A network, and the networks that it starts from or holds: from the flags, the training scans, how
 # these are read, and the first stage below (None for a first stage itself).
@@ -168,11 +180,19 @@ def open_cohorts(
         )
     if args.folds:
         train, validation = hold_out(train + validation, read_folds(args.folds), args.fold)
-    allowed = args.allow_shared_persons
-    require_separate_persons(train, validation, pattern=args.subject_pattern, allowed=allowed)
-    print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
+    check_cohorts(args, train, validation)
     paths = [scan.path for scan in train + validation]
     return (train, validation), decide_provenance(args, paths, first_stage)
+
+
+def check_cohorts(args: argparse.Namespace, train: list[Scan], validation: list[Scan]) -> None:
+    """Describes both cohorts; ValueError where one person is in both or nothing can be learnt."""
+    pattern, allowed = args.subject_pattern, args.allow_shared_persons
+    people = find_people([scan.subject_id for scan in train], pattern=pattern)
+    require_teachable([scan.age for scan in train], people.values(), what="training")
+    require_separate_persons(train, validation, pattern=pattern, allowed=allowed)
+    print(f"training: {describe(train)}\nvalidation: {describe(validation)}")
+    note_weak_cohorts(train, validation)
 
 
 def decide_provenance(

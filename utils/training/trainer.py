@@ -19,15 +19,8 @@ from tqdm import tqdm
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN
-from utils.files import require_empty
 from utils.networks import BEST_NAME
-from utils.networks.checkpoint import (
-    Checkpoint,
-    UnreadableCheckpoint,
-    load_checkpoint,
-    save_checkpoint,
-    union_of_hashes,
-)
+from utils.networks.checkpoint import Checkpoint, save_checkpoint, union_of_hashes
 from utils.networks.execution import Execution, predict
 from utils.people.codebook import FEMALE, MALE
 from utils.results.metrics import score, within_bin_spread
@@ -49,17 +42,18 @@ from utils.training.optimisation import (
     build_schedule,
     follow,
 )
+from utils.training.resume import (
+    LAST_NAME,
+    PREVIOUS_NAME,
+    describe_scans,
+    hash_networks,
+    load_last_whole,
+    require_same_run,
+)
 from utils.training.runlog import RunLog
 
-LAST_NAME = "ScaleDense_last_model.pth.tar"
-PREVIOUS_NAME = "ScaleDense_previous_model.pth.tar"  # the epoch before, should the last be damaged
 FIGURE_EVERY = 5  # epochs between TensorBoard scatter figures
-# What may differ between a run and its resumption.
-FREE_TO_CHANGE = (
-    "resume", "epochs", "early_stop", "output_dir", "cache", "cache_dir", "num_workers",
-    "device", "precision", "threads", "compile", "recompute_activations",
-    "allow_shared_persons", "subject_pattern", "deterministic", "unused",
-)  # fmt: skip
+KEPT = ("epoch", "best_mae", "best_epoch", "inputs")  # of a trainer, as they are
 COLLAPSED = 0.1  # share of the needed within-bin spread below which stage two adds nothing
 
 
@@ -139,6 +133,8 @@ class Trainer:
         self.info, self.output_dir = info, info.output_dir
         self.origins = list(info.origins)  # and the checkpoint that the run is resumed from
         self.train_set, self.val_set = datasets
+        # What a resumed run must be made of too.
+        self.inputs = {"scans": describe_scans(datasets), "networks": hash_networks(info.flags)}
         self.loss = loss.to(execution.device)
         self.model = self.network = execution.place(model)
         if self.world.size > 1:
@@ -210,14 +206,18 @@ class Trainer:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: none is whole; or it is of other flags than this run's, but for
-                FREE_TO_CHANGE, or of scans made in another way.
+            ValueError: none is whole; or it is of another run, see `require_same_run`, or of scans
+                made in another way.
         """
-        checkpoint = self._last_whole_checkpoint()
+        checkpoint, self.last_is_good = load_last_whole(self.output_dir)
+        require_same_run(
+            checkpoint,
+            flags=self.info.flags,
+            inputs=self.inputs,
+            provenance=self.info.provenance,
+            model=self.model,
+        )
         state = checkpoint.resume
-        if state is None:
-            raise ValueError(f"{checkpoint.source}: holds no state to resume from")
-        self._require_same_flags(checkpoint)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -228,36 +228,6 @@ class Trainer:
         follow(self.schedule, self.epoch)
         self.origins.append(checkpoint)
         return checkpoint
-
-    def _last_whole_checkpoint(self) -> Checkpoint:
-        last, previous = self.output_dir / LAST_NAME, self.output_dir / PREVIOUS_NAME
-        if not last.exists():  # killed between the two renames of `replacing`
-            return load_checkpoint(previous)
-        try:
-            return load_checkpoint(last)
-        except UnreadableCheckpoint as error:
-            if not previous.is_file():
-                raise UnreadableCheckpoint(
-                    f"{error}; there is none of an epoch before: train anew in another --output_dir"
-                ) from error
-            checkpoint = load_checkpoint(previous)
-            self.last_is_good = False
-            print(f"note: {error}; going on from the epoch before, {previous}")
-            return checkpoint
-
-    def _require_same_flags(self, checkpoint: Checkpoint) -> None:
-        before, now = checkpoint.summary.get("flags", {}), self.info.flags
-        changed = [
-            f"--{name} was {before[name]}, is {now.get(name)}"
-            for name in before
-            if name not in FREE_TO_CHANGE and before[name] != now.get(name)
-        ]
-        changed += self.info.provenance.differences(checkpoint.provenance)
-        if changed or checkpoint.model.options() != self.model.options():
-            raise ValueError(
-                f"{checkpoint.source}: another run than the flags describe: use the same flags to "
-                f"resume ({'; '.join(changed) or 'another network'})"
-            )
 
     def _training_loader(self) -> DataLoader:
         return training_loader(
@@ -377,30 +347,7 @@ class Trainer:
         if resumable:
             parts = ("model", "optimizer", "schedule") + ("average",) * (self.average is not None)
             state = {part: getattr(self, part).state_dict() for part in parts}
-            state |= {key: getattr(self, key) for key in ("epoch", "best_mae", "best_epoch")}
+            state |= {key: getattr(self, key) for key in KEPT}
         rule, provenance = self.train_set.input_rule, self.info.provenance
         checkpoint = Checkpoint(self.evaluated, rule, provenance, summary, state)
         save_checkpoint(checkpoint, self.output_dir / name, keep_as=keep_as)
-
-
-def can_resume(output_dir: Path) -> bool:
-    """Whether a run has left a checkpoint to go on from."""
-    return any((output_dir / name).is_file() for name in (LAST_NAME, PREVIOUS_NAME))
-
-
-def require_fresh_folder(output_dir: Path, *, resume: bool) -> None:
-    """Refuses to train into a folder that holds something, unless the run is resumed.
-
-    Raises:
-        FileExistsError: the folder is not empty and `resume` is false.
-        FileNotFoundError: `resume` is true, and the folder holds something else than a run.
-    """
-    if resume and not can_resume(output_dir):
-        # Interrupted at its very start, a run has left nothing but events: it starts anew.
-        rest = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-        if any(name != "tensorboard" and not name.startswith(".part-") for name in rest):
-            raise FileNotFoundError(
-                f"{output_dir / LAST_NAME}: nothing to resume, leave out --resume"
-            )
-    if not resume:
-        require_empty(output_dir, instead="or --resume to continue the run in it")
