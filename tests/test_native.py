@@ -209,3 +209,13 @@ def test_a_flat_end_has_the_area_of_its_face_at_any_size_of_voxels_and_specks_hi
     block[1, 25, 20] = block[68, 20, 20] = True
     assert flat_end(block, np.array([1.0, 2, 2.5])) == pytest.approx(3600, rel=0.1)
     assert flat_end(np.zeros((9, 9, 9), bool), np.ones(3)) == 0
+
+
+def test_a_constant_background_above_0_is_background(tmp_path):
+    voxels = ramp() + 10
+    voxels[:, :, :20] = voxels[[0, -1]] = 7
+    native = read_native(saved(tmp_path, voxels))
+    np.testing.assert_array_equal(native.voxels == 0, voxels == 7)
+    assert native.notes == ["a constant background of 7: taken as 0"]
+    voxels[0, 0, 0] = 8  # a scanner's noise differs from corner to corner
+    assert not read_native(saved(tmp_path, voxels)).notes
