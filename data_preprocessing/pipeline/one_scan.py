@@ -26,7 +26,7 @@ from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import Identity, Recipe
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
-from utils.files import hash_file, replacing, require_absent
+from utils.files import hash_file, naming_what_is_full, replacing, require_absent
 from utils.people.codebook import SEX_NAMES
 from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
@@ -145,7 +145,10 @@ def prepare(source: Source, request: Request) -> Prepared:
             request = _ready_to_make(source, request)
         sidecar = find_sidecar(source, request)
         if sidecar is None:
-            with tempfile.TemporaryDirectory(prefix="tsan-") as workspace:
+            with (
+                naming_what_is_full(f"{source.path}: {tempfile.gettempdir()} (TMPDIR)"),
+                tempfile.TemporaryDirectory(prefix="tsan-") as workspace,
+            ):
                 sidecar = _make(source, request, Path(workspace))
         return from_sidecar(request.path(source, ".nii.gz"), sidecar)
     except Exception as error:  # the engines raise anything; the other scans go on
