@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from synthetic_head import make_head, rotation
+from synthetic_head import PAD, make_head, rotation
 
 from data_preprocessing.pipeline import builtin
 from data_preprocessing.pipeline.builtin import Transform, resample
@@ -125,6 +125,16 @@ def test_head_lands_on_the_template(affine_head):
     assert (mapped.volume[~mapped.brain] == 0).all()
     scalp = np.percentile(mapped.volume[template.mask], 99.9)
     assert mapped.volume.max() < 1.5 * scalp
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_a_head_cut_by_the_field_of_view_tells_how_flat_its_brain_ends(affine_head, tmp_path):
+    head = make_head()
+    top = np.nonzero(load_template().mask.any(axis=(0, 1)))[0].max() + PAD
+    cut = make(head.slicer[:, :, : top - 11], AFFINE, tmp_path).mapped  # 24 mm of the brain
+    assert affine_head.mapped.flat_end_mm2 < 2500
+    assert cut.flat_end_mm2 > 6000
 
 
 @pytest.mark.engines
