@@ -74,3 +74,35 @@ def test_no_backend_of_a_notebook_stops_training_and_its_pictures(small_cohort, 
         cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+CHECK = ["-m", "data_preprocessing.check_dataset", "--jobs", "2"]
+
+
+def check(cohort, output, after: str) -> subprocess.CompletedProcess:
+    flags = ["--folders", f"{cohort}/train", "--labels", f"{cohort}/labels.csv"]
+    command = " ".join([sys.executable, *CHECK, *flags, "--output", str(output)])
+    return subprocess.run(
+        ["sh", "-c", f"{command} {after}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+
+
+def test_a_program_runs_with_closed_streams(grid_cohort, tmp_path):
+    for number, closed in enumerate((">&-", "<&-", "<&- >&-")):
+        done = check(grid_cohort, tmp_path / f"{number}.tsv", after=closed)
+        assert "Traceback" not in done.stderr
+        assert (tmp_path / f"{number}.tsv").is_file()
+
+
+def test_processes_that_joblib_loses_end_the_program_with_advice():
+    code = (
+        "import os; from joblib import Parallel, delayed; from utils.cli import run_entry;"
+        "run_entry(lambda: Parallel(2)(delayed(os._exit)(9) for _ in range(4)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 1
+    assert "error: a process that reads scans has ended (A worker process" in done.stderr
+    assert "--jobs" in done.stderr and "Traceback" not in done.stderr
