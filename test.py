@@ -20,7 +20,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_network_flags(parser.add_argument_group("network"))
     group = parser.add_argument_group("data")
-    group.add_argument("--test_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
+    group.add_argument(
+        "--test_folder", nargs="+", required=True, metavar="DIR",
+        help=".nii.gz or .nii scans, in one folder or several",
+    )  # fmt: skip
     add_label_flags(group, required=False)
     group = parser.add_argument_group("results")
     group.add_argument(

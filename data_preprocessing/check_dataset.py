@@ -165,13 +165,13 @@ def find_folders(folders: Sequence[Path]) -> tuple[list[Path], list[Finding]]:
     return paths, findings
 
 
-def find_in_sheet(
-    sheet: Path, paths: Sequence[Path], *, sex_codes: dict[str, int] | None
+def find_in_sheets(
+    sheets: Sequence[str], paths: Sequence[Path], *, sex_codes: dict[str, int] | None
 ) -> tuple[LabelSheet | None, list[Finding]]:
-    """The label sheet (None where it cannot be read at all), and what is wrong with its rows."""
+    """The label sheets (None where one cannot be read at all), and what is wrong with the rows."""
     labels, problems = None, []
     try:
-        labels, problems = examine_labels(sheet, paths, sex_codes=sex_codes)
+        labels, problems = examine_labels(sheets, paths, sex_codes=sex_codes)
     except (ValueError, OSError) as problem:
         problems = [str(problem)]
     return labels, [Finding("error", "", "", text, "correct the label sheet") for text in problems]
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--folders {' '.join(map(str, args.folders))}: each folder once expected")
     paths, findings = find_folders(args.folders)
     codes = parse_sex_codes(args.sex_codes)
-    labels, found = find_in_sheet(args.labels, paths, sex_codes=codes)
+    labels, found = find_in_sheets(args.labels, paths, sex_codes=codes)
     findings += found
     if labels is not None:
         trained_on = args.folders[:2]

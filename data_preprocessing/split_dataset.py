@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The flags of this program."""
     parser = new_parser("Split scans into train, val and test: by person, balanced in age.")
     parser.add_argument("--scan_folder", type=Path, required=True, help="holds .nii.gz or .nii")
-    parser.add_argument("--labels", type=Path, required=True, help="sheet with ids and ages")
+    parser.add_argument(
+        "--labels", nargs="+", required=True, metavar="SHEET", help="sheets with ids and ages"
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="an empty or new folder")
     parser.add_argument(
         "--fractions",
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require_empty(args.output_dir)
     scans = find_scans(args.scan_folder)
     sex_codes = parse_sex_codes(args.sex_codes)
-    labels = read_scan_labels(scans, sheet=args.labels, sex_codes=sex_codes)
+    labels = read_scan_labels(scans, sheets=args.labels, sex_codes=sex_codes)
     ages = {scan: label.age for scan, label in labels.items()}
     path_of = {image_stem(path.name): path for path in scans}
     person_of = find_people(list(path_of), pattern=args.subject_pattern)

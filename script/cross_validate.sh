@@ -8,12 +8,13 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 DATA="${TSAN_DATA:-$ROOT/data}"          # holds train/ and val/, which are pooled, and the sheet
-LABELS="$DATA/Dataset.xls"
+SITES="${SITES:-}"                       # or these folders in DATA do, one per site: "oasis1 ixi"
+LABELS=("${LABELS:-$DATA/Dataset.xls}")  # one or several, with a column site where there are SITES
 FOLDS="${FOLDS:-$ROOT/docs/folds_oasis1.csv}" # python -m data_preprocessing.make_folds makes one
 NAME="${NAME:-default}"
 RUNS="${RUNS:-$ROOT/runs/cv}"
 FIRST_STAGES="${FIRST_STAGES:-}"         # a folder of first stages, one per fold, as made by this script
-ONLY="${ONLY:-0 1 2 3 4}"                # folds
+ONLY="${ONLY:-$(tail -n +2 "$FOLDS" | sed 's/.*,//' | tr -dc '0-9\n' | sort -nu | tr '\n' ' ')}" # folds
 REFERENCE="${REFERENCE:-}"               # table of another run, to be compared with scan by scan
 JOBS="${JOBS:-1}"                        # runs at a time, each with its share of the cores
 CHECKPOINT=ScaleDense_best_model.pth.tar
@@ -21,6 +22,12 @@ CHECKPOINT=ScaleDense_best_model.pth.tar
 program=train_first_stage.py
 [ -z "$FIRST_STAGES" ] || program=train_second_stage.py
 threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / JOBS))
+
+train_folders=() val_folders=()
+for site in ${SITES:-.}; do
+  train_folders+=("$DATA/$site/train")
+  val_folders+=("$DATA/$site/val")
+done
 
 # train FOLD FLAGS...: one run, unless it is finished.
 train() {
@@ -30,8 +37,8 @@ train() {
   [ ! -d "$output" ] || extra+=(--resume)
   [ -z "$FIRST_STAGES" ] || extra+=(--first_stage_net "$FIRST_STAGES/$fold/$CHECKPOINT")
   for flag in "$@"; do flags+=("${flag//@FOLD@/$fold}"); done # a file of each fold
-  "$PYTHON" "$ROOT/$program" --train_folder "$DATA/train" --val_folder "$DATA/val" \
-    --labels "$LABELS" --folds "$FOLDS" --fold "$fold" --output_dir "$output" \
+  "$PYTHON" "$ROOT/$program" --train_folder "${train_folders[@]}" --val_folder "${val_folders[@]}" \
+    --labels "${LABELS[@]}" --folds "$FOLDS" --fold "$fold" --output_dir "$output" \
     --cache_dir "$RUNS/scan_cache" --threads "$((threads > 0 ? threads : 1))" --keep last \
     ${extra[@]+"${extra[@]}"} ${flags[@]+"${flags[@]}"} >>"$RUNS/$NAME.$fold.log" 2>&1 || {
     tail -n 2 "$RUNS/$NAME.$fold.log" >&2
@@ -55,5 +62,5 @@ for fold in $ONLY; do
 done
 for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid"; done
 "$PYTHON" -m analysis.brain_pad.out_of_fold --runs "$RUNS/$NAME" --folds "$FOLDS" \
-  --scan_folders "$DATA/train" "$DATA/val" --labels "$LABELS" \
+  --scan_folders "${train_folders[@]}" "${val_folders[@]}" --labels "${LABELS[@]}" \
   --output "$RUNS/$NAME.csv" --overwrite --only $ONLY ${REFERENCE:+--reference "$REFERENCE"}

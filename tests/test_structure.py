@@ -69,7 +69,7 @@ def shown_flags(name: str, capsys) -> list[str]:
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("train_first_stage.py", 46), ("train_second_stage.py", 48), ("test.py", 24)],
+    [("train_first_stage.py", 47), ("train_second_stage.py", 49), ("test.py", 25)],
 )
 def test_flags_fit_on_a_screen(name, most, capsys):
     assert 10 < len(shown_flags(name, capsys)) <= most

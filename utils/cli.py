@@ -188,12 +188,13 @@ def raise_all(problems: list[str]) -> None:
 
 
 def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
-    """The label sheet."""
+    """The label sheets."""
     group.add_argument(
-        "--labels", "--excel_path", required=required, metavar="SHEET",
-        help="name or id, age in years, sex (0 female, 1 male): .xls, .xlsx, .csv or .tsv, with a "
-        "header row or without",
+        "--labels", "--excel_path", nargs="+", required=required, metavar="SHEET",
+        help="name or id, age in years, sex (0 female, 1 male), and site where there are several: "
+        ".xls, .xlsx, .csv or .tsv, with a header row or without; one or several",
     )  # fmt: skip
+    group.add_argument("--site", metavar="NAME", help="of the scans of which no sheet gives a site")
     group.add_argument(
         "--sex_codes", nargs="+", metavar="CODE=SEX",
         help="for sheets with other codes, such as 1=male 2=female",

@@ -18,7 +18,7 @@ from utils.networks.predictor import PredictionSettings, Predictor, note_unknown
 from utils.people.codebook import parse_sex_codes
 from utils.people.labels import LabelSheet, read_labels
 from utils.results import metrics, tables
-from utils.scans.cohort import Scan, open_cohort
+from utils.scans.cohort import Scan, group_by_site, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.leakage import find_person, require_unseen
@@ -94,9 +94,10 @@ def collect_ages(args: Namespace) -> dict:
         for fold in args.only or sorted(set(fold_of.values()))
     }
     folds = FoldNetworks(networks, fold_of, execution, args.mirror)
-    folders = filter(None, (*args.scan_folders, args.retest_folder))
-    found = [scan for folder in folders for scan in find_scans(folder)]
-    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
+    retest = [args.retest_folder] if args.retest_folder else []
+    found = [*find_scans(*args.scan_folders), *find_scans(*retest)]
+    codes = parse_sex_codes(args.sex_codes)
+    labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
     scans, ages, seeds = predict_folds(args, folds, labels)
     step = getattr(folds.all[0].model, "age_step", None)  # a first stage has none
     report = compare(args, scans, ages, seeds, step)
@@ -113,11 +114,8 @@ def predict_folds(
     Returns:
         The scans; their named ages, (scans,) years each, means over seeds; (seeds, scans) years.
     """
-    pooled = [
-        scan
-        for folder in args.scan_folders
-        for scan in open_cohort(folder, labels, folds.all[0].input_rule, need_age=True)
-    ]
+    input_rule = folds.all[0].input_rule
+    pooled = open_cohort(args.scan_folders, labels, input_rule, need_age=True)
     scans: list[Scan] = []
     found = []
     for fold, checkpoints in folds.by_fold.items():
@@ -139,7 +137,7 @@ def compare(
     seeds: np.ndarray,
     step: float | None,
 ) -> dict:
-    """Prints and returns the figures of both stages, of each seed, and paired differences.
+    """Prints and returns the figures of stages, seeds and sites, and paired differences.
 
     Args:
         args: the flags, for the names of runs and references.
@@ -156,6 +154,9 @@ def compare(
         names = (Path(folder).name for folder in args.runs)
         predictors |= dict(zip(names, seeds, strict=True))
     report = {name: metrics.score_with_intervals(age, each) for name, each in predictors.items()}
+    sites = group_by_site(scans)
+    for site, at in sites.items() if len(sites) > 1 else ():
+        report[f"site {site}"] = metrics.score_with_intervals(age[at], predicted[at])
     print(f"{len(scans)} scans, each predicted by networks that were not trained on it")
     print(tables.format_figures(report))
     if step:

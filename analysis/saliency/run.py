@@ -94,9 +94,9 @@ def open_scans(
     Prints what users should know about both.
     """
     labels = None
-    if args.labels:
-        found = find_scans(args.scan_folder)
-        labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
+    if any(args.labels or ()):  # '': none
+        found, codes = find_scans(args.scan_folder), parse_sex_codes(args.sex_codes)
+        labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
     scans = open_cohort(args.scan_folder, labels, input_rule)[: args.limit]
     comparison = introduce(checkpoint, scans, role="scans")
     if checkpoint.input_rule.any_grid:

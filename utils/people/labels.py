@@ -1,4 +1,4 @@
-"""The label sheet: which scan has which age and sex.
+"""The label sheets: which scan has which age and sex, and of which site it is.
 
 The published sheet is an .xls without a header row; .xls, .xlsx, .csv and .tsv with and without
 one, and participants.tsv of BIDS with its sessions.tsv and scans.tsv, are read too. Every row is
@@ -25,7 +25,7 @@ from utils.people.codebook import (
     unit_in_header,
 )
 from utils.people.columns import FILES, IDS, find_columns, normalise
-from utils.people.matching import Label, Matcher, scan_name
+from utils.people.matching import Label, Matcher, first_of_each, is_person, scan_name
 from utils.people.sheets import first_row, read_rows
 from utils.people.text_tables import UNDECODED
 
@@ -37,28 +37,63 @@ SHOWN = 3  # scans that a note names
 
 @dataclass(frozen=True)
 class LabelSheet:
-    """The rows of a label sheet, and of the tables that BIDS keeps beside it.
+    """The rows of one label sheet or several, and of the tables that BIDS keeps beside them.
 
     Attributes:
-        path: of the sheet.
-        rows: by id, in the sheet's order; a row of a session is called `sub-01_ses-2`.
-        matcher: finds the row of a scan.
+        matchers: one for each sheet, by its path: finds the row of a scan.
+        rows: by id, in the sheets' order; a row of a session is called `sub-01_ses-2`.
+        site: of the scans of which no sheet gives one; None where it is unknown.
     """
 
-    path: Path
+    matchers: dict[Path, Matcher] = field(repr=False)
     rows: dict[str, Label]
-    matcher: Matcher = field(repr=False)
+    site: str | None = None
+
+    @property
+    def names(self) -> str:
+        """The paths of the sheets."""
+        return " and ".join(map(str, self.matchers))
 
     def find(self, scan: Path) -> Label | None:
-        """What the sheet says of a scan; None where it has no row of it."""
-        return self.matcher.find(scan)
+        """What the sheets say of a scan; None where they have no row of it."""
+        found = self._find_all(scan).values()
+        if not found:
+            return None
+        # A sheet that knows the age goes before one that has a doubt about it.
+        label = first_of_each(sorted(found, key=lambda label: label.age is None))
+        return label if label.site else replace(label, site=self.site)
+
+    def _find_all(self, scan: Path) -> dict[Path, Label]:
+        """What each sheet says of a scan, by path; an exact name goes before 1 for 001."""
+        found = {
+            path: label for path, matcher in self.matchers.items() if (label := matcher.find(scan))
+        }
+        exact = {path: label for path, label in found.items() if is_person(scan, label)}
+        return exact or found
+
+    def contradictions(self, scans: Sequence[Path]) -> list[str]:
+        """Where two sheets say something else of one scan, each with both rows."""
+        problems = []
+        for scan in scans if len(self.matchers) > 1 else ():
+            found = self._find_all(scan)
+            for name in ("age", "sex", "site"):
+                known = [pair for pair in found.items() if getattr(pair[1], name) is not None]
+                for path, label in known[1:]:
+                    (first, twin), value = known[0], getattr(label, name)
+                    if value != getattr(twin, name):
+                        problems.append(
+                            f"{path}, row {label.row}: {scan.name}: {name} {value}, but "
+                            f"{getattr(twin, name)} in {first}, row {twin.row}: expected once, or "
+                            "alike in both; correct or remove one of them"
+                        )
+        return problems
 
     def notes(self, found: Sequence[tuple[Path, Label | None]]) -> list[str]:
         """What users must know of the labels that were found for their scans."""
         if found and not any(label for _, label in found):
             row, scan = next(iter(self.rows), "nothing"), found[0][0].name
             return [
-                f"WARNING: {self.path} has no row of any of the {len(found)} scans, so nothing is "
+                f"WARNING: {self.names} has no row of any of the {len(found)} scans, so nothing is "
                 f"known of their ages: a row is named {row!r}, a scan {scan!r}; make them alike"
             ]
         doubts: dict[str, list[str]] = {}
@@ -73,34 +108,38 @@ class LabelSheet:
 
 
 def read_labels(
-    path: str | Path,
+    paths: str | Path | Sequence[str | Path],
     scans: Sequence[Path] = (),
     *,
     sex_codes: dict[str, int] | None = None,
     need_ages: bool = True,
+    site: str | None = None,
 ) -> LabelSheet:
-    """Reads a label sheet, and prints what users must know of the labels of their scans.
+    """Reads label sheets, and prints what users must know of the labels of their scans.
 
     Args:
-        path: .xls, .xlsx, .csv or .tsv; the first visible sheet of a workbook. Without a header row
-            the columns are file name or id, age, sex.
+        paths: of one sheet or several: .xls, .xlsx, .csv or .tsv; the first visible sheet of a
+            workbook. Without a header row the columns are file name or id, age, sex.
         scans: all scans at hand: they decide which column names them, and which names are unique.
         sex_codes: what the sheet's own codes mean, such as {"1": 1, "2": 0}; instead of 0 and 1.
         need_ages: whether a column of ages is needed; without, a column of names is enough.
+        site: of the scans of which no sheet gives one.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: all problems of the sheet, each with its row.
+        ValueError: all problems of the sheets, each with its row; two sheets that contradict each
+            other about a scan.
     """
-    sheet, problems = examine_labels(path, scans, sex_codes=sex_codes, need_ages=need_ages)
+    sheet, problems = examine_labels(paths, scans, sex_codes=sex_codes, need_ages=need_ages)
     raise_all(problems)
+    sheet = replace(sheet, site=site)
     for note in sheet.notes([(scan, sheet.find(scan)) for scan in scans]):
         print(note)
     return sheet
 
 
 def examine_labels(
-    path: str | Path,
+    paths: str | Path | Sequence[str | Path],
     scans: Sequence[Path] = (),
     *,
     sex_codes: dict[str, int] | None = None,
@@ -112,7 +151,19 @@ def examine_labels(
         FileNotFoundError: no such file.
         ValueError: no sheet, or one without the columns; two columns that contradict each other.
     """
-    path = Path(path)
+    sheet, problems = LabelSheet({}, {}), []
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        labels, found = _read_sheet(Path(path), scans, sex_codes, need_ages=need_ages)
+        sheet.matchers[Path(path)] = Matcher(labels, scans)
+        sheet.rows.update(_name_rows(labels) | sheet.rows)
+        problems += found
+    return sheet, problems + sheet.contradictions(scans)
+
+
+def _read_sheet(
+    path: Path, scans: Sequence[Path], sex_codes: dict[str, int] | None, *, need_ages: bool
+) -> tuple[list[Label], list[str]]:
+    """The rows of a sheet and of the tables beside it, and what is wrong with them."""
     table = Table(path, sex_codes, need_ages=need_ages)
     labels = table.read(table.choose_names(scans))
     problems = table.problems
@@ -129,6 +180,11 @@ def examine_labels(
                 problems += table.problems
             except ValueError as error:
                 problems.append(str(error))
+    return labels, problems
+
+
+def _name_rows(labels: Sequence[Label]) -> dict[str, Label]:
+    """The rows by id; of several sessions with the session."""
     rows: dict[str, Label] = {}
     times = Counter(label.subject_id for label in labels)
     for label in labels:
@@ -136,7 +192,7 @@ def examine_labels(
         if label.session and times[label.subject_id] > 1:
             name += f"_ses-{label.session.removeprefix('ses-')}"
         rows.setdefault(name, label)
-    return LabelSheet(path, rows, Matcher(labels, scans)), problems
+    return rows
 
 
 def _tables_beside(participants: Path) -> list[tuple[Path, str]]:

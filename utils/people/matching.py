@@ -61,6 +61,11 @@ def find_who(name: str) -> tuple[str, str | None]:
     return (who["person"], who["session"]) if who else (name, None)
 
 
+def is_person(scan: Path, label: Label) -> bool:
+    """Whether a row names the person of a scan exactly, not with or without leading zeros."""
+    return find_who(scan_name(scan.name))[0] == find_who(label.subject_id)[0]
+
+
 class Matcher:
     """Finds what the rows of tables say of each scan.
 
@@ -131,7 +136,7 @@ class Matcher:
             if session:
                 doubt = f"no row of session {session}"
                 layers = [replace(layers[0], age=None, doubt=doubt)]
-        return _first_of_each(layers) if layers else None
+        return first_of_each(layers) if layers else None
 
     def _rows_of(self, person: str) -> list[Label]:
         """The rows of a person, whose number may be written with or without leading zeros."""
@@ -173,7 +178,7 @@ def _agreed(rows: Sequence[Label]) -> Label:
     return replace(first, **found)
 
 
-def _first_of_each(layers: Sequence[Label]) -> Label:
+def first_of_each(layers: Sequence[Label]) -> Label:
     """Age, sex and site of the first layer that gives each; of the age a doubt counts too."""
     dated = next((row for row in layers if row.age is not None or row.doubt), layers[0])
     sexed = next((row for row in layers if row.sex is not None), layers[0])

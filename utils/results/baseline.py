@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser("Mean age and linear kernel ridge on 4 mm voxels, for comparison.")
     parser.add_argument("--train_folders", nargs="+", required=True, metavar="DIR", help="scans")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--test_folder", metavar="DIR", help="scans to be predicted")
+    where.add_argument("--test_folder", nargs="+", metavar="DIR", help="scans to be predicted")
     where.add_argument(
         "--folds", metavar="CSV",
         help="columns scan and fold: predict each of the scans from those of the other folds",

@@ -15,7 +15,7 @@ from utils.people.labels import read_labels
 from utils.results import tables
 from utils.results.metrics import mae_difference, score_with_intervals
 from utils.results.plots import age_scatter
-from utils.scans.cohort import Scan, open_cohort
+from utils.scans.cohort import Scan, group_by_site, open_cohort
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.leakage import note_seen
 from utils.scans.volumes import find_scans
@@ -53,7 +53,8 @@ def evaluate(args: Namespace) -> dict:
     write_arrays(arrays, scans, ages, overwrite=args.overwrite)
     write_json(metrics, report, overwrite=args.overwrite)
     if report["scans_with_age"]:
-        title = "/".join(Path(args.test_folder).resolve().parts[-2:])
+        folders = (Path(folder).resolve() for folder in args.test_folder)
+        title = ", ".join("/".join(folder.parts[-2:]) for folder in folders)
         draw_ages(plot, scans, ages, stage=checkpoint.stage, title=title)
     print(format_report(report))
     written = files if report["scans_with_age"] else files[:3]
@@ -81,11 +82,11 @@ def result_files(args: Namespace) -> tuple[Path, Path, Path, Path]:
 
 
 def open_scans(args: Namespace, checkpoint: Checkpoint) -> list[Scan]:
-    """The scans of the test folder, with their rows of the sheet where there is one."""
+    """The scans of the test folders, with their rows of the sheet where there is one."""
     labels = None
-    if args.labels:
-        found = find_scans(args.test_folder)
-        labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
+    if any(args.labels or ()):  # '': none
+        found, codes = find_scans(*args.test_folder), parse_sex_codes(args.sex_codes)
+        labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
     return open_cohort(
         args.test_folder, labels, checkpoint.input_rule, smallest_side=checkpoint.smallest_side
     )
@@ -107,7 +108,7 @@ def write_arrays(
 def score_groups(
     scans: list[Scan], ages: dict[str, np.ndarray], *, stage: int, training_mean: float | None
 ) -> dict:
-    """All figures with 95 % bootstrap intervals, overall, by decade and by sex.
+    """All figures with 95 % bootstrap intervals, overall, by decade, sex and, if known, site.
 
     Args:
         scans: in file order; those without an age are left out and counted.
@@ -124,6 +125,8 @@ def score_groups(
         groups[f"age {decade * 10}-{decade * 10 + 9}"] = age // 10 == decade
     sexes = np.array([SEX_NAMES[scan.sex] for scan in scans if scan.age is not None])
     groups |= {f"sex {name}": sexes == name for name in sorted(set(sexes))}
+    sites = group_by_site([scan for scan in scans if scan.age is not None])
+    groups |= {f"site {name}": np.isin(np.arange(len(age)), at) for name, at in sites.items()}
     predictors = {"predicted_age": ages["predicted_age"][known]}
     if stage == 2:
         predictors["stage_one_age"] = ages["stage_one_age"][known]
@@ -156,7 +159,7 @@ def draw_ages(
 
 
 def format_report(report: dict) -> str:
-    """The table that is printed: one line per predictor, intervals in brackets."""
+    """The table that is printed: one line per predictor and site, intervals in brackets."""
     if not report["scans_with_age"]:
         return f"{report['scans']} scans predicted; no ages known, so no errors to report"
     titles = {
@@ -165,6 +168,9 @@ def format_report(report: dict) -> str:
         "predicted_age": f"stage {'two' if report['stage'] == 2 else 'one'}",
     }
     rows = {title: report[name]["overall"] for name, title in titles.items() if name in report}
+    sites = [group for group in report["predicted_age"] if group.startswith("site ")]
+    if len(sites) > 1:
+        rows |= {group: report["predicted_age"][group] for group in sites}
     lines = [f"{report['scans_with_age']} scans with an age; 95 % bootstrap intervals"]
     lines.append(tables.format_figures(rows))
     if difference := report.get("mae_stage_two_minus_stage_one"):

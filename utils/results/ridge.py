@@ -6,7 +6,6 @@ which in the dual form is kernel ridge with a linear kernel.
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
@@ -15,7 +14,7 @@ from utils.people.codebook import parse_sex_codes
 from utils.people.labels import LabelSheet, read_labels
 from utils.results.metrics import score_with_intervals
 from utils.results.tables import format_figures
-from utils.scans.cohort import Scan, describe, open_cohort, require_teachable
+from utils.scans.cohort import Scan, describe, group_by_site, open_cohort, require_teachable
 from utils.scans.dataset import open_for_one_pass
 from utils.scans.folds import hold_out, read_folds
 from utils.scans.leakage import find_people
@@ -27,15 +26,16 @@ INPUT_RULE = InputRule(resolution=4)
 
 def compare_baselines(args: Namespace) -> dict[str, dict]:
     """Fits, prints and returns the figures of both baselines."""
-    folders = [*args.train_folders, *([] if args.folds else [args.test_folder])]
-    found = [scan for folder in folders for scan in find_scans(folder)]
-    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
-    scans = [scan for folder in args.train_folders for scan in open_labelled(folder, labels)]
+    tests = [] if args.folds else args.test_folder
+    found = [*find_scans(*args.train_folders), *find_scans(*tests)]
+    codes = parse_sex_codes(args.sex_codes)
+    labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
+    scans = open_labelled(args.train_folders, labels)
     if args.folds:
         folds, tested = read_folds(args.folds), scans
         splits = [hold_out(scans, folds, fold) for fold in sorted(set(folds.values()))]
     else:
-        tested = open_labelled(args.test_folder, labels)
+        tested = open_labelled(tests, labels)
         splits = [(scans, tested)]
     for train, _ in splits:
         people = find_people([scan.subject_id for scan in train])
@@ -46,19 +46,25 @@ def compare_baselines(args: Namespace) -> dict[str, dict]:
         mean, ages = predict_ages(voxels, train, test)
         predicted["mean age"] |= dict.fromkeys(test, mean)
         predicted["kernel ridge"] |= dict(zip(test, ages, strict=True))
-    age = np.array([scan.age for scan in tested])
-    report = {
-        name: score_with_intervals(age, np.array([ages[scan] for scan in tested]))
-        for name, ages in predicted.items()
-    }
+    report = {name: score_scans(tested, ages) for name, ages in predicted.items()}
+    sites = group_by_site(tested)
+    for site, places in sites.items() if len(sites) > 1 else ():
+        inside = [tested[place] for place in places]
+        report[f"site {site}"] = score_scans(inside, predicted["kernel ridge"])
     print(format_figures(report))
     return report
 
 
-def open_labelled(folder: str | Path, labels: LabelSheet) -> list[Scan]:
-    """The scans of a folder, all with an age; says how many."""
-    scans = open_cohort(folder, labels, INPUT_RULE, need_age=True)
-    print(f"{folder}: {describe(scans)}")
+def score_scans(scans: Sequence[Scan], ages: Mapping[Scan, float]) -> dict[str, dict]:
+    """The figures of some scans, with intervals; `ages` are those predicted, in years."""
+    predicted = np.array([ages[scan] for scan in scans])
+    return score_with_intervals(np.array([scan.age for scan in scans]), predicted)
+
+
+def open_labelled(folders: Sequence[str], labels: LabelSheet) -> list[Scan]:
+    """The scans of folders, all with an age; says how many."""
+    scans = open_cohort(folders, labels, INPUT_RULE, need_age=True)
+    print(f"{', '.join(folders)}: {describe(scans)}")
     return scans
 
 

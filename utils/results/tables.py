@@ -1,8 +1,9 @@
 """The table of predicted ages: its columns, its one writer and its one reader; figures as text.
 
 A table has one row per scan and the columns that its program knows: predict.py writes COLUMNS;
-test.py and analysis.brain_pad.out_of_fold leave out file names, sites, intervals, corrections and
-flags, and the latter adds `fold`. The description beside the table is a JSON file, as BIDS has it.
+test.py and analysis.brain_pad.out_of_fold leave out file names, intervals, corrections, flags and,
+where none is known, sites; the latter adds `fold`. The description beside the table is a JSON
+file, as BIDS has it.
 """
 
 import math
@@ -99,9 +100,10 @@ def scan_rows(scans: Sequence[Scan], ages: dict[str, np.ndarray]) -> list[dict]:
     """Rows for `write_table`, in the order of the scans.
 
     Args:
-        scans: who was scanned.
+        scans: who was scanned; their sites are a column where any is known.
         ages: (scans,) years by name, `stage_one_age` and `predicted_age` among them.
     """
+    has_sites = any(scan.site for scan in scans)
     return [
         {
             "participant_id": scan.subject_id,
@@ -111,6 +113,7 @@ def scan_rows(scans: Sequence[Scan], ages: dict[str, np.ndarray]) -> list[dict]:
             "predicted_age": float(predicted),
             "brain_pad": None if scan.age is None else float(predicted) - scan.age,
         }
+        | ({"site": scan.site} if has_sites else {})
         for scan, stage_one, predicted in zip(
             scans, ages["stage_one_age"], ages["predicted_age"], strict=True
         )
@@ -207,10 +210,12 @@ def format_difference(title: str, difference: dict[str, float]) -> str:
 
 def format_figures(rows: dict[str, dict]) -> str:
     """A table of PRINTED figures, from what `score_with_intervals` returns by row title."""
-    lines = [f"{'':12s}" + "".join(f"{figure:>23s}" for figure in PRINTED)]
+    width = max(12, *map(len, rows))
+    lines = [" " * width + "".join(f"{figure:>23s}" for figure in PRINTED)]
     for title, figures in rows.items():
         lines.append(
-            f"{title:12s}" + "".join(f" {format_figure(figures[name]):>22s}" for name in PRINTED)
+            f"{title:{width}s}"
+            + "".join(f" {format_figure(figures[name]):>22s}" for name in PRINTED)
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""A folder of scans, each paired with its row of the label sheet and checked by its header.
+"""Folders of scans, each paired with its row of the label sheet and checked by its header.
 
 Also whether scans of these ages and people can teach a network an age, and judge it.
 """
@@ -9,10 +9,12 @@ from pathlib import Path
 
 from utils.cli import raise_all
 from utils.files import image_stem
-from utils.people.codebook import FEMALE
+from utils.people.codebook import FEMALE, MALE
 from utils.people.labels import LabelSheet
 from utils.people.matching import Label
 from utils.scans.volumes import GRID_SHAPE, InputRule, find_scans, open_scan
+
+UNKNOWN_SITE = "n/a"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Scan:
     Attributes:
         orientation: the axis order of the file.
         shape: voxels (D, H, W) in LAS order, at the resolution of the file.
+        site: where, or by which scanner, as the sheet says; None where unknown.
     """
 
     subject_id: str
@@ -30,10 +33,11 @@ class Scan:
     sex: int | None
     orientation: str
     shape: tuple[int, ...] = GRID_SHAPE
+    site: str | None = None
 
 
 def open_cohort(
-    folder: str | Path,
+    folders: str | Path | Sequence[str | Path],
     labels: LabelSheet | None,
     input_rule: InputRule,
     *,
@@ -41,12 +45,12 @@ def open_cohort(
     need_sex: bool = False,
     smallest_side: int = 32,
 ) -> list[Scan]:
-    """Pairs every scan of `folder` with its label and checks all headers before any work.
+    """Pairs every scan of the folders with its label and checks all headers before any work.
 
     The sheet may have rows of scans in other folders.
 
     Args:
-        folder: .nii.gz and .nii files, read in the order of their names.
+        folders: one or several; .nii.gz and .nii files, folder by folder in the order of names.
         labels: from `read_labels`; None where there is no sheet.
         input_rule: decides whether other grids are accepted.
         need_age: whether a scan without an age is a problem (training) or merely unknown.
@@ -55,11 +59,12 @@ def open_cohort(
 
     Raises:
         FileNotFoundError: no folder or no scan in it.
-        ValueError: all problems of all scans at once.
+        ValueError: two scans of one name; or all problems of all scans at once.
     """
     scans, problems = [], []
     firsts: dict[tuple[int, ...], Path] = {}
-    for path in find_scans(folder):
+    folders = [folders] if isinstance(folders, (str, Path)) else folders
+    for path in find_scans(*folders):
         label = labels.find(path) if labels else None
         if problem := _missing_label(path, label, need_age, need_sex):
             problems.append(f"{path}: {problem}")
@@ -74,11 +79,12 @@ def open_cohort(
                 f"voxels, at least {smallest_side} a side expected"
             )
         firsts.setdefault(shape, path)
-        age, sex = (label.age, label.sex) if label else (None, None)
-        scans.append(Scan(image_stem(path.name), path, age, sex, orientation, shape))
+        age, sex, site = (label.age, label.sex, label.site) if label else (None, None, None)
+        scans.append(Scan(image_stem(path.name), path, age, sex, orientation, shape, site))
     if len(firsts) > 1:
         found = ", ".join(f"{_by(shape)} ({path.name})" for shape, path in firsts.items())
-        problems.append(f"{folder}: scans of differing shapes, {found}: one expected in a folder")
+        where = ", ".join(map(str, folders))
+        problems.append(f"{where}: scans of differing shapes, {found}: one expected")
     raise_all(problems)
     return scans
 
@@ -88,9 +94,11 @@ def _missing_label(path: Path, label: Label | None, need_age: bool, need_sex: bo
     if label is None and (need_age or need_sex):
         return f"no row named {image_stem(path.name)} in the label sheet"
     if need_age and label.age is None:
-        return f"row {label.row} gives no age, expected years{label.doubt and f' ({label.doubt})'}"
+        doubt = label.doubt and f" ({label.doubt})"
+        return f"row {label.row} gives no age, expected years{doubt}; see {label.source}"
     if need_sex and label.sex is None:
-        return f"row {label.row} gives no sex, expected 0 female or 1 male (or --use_sex false)"
+        expected = "expected 0 female or 1 male (or --use_sex false)"
+        return f"row {label.row} gives no sex, {expected}; see {label.source}"
     return ""
 
 
@@ -99,18 +107,38 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def describe(scans: list[Scan]) -> str:
-    """One line: how many scans, their ages and sexes, and how many were reoriented."""
+    """One line: how many scans, their ages and sexes, and how many were reoriented.
+
+    One more line for each site, where any is known.
+    """
+    text = _describe_people(scans)
+    turned = [scan.orientation for scan in scans if scan.orientation != "LAS"]
+    if turned:
+        text += f"; {len(turned)} stored {'/'.join(sorted(set(turned)))}, put into LAS order"
+    sites = group_by_site(scans).items()
+    lines = [f"  site {site}: {_describe_people([scans[i] for i in at])}" for site, at in sites]
+    return "\n".join([text, *lines])
+
+
+def _describe_people(scans: Sequence[Scan]) -> str:
     ages = [scan.age for scan in scans if scan.age is not None]
     text = f"{len(scans)} scans"
     if ages:
         text += f", {len(ages)} with an age ({min(ages):g} to {max(ages):g} years)"
-    females = sum(scan.sex == 0 for scan in scans)
-    males = sum(scan.sex == 1 for scan in scans)
-    text += f", {females} female, {males} male"
-    turned = [scan.orientation for scan in scans if scan.orientation != "LAS"]
-    if turned:
-        text += f"; {len(turned)} stored {'/'.join(sorted(set(turned)))}, put into LAS order"
-    return text
+    females, males = (sum(scan.sex == sex for scan in scans) for sex in (FEMALE, MALE))
+    return f"{text}, {females} female, {males} male"
+
+
+def group_by_site(scans: Sequence[Scan]) -> dict[str, list[int]]:
+    """The places of the scans of each site, by its name; `n/a` for those of unknown site.
+
+    Empty where no site is known.
+    """
+    groups: dict[str, list[int]] = {}
+    for name in [*sorted({scan.site for scan in scans if scan.site}), None]:
+        places = [place for place, scan in enumerate(scans) if scan.site == name]
+        groups |= {name or UNKNOWN_SITE: places} if places else {}
+    return {} if list(groups) == [UNKNOWN_SITE] else groups
 
 
 def require_teachable(ages: Sequence[float], people: Collection[str], *, what: str) -> None:

@@ -19,7 +19,7 @@ from utils.cli import raise_all
 from utils.distributed import SINGLE, World
 from utils.machine import free_memory, require_memory
 from utils.scans.cache import Cache, DiskCache, read_scan
-from utils.scans.cohort import Scan
+from utils.scans.cohort import Scan, group_by_site
 from utils.scans.loader import ScanLoader
 from utils.scans.volumes import InputRule
 
@@ -159,6 +159,43 @@ def draw_stratified(ages: Tensor, sizes: list[int]) -> list[list[int]]:
     return [torch.tensor(batch)[torch.randperm(len(batch))].tolist() for batch in batches]
 
 
+def draw_over_sites(ages: Tensor, sites: Tensor, sizes: list[int]) -> list[list[int]]:
+    """Batches alike in the sites of their scans, and in age within each site and over all.
+
+    Of a site with n scans every batch gets n / batches, rounded down or up. Each site is cut into
+    parts alike in age, see `draw_stratified`; then old parts of one site go into batches that are
+    young so far.
+
+    Args:
+        ages: (scans,) years.
+        sites: (scans,) a whole number for each site.
+        sizes: as for `draw_stratified`.
+
+    Returns:
+        As `draw_stratified`.
+    """
+    chosen = torch.randperm(len(ages))[: sum(sizes)]
+    deviations = ages - ages[chosen].mean()
+    batches: list[list[int]] = [[] for _ in sizes]
+    older = torch.zeros(len(sizes))  # years of each batch, in sum, above as many scans of mean age
+    known = sites[chosen].unique()
+    start = 0  # of the batches that get one scan more of the next site; the larger come first
+    for site in known[torch.randperm(len(known))]:
+        inside = chosen[sites[chosen] == site]
+        each, more = divmod(len(inside), len(sizes))
+        turn = (torch.arange(len(sizes)) + start) % len(sizes)
+        parts = draw_stratified(ages[inside], [each + 1] * more + [each] * (len(sizes) - more))
+        for same_size in (slice(None, more), slice(more, None)):
+            mine = [inside[torch.tensor(part, dtype=torch.long)] for part in parts[same_size]]
+            old = torch.tensor([float(deviations[part].sum()) for part in mine])
+            young_first = turn[same_size][older[turn[same_size]].argsort(stable=True)]
+            for batch, place in zip(young_first, old.argsort(descending=True), strict=True):
+                batches[batch] += mine[place].tolist()
+                older[batch] += old[place]
+        start = (start + more) % len(sizes)
+    return [torch.tensor(batch)[torch.randperm(len(batch))].tolist() for batch in batches]
+
+
 class TrainingBatches(Sampler[list[int]]):
     """This process's share of every global batch; all processes draw the same batches.
 
@@ -167,10 +204,19 @@ class TrainingBatches(Sampler[list[int]]):
         scans: how many there are.
         global_sizes: scans of each batch, in all processes together.
         world: the processes that share each batch.
+        sites: (scans,) whole numbers, for batches alike in sites too; None where one is known.
     """
 
-    def __init__(self, ages: Tensor | None, scans: int, global_sizes: list[int], world: World):
+    def __init__(
+        self,
+        ages: Tensor | None,
+        scans: int,
+        global_sizes: list[int],
+        world: World,
+        sites: Tensor | None = None,
+    ):
         self.ages, self.scans, self.global_sizes, self.world = ages, scans, global_sizes, world
+        self.sites = sites
 
     def __len__(self) -> int:
         return len(self.global_sizes)
@@ -178,7 +224,9 @@ class TrainingBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         # Everything is drawn before the first batch is read: where processes read ahead, their
         # number would otherwise change the order of these draws and those of the augmentation.
-        if self.ages is not None:
+        if self.ages is not None and self.sites is not None:
+            batches = draw_over_sites(self.ages, self.sites, self.global_sizes)
+        elif self.ages is not None:
             batches = draw_stratified(self.ages, self.global_sizes)
         else:
             order = torch.randperm(self.scans)[: sum(self.global_sizes)]
@@ -226,7 +274,8 @@ def training_loader(
         dataset: labelled scans.
         batch_size: scans of a global batch, of which each process reads its share.
         full_batches: whether the loss needs batches of exactly this size.
-        stratify: whether batches are made alike in age and size, see `draw_stratified`.
+        stratify: whether batches are made alike in age and size, see `draw_stratified`, and in
+            sites where several are known, see `draw_over_sites`.
         num_workers: of this process.
         world: the processes that share each batch.
 
@@ -242,7 +291,17 @@ def training_loader(
             "give a smaller --batch_size"
         )
     ages = dataset.age.flatten() if stratify else None
-    return _loader(dataset, TrainingBatches(ages, len(dataset), sizes, world), num_workers)
+    batches = TrainingBatches(ages, len(dataset), sizes, world, _number_sites(dataset.scans))
+    return _loader(dataset, batches, num_workers)
+
+
+def _number_sites(scans: Sequence[Scan]) -> Tensor | None:
+    """(scans,) a whole number for the site of each scan; None where there are not several."""
+    groups = group_by_site(scans)
+    sites = torch.zeros(len(scans), dtype=torch.long)
+    for number, places in enumerate(groups.values()):
+        sites[places] = number
+    return sites if len(groups) > 1 else None
 
 
 def require_shareable(batch_size: int, world: World) -> None:

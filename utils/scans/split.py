@@ -19,20 +19,26 @@ FRACTIONS = (0.7, 0.15, 0.15)
 
 
 def read_scan_labels(
-    scans: Sequence[Path], *, sheet: str | Path, sex_codes: dict[str, int] | None = None
+    scans: Sequence[Path],
+    *,
+    sheets: str | Path | Sequence[str | Path],
+    sex_codes: dict[str, int] | None = None,
+    site: str | None = None,
 ) -> dict[str, Label]:
-    """The row of every scan in the label sheet, by the scan's name without image suffix.
+    """The row of every scan in the label sheets, by the scan's name without image suffix.
+
+    `site` is that of the scans of which no sheet gives one.
 
     Raises:
         FileNotFoundError: no such sheet.
         ValueError: bad rows of the sheet; or all scans without a row or an age.
     """
-    labels = read_labels(sheet, scans, sex_codes=sex_codes)
+    labels = read_labels(sheets, scans, sex_codes=sex_codes, site=site)
     found, problems = {}, []
     for scan in scans:
         label = labels.find(scan)
         if label is None:
-            problems.append(f"{scan}: no row in {sheet}; an age in years expected")
+            problems.append(f"{scan}: no row in {labels.names}; an age in years expected")
         elif label.age is None:
             doubt = label.doubt or f"no age in {label.source}, row {label.row}"
             problems.append(f"{scan}: {doubt}; years expected")
@@ -137,30 +143,69 @@ def _strata(people: list[str], *, shares: np.ndarray) -> list[tuple[list[str], n
 
 
 def deal_to_folds(
-    people: Mapping[str, tuple[float, int]], *, folds: int, seed: int = 0
+    people: Mapping[str, tuple[float, int]],
+    *,
+    folds: int,
+    seed: int = 0,
+    site_of: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
-    """The fold of each person, from 0; the folds are balanced in age and sex.
+    """The fold of each person, from 0; the folds are balanced in age and sex within each site.
 
-    People are sorted by sex and age; of each run of neighbours every fold gets one, by chance.
+    The people of a site are sorted by sex and age; of each run of neighbours every fold gets one,
+    by chance. Where too few are left for all folds, the smallest folds get them.
 
     Args:
         people: (age in years, sex) by person.
         folds: how many.
         seed: the same seed gives the same folds.
+        site_of: of each person; None: one site.
 
     Raises:
         ValueError: fewer people than folds, or fewer than two folds.
     """
     if not 2 <= folds <= len(people):
         raise ValueError(f"--number {folds}: at least 2 and at most {len(people)} people expected")
-    order = sorted(people, key=lambda person: (*people[person][::-1], person))
+    at_sites = defaultdict(list)
+    for person in sorted(people, key=lambda person: (*people[person][::-1], person)):
+        at_sites[site_of[person] if site_of else ""].append(person)
     generator = np.random.default_rng(seed)
     dealt: dict[str, int] = {}
-    for start in range(0, len(order), folds):
-        neighbours = order[start : start + folds]
-        drawn = generator.permutation(folds)[: len(neighbours)].tolist()
-        dealt |= zip(neighbours, drawn, strict=True)
+    sizes = [0] * folds
+    for _, order in sorted(at_sites.items()):
+        for start in range(0, len(order), folds):
+            drawn = sorted(generator.permutation(folds).tolist(), key=sizes.__getitem__)
+            for person, fold in zip(order[start : start + folds], drawn, strict=False):
+                dealt[person] = fold
+                sizes[fold] += 1
     return dealt
+
+
+def hold_out_sites(site_of: Mapping[str, str], person_of: Mapping[str, str]) -> dict[str, int]:
+    """The fold of each scan: one fold for each site, in the order of the sites' names.
+
+    Args:
+        site_of: by scan; empty where it is unknown.
+        person_of: who was scanned, by scan.
+
+    Raises:
+        ValueError: scans of unknown site, one site alone, or all people with scans of two sites:
+            networks trained without a site would know them.
+    """
+    unknown = [scan for scan, site in site_of.items() if not site]
+    problems = [f"{scan}: no site; a column site, or --site expected" for scan in unknown]
+    of_person: dict[str, str] = {}
+    for scan, site in site_of.items():
+        first = of_person.setdefault(person_of[scan], site)
+        if site and first and site != first:
+            problems.append(
+                f"{scan}: a scan of {person_of[scan]} at {site}, others are at {first}: people of "
+                "one site each expected; leave these scans out"
+            )
+    raise_all(problems)
+    sites = sorted(set(site_of.values()))
+    if len(sites) < 2:
+        raise ValueError(f"--hold_out site: all scans are of {sites[0]}, several sites expected")
+    return {scan: sites.index(site) for scan, site in site_of.items()}
 
 
 def describe_ages(ages: Sequence[float], *, people: int) -> str:

@@ -97,29 +97,40 @@ class OpenScan(NamedTuple):
     shape: tuple[int, ...]
 
 
-def find_scans(folder: str | Path, *, allow_twins: bool = False) -> list[Path]:
-    """The .nii.gz and .nii files of `folder`, sorted by name; hidden files are left out.
+def find_scans(*folders: str | Path, allow_twins: bool = False) -> list[Path]:
+    """The .nii.gz and .nii files of each folder, sorted by name; hidden files are left out.
 
     Args:
-        folder: not searched deeper.
+        folders: not searched deeper.
         allow_twins: whether two files may have one name (`a.nii` beside `a.nii.gz`).
 
     Raises:
         FileNotFoundError: no such folder, or no scan in it.
-        ValueError: two files with one name.
+        ValueError: two files with one name, in one folder or in two.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of scans")
-    scans = [path for path in list_visible(folder) if path.name.lower().endswith(IMAGE_SUFFIXES)]
-    if not scans:
-        raise FileNotFoundError(f"{folder}: no .nii.gz or .nii file in it")
+    scans = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder of scans")
+        inside = [path for path in list_visible(folder) if is_image_name(path.name)]
+        if not inside:
+            raise FileNotFoundError(f"{folder}: no .nii.gz or .nii file in it")
+        scans += inside
     seen: dict[str, Path] = {}
     for path in scans:
         twin = seen.setdefault(image_stem(path.name), path)
-        if twin is not path and not allow_twins:
-            raise ValueError(f"{twin} and {path.name}: two scans of one name, remove one")
+        if twin is path or allow_twins:
+            continue
+        if twin == path:
+            raise ValueError(f"{path.parent}: given twice; each folder of scans once expected")
+        second = path.name if path.parent == twin.parent else path
+        raise ValueError(f"{twin} and {second}: two scans of one name, remove one")
     return scans
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as those of scans on the grid do."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def open_image(path: Path) -> SpatialImage:

@@ -102,14 +102,13 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("data")
     add = group.add_argument
-    add("--train_folder", required=True, metavar="DIR", help=".nii.gz or .nii scans")
-    add(
-        "--val_folder", "--valid_folder", required=True, metavar="DIR", help="choose the best epoch"
-    )
+    folders = {"nargs": "+", "required": True, "metavar": "DIR"}
+    add("--train_folder", **folders, help=".nii.gz or .nii scans, in one folder or several")
+    add("--val_folder", "--valid_folder", **folders, help="choose the best epoch")
     add_label_flags(group, required=True)
     add(
         "--folds", metavar="CSV",
-        help="columns scan and fold: the scans of both folders are pooled, those of --fold "
+        help="columns scan and fold: the scans of all folders are pooled, those of --fold "
         "validate, all others train",
     )  # fmt: skip
     add("--fold", type=number(int, low=0), help="the fold held out")

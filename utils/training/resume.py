@@ -5,6 +5,7 @@ moved, such as to the scratch folder of another job.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from model.scaledense import ScaleDense
@@ -23,7 +24,7 @@ FREE_TO_CHANGE = (
     "allow_shared_persons", "subject_pattern", "deterministic", "unused",
 )  # fmt: skip
 # What names the scans and their labels: `describe_scans` has what they hold.
-DATA_FLAGS = ("train_folder", "val_folder", "labels", "sex_codes", "folds")
+DATA_FLAGS = ("train_folder", "val_folder", "labels", "sex_codes", "site", "folds")
 # What names a network: a file, whose hash is compared, or a word.
 NETWORK_FLAGS = ("first_stage_net", "init_from", "warm_start_net", "sorter")
 SIDES = ("training", "validation")
@@ -31,10 +32,10 @@ SHOWN = 5  # scans that a message names
 
 
 def describe_scans(datasets: Sequence[ScanDataset]) -> dict[str, list[list]]:
-    """Name, content hash, age and sex of each training and validation scan, in their order."""
+    """Name, content hash, age, sex of each training and validation scan, and site where known."""
     return {
         side: [
-            [scan.subject_id, content, scan.age, scan.sex]
+            [scan.subject_id, content, scan.age, scan.sex, *([scan.site] if scan.site else [])]
             for scan, content in zip(dataset.scans, dataset.content_hashes, strict=True)
         ]
         for side, dataset in zip(SIDES, datasets, strict=True)
@@ -76,7 +77,7 @@ def require_same_run(
     changed += [
         f"--{name} was {before[name]}, is {flags.get(name)}"
         for name in before
-        if name not in free and before[name] != flags.get(name)
+        if name not in free and _listed(name, before[name]) != _listed(name, flags.get(name))
     ]
     changed += provenance.differences(checkpoint.provenance)
     if changed or checkpoint.model.options() != model.options():
@@ -84,6 +85,11 @@ def require_same_run(
             f"{checkpoint.source}: of another run than flags and files describe: give the same to "
             f"resume ({'; '.join(changed) or 'another network'})"
         )
+
+
+def _listed(name: str, value: object) -> object:
+    """The value of a flag; folders and sheets, of which there once was one, as a list."""
+    return [value] if name in DATA_FLAGS and isinstance(value, str) else value
 
 
 def _input_differences(before: Mapping, now: Mapping) -> list[str]:
@@ -106,7 +112,7 @@ def _scan_differences(side: str, before: list[list], now: list[list]) -> list[st
     found = [f"{name} is missing" for name in old if name not in new]
     found += [f"{name} is new" for name in new if name not in old]
     for name in old.keys() & new.keys():
-        pairs = zip(("image", "age", "sex"), old[name], new[name], strict=True)
+        pairs = zip_longest(("image", "age", "sex", "site"), old[name], new[name])
         found += [
             f"{name} has another image" if what == "image" else f"{name}: {what} was {a}, is {b}"
             for what, a, b in pairs

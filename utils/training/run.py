@@ -165,19 +165,14 @@ def open_cohorts(
     smallest_side = WIDTHS[args.width].smallest_side if args.width else 0
     if first_stage is not None:
         smallest_side = max(smallest_side, first_stage.smallest_side)
-    found = [*find_scans(args.train_folder), *find_scans(args.val_folder)]
-    labels = read_labels(args.labels, found, sex_codes=parse_sex_codes(args.sex_codes))
+    found = find_scans(*args.train_folder, *args.val_folder)
+    codes = parse_sex_codes(args.sex_codes)
+    labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
     needs = {"need_age": True, "need_sex": args.use_sex, "smallest_side": smallest_side}
     train, validation = (
-        open_cohort(folder, labels, input_rule, **needs)
-        for folder in (args.train_folder, args.val_folder)
+        open_cohort(folders, labels, input_rule, **needs)
+        for folders in (args.train_folder, args.val_folder)
     )
-    both = {scan.subject_id for scan in train} & {scan.subject_id for scan in validation}
-    if both:
-        raise ValueError(
-            f"{len(both)} scans are in the training and the validation folder: "
-            f"{', '.join(sorted(both)[:5])}: remove them from one"
-        )
     if args.folds:
         train, validation = hold_out(train + validation, read_folds(args.folds), args.fold)
     check_cohorts(args, train, validation)
@@ -205,7 +200,8 @@ def decide_provenance(
     """
     provenance = common_provenance(scans, Provenance(args.registration, args.mask))
     if first_stage is not None:
-        require_alike(f"scans of {args.train_folder}", provenance, first_stage)
+        folders = ", ".join(args.train_folder)
+        require_alike(f"scans of {folders}", provenance, first_stage)
         provenance = provenance.filled_from(first_stage.provenance)
     if provenance == UNKNOWN:
         print(

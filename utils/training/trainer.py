@@ -25,6 +25,7 @@ from utils.networks.execution import Execution, predict
 from utils.people.codebook import FEMALE, MALE
 from utils.results.metrics import score, within_bin_spread
 from utils.results.plots import age_scatter
+from utils.scans.cohort import group_by_site
 from utils.scans.dataset import ScanDataset, evaluation_loader, training_loader
 from utils.scans.provenance import UNKNOWN, Provenance
 from utils.training.augment import Augmentation
@@ -68,7 +69,7 @@ class Training:
         augmentation: how training scans are changed at random.
         ema: decay per step of the running average of weights and statistics that is validated and
             saved; 0 for none.
-        stratify: whether batches are made alike in age, see `draw_stratified`.
+        stratify: whether batches are made alike in age and sites, see `training_loader`.
         refresh_statistics: whether batch statistics are recomputed before each validation.
         early_stop: epochs without a lower validation MAE after which the run ends; 0 for never.
         seed: of weights, order, augmentation and pairs.
@@ -281,6 +282,10 @@ class Trainer:
             )
         names = ("mae", "pearson", "mean_brain_pad")
         values = {f"validation/{name}": float(figures[name]) for name in names}
+        sites = group_by_site(self.val_set.scans)
+        for site, places in sites.items() if len(sites) > 1 else ():
+            error = np.abs(ages["predicted_age"] - age)[places]
+            values[f"validation/mae_site_{site}"] = float(error.mean())
         if "rounded_age" in ages:
             rounded = ages["rounded_age"]
             residual = ages["predicted_age"] - rounded
