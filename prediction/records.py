@@ -179,8 +179,11 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
         "seconds_of_network": round(time.perf_counter() - started, 2),
         "error": error,
     }
-    write_json(request.scans.path(item.source, RECORD), record, overwrite=True)
-    request.scans.path(item.source, SALIENCY).unlink(missing_ok=True)  # of an earlier age
+    try:
+        write_json(request.scans.path(item.source, RECORD), record, overwrite=True)
+        request.scans.path(item.source, SALIENCY).unlink(missing_ok=True)  # of an earlier age
+    except OSError as failure:  # the disk is full: the scan is done again by the next call
+        record |= {"ages": {}, "error": str(failure)}
     return record
 
 

@@ -12,8 +12,9 @@ from synthetic_head import PAD, make_head, rotation
 from data_preprocessing.pipeline import builtin
 from data_preprocessing.pipeline.builtin import Transform, resample
 from data_preprocessing.pipeline.quality import inspect
-from data_preprocessing.pipeline.recipe import REQUIREMENTS, Mapped, Recipe
+from data_preprocessing.pipeline.recipe import Mapped, Recipe
 from tests.audit.transforms import load_transform, template_to_scan
+from utils.packages import PREPROCESSING
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -110,7 +111,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"deepbet.*picsl-greedy: .* -m pip install -r .*\.txt"):
         builtin.check(AFFINE)
-    assert REQUIREMENTS.is_file()
+    assert PREPROCESSING.is_file()
 
 
 @pytest.mark.engines

@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data_preprocessing.pipeline.native import flat_end, foreground, read_native
+from data_preprocessing.pipeline.native import Native, flat_end, foreground, read_native
 from data_preprocessing.pipeline.quality import RULES
+from tests.audit.cuts import SIDES, cut
 from utils.scans.template import load_template
 
 (FLAT,) = [rule.affine for rule in RULES if rule.measure == "flat_end_mm2"]
-TOP, FRONT, SIDE = (2, 1), (1, 1), (0, 0)  # axis, and whether its high end
 
 
 def ramp(shape=(50, 40, 45)):
@@ -178,26 +178,22 @@ def test_sheared_axes_are_made_straight(tmp_path):
     assert "right angles" in native.notes[0]
 
 
-def cut(mask, end, mm):
-    """The brain without its outermost millimetres at one end; voxels of 2 mm."""
-    axis, high = end
-    planes = np.nonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[0]
-    gone, places = mm // 2, np.arange(mask.shape[axis])
-    kept = places <= planes.max() - gone if high else places >= planes.min() + gone
-    return mask & np.expand_dims(kept, tuple({0, 1, 2} - {axis}))
+def without(side, mm):
+    """The template's brain without its outermost millimetres at one side."""
+    mask = load_template().mask
+    return cut(Native(mask, np.diag([2.0, 2, 2, 1]), []), mask, side, mm).voxels
 
 
-@pytest.mark.parametrize("end", [TOP, FRONT, SIDE, (2, 0), (1, 0), (0, 1)])
-def test_a_brain_that_lacks_20_mm_ends_flat_and_a_whole_one_does_not(end):
-    mask, size = load_template().mask, np.full(3, 2.0)
-    assert flat_end(mask, size) < 0.8 * FLAT
-    assert flat_end(cut(mask, end, 20), size) > 1.2 * FLAT
-    assert flat_end(cut(mask, end, 4), size) < FLAT or end in (TOP, SIDE, (0, 1))
+@pytest.mark.parametrize("side", SIDES)
+def test_a_brain_that_lacks_20_mm_ends_flat_and_a_whole_one_does_not(side):
+    size = np.full(3, 2.0)
+    assert flat_end(load_template().mask, size) < 0.8 * FLAT
+    assert flat_end(without(side, 20), size) > 1.2 * FLAT
 
 
 @pytest.mark.parametrize("degrees", [10, 33])
 def test_a_cut_brain_that_was_turned_since_ends_flat_too(degrees):
-    mask = np.pad(cut(load_template().mask, TOP, 30), 12).astype(np.float32)
+    mask = np.pad(without("top", 30), 12).astype(np.float32)
     turned = ndimage.rotate(mask, degrees, (1, 2), order=1) > 0.5
     assert flat_end(turned, np.full(3, 2.0)) > FLAT
 

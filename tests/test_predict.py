@@ -1,6 +1,7 @@
 """predict.py from scans to table, records and exit codes, on generated brains."""
 
 import csv
+import errno
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import test
 from data_preprocessing.pipeline.inputs import find_sources
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from prediction import records
 from prediction.items import find_items
 from prediction.people import read_people
 from prediction.records import flag_age
@@ -510,6 +512,28 @@ def test_a_scan_under_several_names_is_said(networks, scans, tmp_path, capsys):
 
 
 @pytest.mark.engines  # what cannot be read may be a head
+def test_a_record_that_cannot_be_written_costs_its_row_alone(
+    networks, scans, tmp_path, monkeypatch
+):
+    write = records.write_json
+
+    def write_but_one(path, content, **options):
+        if path.name.startswith(find_scans(scans)[0].name.partition(".")[0]):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content, **options)
+
+    monkeypatch.setattr(records, "write_json", write_but_one)
+    output = tmp_path / "out"
+    assert run(networks, output, scans) == 3
+    first, *others = table_of(output)
+    assert (first["status"], first["predicted_age"]) == ("failed", "n/a")
+    assert "No space left" in first["message"]
+    assert {row["status"] for row in others} == {"ok"}
+    monkeypatch.undo()
+    assert run(networks, output, scans) == 0
+    assert {row["status"] for row in table_of(output)} == {"ok"}
+
+
 def test_a_link_to_nowhere_costs_its_row_alone(networks, scans, tmp_path):
     first, *others = find_scans(scans)
     first.unlink()

@@ -3,30 +3,28 @@ r"""Cuts heads as a field of view that is too small does, and measures how flat 
     python -m tests.audit.cuts HEAD... --output_dir cuts [--ages]
 
 A cut takes away all planes of the scan up to so many millimetres of its own brain. Takes some
-seconds per cut; with --ages, which preprocesses and predicts every cut head as predict.py does,
+seconds per cut; with --ages, which gives every cut head to predict.py,
 half a minute. Needs the packages of requirements-preprocessing.txt.
 """
 
 import argparse
+import csv
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
 from data_preprocessing.pipeline.builtin import engines_contained, find_brain
-from data_preprocessing.pipeline.inputs import Source
 from data_preprocessing.pipeline.native import Native, flat_end, guess_contents, read_native
-from data_preprocessing.pipeline.one_scan import Request, check_backend, prepare
-from data_preprocessing.pipeline.recipe import REGISTRATIONS, Recipe
 from utils.cli import Switch, new_parser, number, run_entry
 from utils.files import image_stem, require_absent, write_tsv
-from utils.networks.checkpoint import load_ensemble
-from utils.networks.execution import choose_execution
-from utils.networks.predictor import Predictor, shipped_networks
 
+ROOT = Path(__file__).resolve().parents[2]
 SIDES = {
     "top": (2, 1), "bottom": (2, 0), "front": (1, 1), "back": (1, 0), "right": (0, 1),
     "left": (0, 0),
@@ -43,7 +41,7 @@ class Row:
     side: str
     mm: float
     flat_end_mm2: float
-    age: float | None = None
+    age: str = ""
     codes: str = ""
 
 
@@ -61,43 +59,38 @@ def cut(native: Native, mask: np.ndarray, side: str, mm: float) -> Native:
     return Native(native.voxels[tuple(kept)], affine, [])
 
 
-def measure(path: Path, args: argparse.Namespace, predict) -> Iterator[Row]:
-    """The whole head, then every cut of it; `predict` gives age, codes and flat end, or is None."""
-    native, name = read_native(path), image_stem(path.name)
+def measure(path: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """The whole head, then every cut of it."""
+    native, name, rows = read_native(path), image_stem(path.name), {}
     contents = guess_contents(native)
     with tempfile.TemporaryDirectory(prefix="cuts-") as workspace:
-        log = Path(workspace) / "engines.log"
+        scans, log = Path(workspace) / "scans", Path(workspace) / "engines.log"
+        scans.mkdir()
         with engines_contained(log):
             mask = find_brain(path, native, contents)
         for side, mm in [("whole", 0), *((s, mm) for s in args.sides for mm in args.mm)]:
             one = cut(native, mask, side, mm) if mm else native
-            if predict:
-                image = Path(workspace) / f"{name}_{side}_{mm:g}.nii.gz"
-                nibabel.Nifti1Image(one.voxels, one.affine).to_filename(image)
-                yield Row(name, contents, side, mm, *predict(image, contents))
-                continue
             with engines_contained(log):
                 own = find_brain(path, one, contents)
-            yield Row(name, contents, side, mm, round(flat_end(own, one.voxel_size)))
+            area = round(flat_end(own, one.voxel_size))
+            rows[f"{side}-{mm:g}"] = Row(name, contents, side, mm, area)
+            image = nibabel.Nifti1Image(one.voxels, one.affine)
+            image.to_filename(scans / f"{side}-{mm:g}.nii.gz")
+        ages = predict(scans, contents, Path(workspace) / "ages") if args.ages else {}
+        for scan, row in rows.items():
+            yield replace(row, **ages.get(scan, {}))
 
 
-def open_prediction(args: argparse.Namespace):
-    """A function from a scan and its contents to flat end, age and codes of flags."""
-    predictor = Predictor(load_ensemble(shipped_networks()), choose_execution("cpu", "float32"))
-    mask = predictor.checkpoint.provenance.mask
-
-    def predict(image: Path, contents: str) -> tuple[float, float, str]:
-        recipe = Recipe("builtin", args.registration, mask, contents)
-        made = image.parent / "made"
-        made.mkdir(exist_ok=True)
-        request = check_backend(Request(made, recipe))
-        prepared = prepare(Source(image_stem(image.name), image), request)
-        if prepared.error:
-            return 0.0, None, prepared.error
-        age = round(predictor.predict(prepared.scan, sex=None)["predicted_age"], 1)
-        return prepared.quality["flat_end_mm2"], age, " ".join(prepared.quality["flags"])
-
-    return predict
+def predict(scans: Path, contents: str, output: Path) -> dict[str, dict]:
+    """Age and codes of every scan by its name, from predict.py and the shipped networks."""
+    flags = ["--contents", contents, "--output_dir", output, "--no-report", "--jobs", "1"]
+    subprocess.run([sys.executable, ROOT / "predict.py", scans, *flags], check=True)
+    with (output / "predictions.tsv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return {
+        row["participant_id"]: {"age": row["predicted_age"], "codes": row["qc_flag"]}
+        for row in rows
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,7 +103,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--mm", nargs="*", type=number(float, low=0), default=MILLIMETRES, help="of brain"
     )
     parser.add_argument("--ages", action=Switch, default=False, help="preprocess and predict too")
-    parser.add_argument("--registration", choices=REGISTRATIONS, default="affine", help=" ")
     parser.add_argument("--overwrite", action=Switch, default=False, help="replace what is there")
     return parser
 
@@ -121,9 +113,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     table, rows = args.output_dir / "cuts.tsv", []
     if not args.overwrite:
         require_absent(table)
-    predict = open_prediction(args) if args.ages else None
     for path in args.heads:
-        for row in measure(path, args, predict):
+        for row in measure(path, args):
             rows.append(row)
             print(*astuple(row), sep="\t", flush=True)
     header = [column.name for column in fields(Row)]
