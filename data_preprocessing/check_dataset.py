@@ -32,12 +32,17 @@ from utils.people.codebook import parse_sex_codes
 from utils.people.labels import LabelSheet, examine_labels
 from utils.scans.leakage import find_person
 from utils.scans.provenance import Provenance, read_sidecar
-from utils.scans.volumes import content_hash, decode, find_scans, open_scan
+from utils.scans.volumes import (
+    LARGEST_BRAIN,
+    SMALLEST_BRAIN,
+    content_hash,
+    decode,
+    find_scans,
+    open_scan,
+    share_above_0,
+)
 
-# Share of the grid's voxels above 0. The MNI brain mask has 0.26; 110 scans of OASIS-1, some with
-# a piece of the neck, have 0.23 to 0.31; four IXI heads with skull, resampled, 0.46 to 0.75.
-SMALLEST_BRAIN, LARGEST_BRAIN = 0.18, 0.36
-# Share of the brain's voxels that have its highest value. The same 110 scans, stored in 8 bits,
+# Share of the brain's voxels that have its highest value. 110 scans of OASIS-1, stored in 8 bits,
 # have 0.0005 (median); 99 % of them have less than 0.01.
 CLIPPED = 0.01
 AGAIN = "preprocess it again"
@@ -123,8 +128,7 @@ def _find_flags(path: Path, sidecar: dict) -> Iterable[Finding]:
 
 def _find_implausible(path: Path, voxels: np.ndarray) -> Iterable[Finding]:
     """Skull left on, brain too small, intensities clipped; `voxels` are (91, 109, 91), LAS."""
-    inside = voxels > 0
-    share, brain = inside.mean(), voxels[inside]
+    share, brain = share_above_0(voxels), voxels[voxels > 0]
     if share > LARGEST_BRAIN:
         problem = f"{share:.0%} of the grid is above 0, at most {LARGEST_BRAIN:.0%} expected: "
         problem += "skull or background left on"

@@ -51,23 +51,29 @@ def read_people(
     for table, folder in found:
         inside = [source for source in sources if _describes(folder, source)]
         scans = [path for source in inside for path in _paths_of(source)]
-        try:
-            labels, problems = examine_labels(table, scans, sex_codes=sex_codes, need_ages=False)
-        except ValueError as error:
-            if sheet is not None:
-                raise
-            print(f"note: taken as unknown: {error}")
-            continue
-        if sheet is not None:
+        options = {"sex_codes": sex_codes, "need_ages": False}
+        labels = _read_leniently(table, scans, options) if folder else None
+        if folder is None:
+            labels, problems = examine_labels(table, scans, **options)
             raise_all(problems)
-        for problem in problems[:SHOWN_PROBLEMS]:
-            print(f"note: taken as unknown: {problem}")
-        if len(problems) > SHOWN_PROBLEMS:
-            print(f"note: and {len(problems) - SHOWN_PROBLEMS} more of {table}")
-        people.append(People(labels, folder))
-        notes = labels.notes([(source.path, find_label(source, people[-1:])) for source in inside])
-        print("".join(f"{note}\n" for note in notes), end="")
+        if labels:
+            people.append(People(labels, folder))
+            pairs = [(source.path, find_label(source, people[-1:])) for source in inside]
+            print("".join(f"{note}\n" for note in labels.notes(pairs)), end="")
     return people
+
+
+def _read_leniently(table: Path, scans: Sequence[Path], options: dict) -> LabelSheet | None:
+    """A table that the user did not name; what is wrong with it is printed and taken as unknown."""
+    try:
+        labels, problems = examine_labels(table, scans, **options)
+    except ValueError as error:
+        labels, problems = None, [str(error)]
+    for problem in problems[:SHOWN_PROBLEMS]:
+        print(f"note: taken as unknown: {problem}")
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"note: and {len(problems) - SHOWN_PROBLEMS} more of {table}")
+    return labels
 
 
 def _describes(folder: Path | None, source: Source) -> bool:

@@ -105,7 +105,9 @@ def find_record(item: Item, request: PredictionRequest) -> dict | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a record of a prediction ({error}); remove it") from error
     try:
-        expected = _describe_request(item, request) | {"source_sha256": item.source.sha256()}
+        expected = _describe_request(request, record.get("contents")) | {
+            "source_sha256": item.source.sha256()
+        }
     except OSError:
         return None  # the scan is gone, which its row will tell
     differing = [
@@ -121,9 +123,9 @@ def find_record(item: Item, request: PredictionRequest) -> dict | None:
     return record if record["sex"] == SEX_NAMES[item.sex] else None
 
 
-def _describe_request(item: Item, request: PredictionRequest) -> dict:
+def _describe_request(request: PredictionRequest, contents: str) -> dict:
     """The part of the request on which an age depends; other records are not replaced unasked."""
-    recipe = None if item.source.on_grid else request.scans.recipe
+    recipe = None if contents == "grid" else request.scans.recipe
     backend = recipe.backend if recipe else None
     return {"model": request.model, "asked": request.contents, "backend": backend}
 
@@ -153,7 +155,7 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
         "source": str(item.source.path),
         "source_sha256": sha256,
         "scan": str(prepared.scan) if prepared.scan else None,
-        **_describe_request(item, request),
+        **_describe_request(request, prepared.contents),
         "sex": SEX_NAMES[item.sex],
         "contents": prepared.contents,
         "ages": ages,
@@ -163,8 +165,11 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
         "seconds_of_network": round(time.perf_counter() - started, 2),
         "error": error,
     }
-    write_json(request.scans.path(item.source, RECORD), record, overwrite=True)
-    request.scans.path(item.source, SALIENCY).unlink(missing_ok=True)  # of an earlier age
+    try:
+        write_json(request.scans.path(item.source, RECORD), record, overwrite=True)
+        request.scans.path(item.source, SALIENCY).unlink(missing_ok=True)  # of an earlier age
+    except OSError as failure:  # the disk is full: the scan is done again by the next call
+        record |= {"ages": {}, "error": str(failure)}
     return record
 
 

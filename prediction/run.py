@@ -120,8 +120,13 @@ def open_networks(args: argparse.Namespace) -> PredictionRequest:
     if trained.registration and trained.mask:
         contents = "auto" if args.contents == "grid" else args.contents
         recipe = Recipe(args.backend, trained.registration, trained.mask, contents)
-    registration, overwrite = trained.registration, args.overwrite
-    scans = Request(args.output_dir, recipe, registration=registration, overwrite=overwrite)
+    scans = Request(
+        args.output_dir,
+        recipe,
+        registration=trained.registration,
+        overwrite=args.overwrite,
+        trust_grid=args.contents == "grid",
+    )
     return PredictionRequest(predictor, model, args.contents, scans)
 
 

@@ -7,13 +7,14 @@ import nibabel
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from synthetic_head import make_head, rotation
+from synthetic_head import PAD, make_head, rotation
 
 from data_preprocessing.pipeline import builtin
 from data_preprocessing.pipeline.builtin import Transform, resample
 from data_preprocessing.pipeline.quality import inspect
-from data_preprocessing.pipeline.recipe import REQUIREMENTS, Mapped, Recipe
+from data_preprocessing.pipeline.recipe import Mapped, Recipe
 from tests.audit.transforms import load_transform, template_to_scan
+from utils.packages import PREPROCESSING
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
@@ -110,7 +111,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     monkeypatch.setattr(builtin.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"deepbet.*picsl-greedy: .* -m pip install -r .*\.txt"):
         builtin.check(AFFINE)
-    assert REQUIREMENTS.is_file()
+    assert PREPROCESSING.is_file()
 
 
 @pytest.mark.engines
@@ -125,6 +126,16 @@ def test_head_lands_on_the_template(affine_head):
     assert (mapped.volume[~mapped.brain] == 0).all()
     scalp = np.percentile(mapped.volume[template.mask], 99.9)
     assert mapped.volume.max() < 1.5 * scalp
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_a_head_cut_by_the_field_of_view_tells_how_flat_its_brain_ends(affine_head, tmp_path):
+    head = make_head()
+    top = np.nonzero(load_template().mask.any(axis=(0, 1)))[0].max() + PAD
+    cut = make(head.slicer[:, :, : top - 11], AFFINE, tmp_path).mapped  # 24 mm of the brain
+    assert affine_head.mapped.flat_end_mm2 < 2500
+    assert cut.flat_end_mm2 > 6000
 
 
 @pytest.mark.engines

@@ -17,7 +17,7 @@ from utils.scans import cache
 from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
-from utils.scans.volumes import InputRule, normalise
+from utils.scans.volumes import GRID_SHAPE, InputRule, normalise
 from utils.training import run
 
 ANY = InputRule(any_grid=True)
@@ -306,3 +306,12 @@ def test_a_kept_scan_that_may_not_be_read_is_made_again(folder, monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
     assert torch.equal(dataset[[0]]["image"], expected)
+
+
+def test_a_scan_with_more_than_a_brain_on_the_grid_is_read_with_a_warning(tmp_path, recwarn):
+    volume = brain(GRID_SHAPE, 50)
+    read_scan(write_scan(tmp_path / "brain.nii.gz", volume), InputRule(4), "float32")
+    assert not recwarn.list
+    head = write_scan(tmp_path / "head.nii.gz", np.where(volume > 0, volume, 20))
+    with pytest.warns(UserWarning, match=r"head\.nii\.gz: 100% .* do not trust its age"):
+        read_scan(head, InputRule(4), "float32")

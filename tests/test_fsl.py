@@ -168,6 +168,7 @@ def test_the_brain_on_the_grid_and_its_transform_come_back(fake, tmp_path):
     assert mapped.volume.dtype == np.float32
     np.testing.assert_array_equal(mapped.volume, 2 * smooth())
     assert (mapped.brain, mapped.contents) == (None, "head")
+    assert mapped.flat_end_mm2 == 900  # fsl_anat's brain: a block of 30 x 30 x 30 mm
     np.testing.assert_allclose(mapped.transform["flirt_matrix"], np.diag([1.1, 1.2, 0.9, 1]))
     json.dumps(mapped.transform)
     assert {suffix: path.name for suffix, path in mapped.kept.items()} == {

@@ -114,6 +114,15 @@ def test_the_plain_form_is_measured_against_ours_and_made_of_nothing_of_it():
     assert not imported(TREES["benchmark.plain"]) & NAMES
 
 
+def test_matplotlib_is_imported_where_its_backend_is_decided():
+    users = {
+        name
+        for name, tree in TREES.items()
+        if any(is_in(module, {"matplotlib"}) for module in imported(tree))
+    }
+    assert users == {"utils.results.plots"}
+
+
 def test_no_module_changes_where_python_looks_for_modules():
     changed = [
         name

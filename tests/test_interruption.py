@@ -2,14 +2,18 @@
 
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import training_flags
 
+import train_first_stage
 from model.scaledense import ScaleDense
+from utils.cli import run_entry
 from utils.files import replacing
 from utils.networks.checkpoint import (
     Checkpoint,
@@ -18,6 +22,7 @@ from utils.networks.checkpoint import (
     save_checkpoint,
 )
 from utils.scans.volumes import InputRule
+from utils.training import run
 
 
 def saved(path):
@@ -55,6 +60,20 @@ def test_the_file_that_is_replaced_is_kept_and_only_after_the_new_one_is_whole(t
     with replacing(path, overwrite=True, keep_as=before) as temporary:
         temporary.write_text("2")
     assert (path.read_text(), before.read_text()) == ("2", "1")
+
+
+@pytest.mark.parametrize("moment", ["open_cohorts", "open_datasets", "build_training"])
+def test_sigterm_ends_a_run_that_has_not_begun_to_train_too(
+    cohort, tmp_path, monkeypatch, capsys, moment
+):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(run, moment, lambda *_: signal.raise_signal(signal.SIGTERM))
+    flags = [*training_flags(cohort, tmp_path / "run"), "--any_grid"]
+    with pytest.raises(SystemExit) as exited:
+        run_entry(lambda: train_first_stage.main(flags))
+    assert exited.value.code == 143
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow

@@ -1,8 +1,14 @@
 import nibabel
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from data_preprocessing.pipeline.native import foreground, read_native
+from data_preprocessing.pipeline.native import Native, flat_end, foreground, read_native
+from data_preprocessing.pipeline.quality import RULES
+from tests.audit.cuts import SIDES, cut
+from utils.scans.template import load_template
+
+(FLAT,) = [rule.affine for rule in RULES if rule.measure == "flat_end_mm2"]
 
 
 def ramp(shape=(50, 40, 45)):
@@ -170,3 +176,42 @@ def test_sheared_axes_are_made_straight(tmp_path):
     axes = native.affine[:3, :3] / native.voxel_size
     np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)
     assert "right angles" in native.notes[0]
+
+
+def without(side, mm):
+    """The template's brain without its outermost millimetres at one side."""
+    mask = load_template().mask
+    return cut(Native(mask, np.diag([2.0, 2, 2, 1]), []), mask, side, mm).voxels
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_brain_that_lacks_20_mm_ends_flat_and_a_whole_one_does_not(side):
+    size = np.full(3, 2.0)
+    assert flat_end(load_template().mask, size) < 0.8 * FLAT
+    assert flat_end(without(side, 20), size) > 1.2 * FLAT
+
+
+@pytest.mark.parametrize("degrees", [10, 33])
+def test_a_cut_brain_that_was_turned_since_ends_flat_too(degrees):
+    mask = np.pad(without("top", 30), 12).astype(np.float32)
+    turned = ndimage.rotate(mask, degrees, (1, 2), order=1) > 0.5
+    assert flat_end(turned, np.full(3, 2.0)) > FLAT
+
+
+def test_a_flat_end_has_the_area_of_its_face_at_any_size_of_voxels_and_specks_hide_none():
+    block = np.zeros((70, 50, 40), bool)
+    block[5:65, 10:40, 8:32] = True  # 60 x 60 x 60 mm
+    assert flat_end(block, np.array([1.0, 2, 2.5])) == pytest.approx(3600, rel=0.1)
+    block[1, 25, 20] = block[68, 20, 20] = True
+    assert flat_end(block, np.array([1.0, 2, 2.5])) == pytest.approx(3600, rel=0.1)
+    assert flat_end(np.zeros((9, 9, 9), bool), np.ones(3)) == 0
+
+
+def test_a_constant_background_above_0_is_background(tmp_path):
+    voxels = ramp() + 10
+    voxels[:, :, :20] = voxels[[0, -1]] = 7
+    native = read_native(saved(tmp_path, voxels))
+    np.testing.assert_array_equal(native.voxels == 0, voxels == 7)
+    assert native.notes == ["a constant background of 7: taken as 0"]
+    voxels[0, 0, 0] = 8  # a scanner's noise differs from corner to corner
+    assert not read_native(saved(tmp_path, voxels)).notes

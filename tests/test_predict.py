@@ -1,10 +1,12 @@
 """predict.py from scans to table, records and exit codes, on generated brains."""
 
 import csv
+import errno
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,21 +14,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import brain, write_scan
-from synthetic_head import make_head, rotation
+from synthetic_head import PAD, make_head, rotation
 
 import predict
 import test
 from data_preprocessing.pipeline.inputs import find_sources
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
+from prediction import records
 from prediction.items import find_items
 from prediction.people import read_people
 from prediction.records import flag_age
-from utils.networks.checkpoint import Checkpoint, save_checkpoint
+from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.networks.predictor import Predictor
 from utils.scans.provenance import Provenance
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, find_scans
+from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, find_scans
 
 ROOT = Path(__file__).parent.parent
 
@@ -298,6 +301,28 @@ def test_the_report_has_every_scan_with_its_picture_and_its_saliency(networks, s
     assert "predict.py" in page
 
 
+@pytest.mark.parametrize("surroundings", ["a head", "a background"])
+def test_what_is_more_than_a_brain_on_the_grid_is_predicted_as_it_is_only_if_asked(
+    networks, scans, tmp_path, surroundings
+):
+    # A network that does not say how its scans were made: nothing can be made like them.
+    unknown = replace(load_checkpoint(networks["second"]), provenance=Provenance())
+    save_checkpoint(unknown, tmp_path / "unknown.pt")
+    networks = {"second": tmp_path / "unknown.pt"}
+    first, *_ = find_scans(scans)
+    inside = decode(first)
+    head = np.asarray(make_head().dataobj)[(slice(PAD, -PAD),) * 3]
+    around = head if surroundings == "a head" else np.float32(0.01)
+    write_scan(first, np.where(inside > 0, inside, around))
+    assert run(networks, tmp_path / "out", scans) == 3
+    refused, *others = table_of(tmp_path / "out")
+    assert {row["status"] for row in others} == {"ok"}
+    assert "skull or background left on" in refused["message"]
+    assert "--contents grid to predict it as it is" in refused["message"]
+    assert run(networks, tmp_path / "grid", scans, flags=("--contents", "grid")) == 0
+    assert table_of(tmp_path / "grid")[0]["status"] == "ok"
+
+
 @pytest.mark.slow
 @pytest.mark.engines
 def test_heads_brains_and_scans_on_the_grid_go_together(tmp_path):
@@ -306,7 +331,9 @@ def test_heads_brains_and_scans_on_the_grid_go_together(tmp_path):
     template = load_template().brain
     write_scan(tmp_path / "ready.nii.gz", template + 5 * (template > 0))
     output = tmp_path / "out"
-    inputs = [tmp_path / f"{name}.nii.gz" for name in ("head", "brain", "ready")]
+    on_grid = np.asarray(make_head().dataobj)[(slice(PAD, -PAD),) * 3]
+    write_scan(tmp_path / "head-on-grid.nii.gz", on_grid)
+    inputs = [tmp_path / f"{name}.nii.gz" for name in ("head", "brain", "ready", "head-on-grid")]
     # By the shipped networks: ages of an untrained one mean nothing.
     flags = ("--output_dir", str(output), "--device", "cpu", "--no-report")
     assert predict.main([*map(str, inputs), *flags]) == 0
@@ -315,13 +342,15 @@ def test_heads_brains_and_scans_on_the_grid_go_together(tmp_path):
         name: json.loads((output / "scans" / f"{name}_brainage.json").read_text()) for name in rows
     }
     assert {name: record["contents"] for name, record in records.items()} == {
-        "brain": "brain", "head": "head", "ready": "grid",
+        "brain": "brain", "head": "head", "ready": "grid", "head-on-grid": "head",
     }  # fmt: skip
     assert {row["qc_flag"] for row in rows.values()} == {"ok"}
     ages = {name: float(row["predicted_age"]) for name, row in rows.items()}
     assert abs(ages["brain"] - ages["ready"]) < 3  # one brain in two forms
     # Extraction leaves another rim than the mask that made the synthetic brain: 3.9 when measured.
     assert abs(ages["head"] - ages["ready"]) < 5
+    assert abs(ages["head"] - ages["head-on-grid"]) < 1
+    assert "skull or background left on: preprocessed" in rows["head-on-grid"]["message"]
     made = json.loads((output / "scans" / "head.json").read_text())
     assert made["recipe"] | {"contents": "auto"} == {
         "backend": "builtin", "registration": "affine", "mask": "subject", "contents": "auto",
@@ -473,6 +502,28 @@ def test_a_scan_that_is_gone_or_an_age_that_is_no_number_costs_its_row_alone(
 
 
 @pytest.mark.engines  # what cannot be read may be a head
+def test_a_record_that_cannot_be_written_costs_its_row_alone(
+    networks, scans, tmp_path, monkeypatch
+):
+    write = records.write_json
+
+    def write_but_one(path, content, **options):
+        if path.name.startswith(find_scans(scans)[0].name.partition(".")[0]):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content, **options)
+
+    monkeypatch.setattr(records, "write_json", write_but_one)
+    output = tmp_path / "out"
+    assert run(networks, output, scans) == 3
+    first, *others = table_of(output)
+    assert (first["status"], first["predicted_age"]) == ("failed", "n/a")
+    assert "No space left" in first["message"]
+    assert {row["status"] for row in others} == {"ok"}
+    monkeypatch.undo()
+    assert run(networks, output, scans) == 0
+    assert {row["status"] for row in table_of(output)} == {"ok"}
+
+
 def test_a_link_to_nowhere_costs_its_row_alone(networks, scans, tmp_path):
     first, *others = find_scans(scans)
     first.unlink()

@@ -14,6 +14,8 @@ from joblib.externals.loky import get_reusable_executor
 
 from data_preprocessing import preprocess
 from data_preprocessing.pipeline import resample
+from data_preprocessing.pipeline.inputs import Source
+from data_preprocessing.pipeline.one_scan import Request, prepare
 from model.scaledense import ScaleDense
 from utils.networks.checkpoint import Checkpoint, save_checkpoint
 from utils.scans.provenance import Provenance, read_sidecar
@@ -100,6 +102,21 @@ def test_each_scan_gets_grid_record_and_picture_and_an_error_is_a_row(raw, capsy
     assert page.startswith("<!DOCTYPE html>")
     assert all(name in page for name in ("anna", "bob", "carl"))
     assert "2 done, 0 flagged, 1 failed" in capsys.readouterr().out
+
+
+def test_a_cut_brain_is_incomplete_in_its_record_and_where_the_result_is_judged_again(raw):
+    image = brain(0)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[:, :, np.nonzero(voxels.any(axis=(0, 1)))[0].max() - 9 :] = 0  # the uppermost 20 mm
+    nibabel.Nifti1Image(voxels, image.affine).to_filename(raw / "anna.nii.gz")
+    run(raw)
+    grid = raw.parent / "grid"
+    whole, cut = (read_sidecar(grid / f"{name}.nii.gz")["qc"] for name in ("bob", "anna"))
+    assert whole["flags"] == {}
+    assert whole["flat_end_mm2"] < 2500 < 8000 < cut["flat_end_mm2"]
+    assert "cut by the field of view" in cut["flags"]["incomplete"]
+    source = Source("anna", grid / "anna.nii.gz", on_grid=True)
+    assert prepare(source, Request(raw.parent)).quality["flags"] == cut["flags"]
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again(done):

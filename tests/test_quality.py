@@ -143,15 +143,24 @@ def test_missing_share_is_told_of_the_part_that_lacks_most(brain):
     assert "of the left front bottom of the brain is empty" in quality.flags["incomplete"]
 
 
+def test_a_brain_that_ended_flat_before_registration_is_incomplete_whatever_became_of_it(brain):
+    whole, cut = (inspect(brain, registration=None, flat_end_mm2=area) for area in (2400, 3800))
+    assert (whole.flags, list(cut.flags)) == ({}, ["incomplete"])
+    assert "flat over 3800 mm2, above 3000: cut by the field of view" in cut.flags["incomplete"]
+    brain[:, :, 55:] = 0
+    both = inspect(brain, registration="affine", flat_end_mm2=9000).flags["incomplete"]
+    assert "of the brain is empty" in both
+    assert "flat over 9000 mm2" in both
+
+
 def test_a_scan_s_own_brain_is_compared_where_it_is_known(brain):
     half = load_template().mask.copy()
     half[:45] = False
     assert set(inspect(brain, registration="deformable", brain=half).flags) == {"overlap"}
 
 
-@pytest.mark.parametrize("code", RULES)
-def test_sentences_say_value_and_limit_and_the_laxer_one_where_it_is_not_known(code):
-    rule = RULES[code]
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.measure)
+def test_sentences_say_value_and_limit_and_the_laxer_one_where_it_is_not_known(rule):
     good = Measures(correlation=1, overlap=1, missing=0, plateau=0)
     laxer, stricter = sorted((rule.affine, rule.deformable), reverse=not rule.lowest)
     assert rule.limit(None) == laxer
@@ -159,9 +168,9 @@ def test_sentences_say_value_and_limit_and_the_laxer_one_where_it_is_not_known(c
     beyond = laxer - 0.003 if rule.lowest else laxer * 1.02
     values = {field: getattr(good, field) for field in vars(good)}
     flags = find_flags(Measures(**values | {rule.measure: beyond}), None)
-    assert list(flags) == [code]
+    assert list(flags) == [rule.code]
     assert find_flags(Measures(**values | {rule.measure: laxer}), None) == {}
-    assert rule.sentence.format(value=beyond, limit=laxer, part=good.part) == flags[code]
+    assert rule.sentence.format(value=beyond, limit=laxer, part=good.part) == flags[rule.code]
     assert find_flags(good, None) == {}
     assert set(flags) < set(CODES)
 

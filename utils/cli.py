@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from utils.packages import explain_missing
 
@@ -16,7 +17,8 @@ SHOWN_PROBLEMS = 20
 
 TRUE_WORDS = ("1", "true", "yes", "on")
 FALSE_WORDS = ("0", "false", "no", "off")
-READING_PROCESS = ("DataLoader worker", "Pin memory thread")  # how messages of torch start
+# How messages of torch and joblib start when one of a program's processes is killed.
+ENDED_PROCESS = ("DataLoader worker", "Pin memory thread", "A worker process managed by")
 DEBUG = "TSAN_DEBUG"  # in the environment; 1: tracebacks are shown
 # Rounds that a thread of GNU OpenMP, which torch uses on Linux, waits awake before it sleeps; the
 # library's own default is 300,000. Measured: docs/PERFORMANCE.md, "Busy cores".
@@ -133,6 +135,9 @@ def run_entry(main: Callable[[], None]) -> None:
     import torch, see `wait_asleep`.
     """
     wait_asleep()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-`: joblib's processes need one
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it stays open
     try:
         main()
     except ModuleNotFoundError as error:
@@ -147,11 +152,12 @@ def run_entry(main: Callable[[], None]) -> None:
         sys.exit(1)
     except RuntimeError as error:
         # torch raises it wherever the program is when a process ends that reads for it.
-        if shows_tracebacks() or not str(error).startswith(READING_PROCESS):
+        if shows_tracebacks() or not str(error).startswith(ENDED_PROCESS):
             raise
+        reason = str(error).partition(". ")[0].strip()
         print(
-            f"error: a process that reads scans has ended ({error}), for want of memory perhaps: "
-            "give fewer --num_workers; --resume continues a training",
+            f"error: a process that reads scans has ended ({reason}), for want of memory perhaps: "
+            "give fewer --num_workers or --jobs; --resume continues a training",
             file=sys.stderr,
         )
         sys.exit(1)

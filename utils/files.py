@@ -1,6 +1,7 @@
 """Names and contents of files: written so that nothing is half-written or overwritten unasked."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
 SCAN_SUFFIXES = (*IMAGE_SUFFIXES, ".mgz", ".mgh")  # that preprocessing reads
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # a full disk, or a quota
 LARGEST_POINTER = 32_768  # bytes; git-annex's own limit
 # How the files begin that stand for a content which has not been fetched, and how to fetch it.
 POINTERS = {
@@ -19,6 +21,19 @@ POINTERS = {
     b"version https://git-lfs.github.com/spec/": ("a pointer of Git LFS", "git lfs pull"),
 }
 FORMULA_SIGNS = "=+-@"  # what a formula starts with in a spreadsheet
+
+
+@contextmanager
+def naming_what_is_full(path: str | Path) -> Iterator[None]:
+    """Adds `path`, which is being written, to an error of a full disk, which names no place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise OSError(
+            f"{path}: no room left on its disk ({error.strerror}): make room, and run again"
+        ) from error
 
 
 @contextmanager
@@ -38,29 +53,32 @@ def replacing(
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
+        OSError: the disk is full, or the file cannot be written for another reason.
     """
     path = Path(path)
     if not overwrite:
         require_absent(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_what_is_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # The suffixes stay at the end: nibabel and pandas choose the format from them. A process number
     # would not do as a name: containers and machines that share a folder have the same numbers.
     temporary = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if keep_as is not None and path.exists():
-            path.replace(keep_as)
-        temporary.replace(path)
-        # The folder's names are to reach the disk too. Windows cannot open folders, and some
-        # network shares cannot sync them.
-        with suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        with naming_what_is_full(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            if keep_as is not None and path.exists():
+                path.replace(keep_as)
+            temporary.replace(path)
+            # The folder's names are to reach the disk too. Windows cannot open folders, and some
+            # network shares cannot sync them.
+            with suppress(OSError):
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -2,13 +2,10 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy.stats import t
 
 from analysis.brain_pad.calibration import PADS
-from utils.results.plots import BLUE, GREY, ORANGE
+from utils.results.plots import BLUE, GREY, ORANGE, Axes, Figure, FigureCanvasAgg
 
 TITLES = dict(zip(PADS, ("raw", "corrected (Cole)", "corrected (Beheshti)"), strict=True))
 

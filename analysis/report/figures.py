@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from analysis.report.numbers import MINIMUM, Line
 from utils.results.pages import PagePicture, data_address
-from utils.results.plots import BLUE, GREY, ORANGE
+from utils.results.plots import BLUE, GREY, ORANGE, Axes, Figure, FigureCanvasAgg, rc_context
 
 FEWEST_DRAWN = 3  # scans; the table shows as much of fewer
 SIZE = (4.2, 4.1)  # inches

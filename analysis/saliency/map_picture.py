@@ -1,12 +1,8 @@
 """The picture of a map of effects over the template's brain."""
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
+from utils.results.plots import Axes, Figure, FigureCanvasAgg, Normalize, ScalarMappable
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE
 

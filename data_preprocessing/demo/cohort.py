@@ -7,12 +7,11 @@ from tempfile import TemporaryDirectory
 import nibabel as nib
 import numpy as np
 from joblib import Parallel, delayed
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from data_preprocessing.demo.phantom import OLDEST, YOUNGEST, Template, load_template, make_volume
 from utils.files import replacing, require_absent, require_empty, write_xls
+from utils.results.plots import Figure, FigureCanvasAgg
 from utils.scans.split import FRACTIONS, split_by_person
 from utils.scans.volumes import GRID_AFFINE
 

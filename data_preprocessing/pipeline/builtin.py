@@ -25,7 +25,13 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from data_preprocessing.pipeline.native import Native, foreground, guess_contents, read_native
+from data_preprocessing.pipeline.native import (
+    Native,
+    flat_end,
+    foreground,
+    guess_contents,
+    read_native,
+)
 from data_preprocessing.pipeline.quality import correlation
 from data_preprocessing.pipeline.recipe import INSTALL, Identity, Mapped, Recipe
 from utils.scans.template import load_template
@@ -110,6 +116,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         mask = find_brain(image, native, contents)
         if contents == "brain":  # faint voxels around it would pass the template's mask
             native.voxels = native.voxels * mask
+        flat_end_mm2 = flat_end(mask, native.voxel_size)
         native, mask = crop(native, mask)
         native.voxels = correct_bias(native, mask)
         transform, searched = align(native, mask, recipe.registration, workspace=workspace)
@@ -127,6 +134,7 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
         {**summarise(transform, template.mask), "searched": searched},
         notes,
         save_transform(transform, workspace),
+        flat_end_mm2,
     )
 
 

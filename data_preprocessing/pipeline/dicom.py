@@ -4,11 +4,13 @@ import json
 import re
 import struct
 import subprocess
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from data_preprocessing.pipeline.recipe import INSTALL
 from utils.files import list_visible
+from utils.people.codebook import DAYS_PER_YEAR, FEMALE, MALE, parse_age
 
 PREAMBLE = b"\0" * 128 + b"DICM"
 BEGINNING = 4096  # bytes; the class of a file stands within them
@@ -19,9 +21,8 @@ DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"  # a DICOMDIR, which lists files and h
 CONVERTED = "dicom"  # the folder of a workspace for what dcm2niix writes
 LONGEST_ECHO_TIME = 30.0  # ms; T1-weighted scans have 2 to 20, T2-weighted scans and FLAIR over 60
 
-YEARS_PER_UNIT = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 OLDEST_PATIENT = 110  # years; born in 1900 is what programs write that remove birth dates
-SEXES = {"F": 0, "M": 1}
+SEXES = {"F": FEMALE, "M": MALE}
 
 
 def is_dicom(path: Path) -> bool:
@@ -71,15 +72,15 @@ def read_dicom_label(folder: Path) -> tuple[float | None, int | None]:
 
 def _years(age: str, born: str, study: str) -> float | None:
     """Years of an age such as 045Y, 018M, 006W or 010D, or between two dates; None if unknown."""
-    found = re.fullmatch(r"(\d{1,3})([YMWD])", age.upper())
-    # An age of 0 is what programs write that remove ages.
-    if found and 0 < (years := int(found[1]) * YEARS_PER_UNIT[found[2]]) <= OLDEST_PATIENT:
-        return years
+    with suppress(ValueError):
+        # An age of 0 is what programs write that remove ages.
+        if re.fullmatch(r"\d{1,3}[YMWD]", age.upper()) and 0 < parse_age(age) <= OLDEST_PATIENT:
+            return parse_age(age)
     try:
         first, last = (datetime.strptime(day.replace(".", ""), "%Y%m%d") for day in (born, study))
     except ValueError:
         return None
-    years = (last - first).days / 365.25
+    years = (last - first).days / DAYS_PER_YEAR
     return years if 0 < years <= OLDEST_PATIENT else None
 
 

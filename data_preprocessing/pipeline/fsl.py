@@ -20,7 +20,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from data_preprocessing.pipeline.native import Native, guess_contents, read_native
+from data_preprocessing.pipeline.native import Native, flat_end, guess_contents, read_native
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.cli import raise_all
 from utils.files import IMAGE_SUFFIXES
@@ -34,6 +34,7 @@ FSL_ANAT_FLAGS = ("--noseg", "--nosubcortseg", "--clobber")
 LEAST_FILLED = 0.1
 SHOWN_LINES = 5
 AFFINE_FILE = "T1_to_MNI_lin.mat"
+BRAIN = "T1_biascorr_brain.nii.gz"
 ANAT = "T1.anat"  # the folder that fsl_anat makes for `-o T1`
 
 
@@ -172,20 +173,22 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
     fsl_anat = ["fsl_anat", "-i", placed.name, "-o", "T1", *FSL_ANAT_FLAGS]
     files = {
         AFFINE_FILE: _read_matrix,
-        "T1_biascorr_brain.nii.gz": _read_voxels,
+        BRAIN: _read_voxels,
         route.head: _read_on_grid,
         route.transform: route.read_transform,
     }
-    matrix, *_ = _run_step(fsl_anat, scan=image, workspace=workspace, files=files)
+    matrix, head, *_ = _run_step(fsl_anat, scan=image, workspace=workspace, files=files)
     reference, brain = _fsl_dir() / STANDARD, f"{ANAT}/T1_biascorr_brain"
     applywarp = ["applywarp", f"--ref={reference}", f"--in={brain}", route.flag]
-    applywarp.append(f"--out={ANAT}/{route.brain}")  # the published script's one line
-    files = {f"{route.brain}.nii.gz": _read_on_grid}
-    (volume,) = _run_step(applywarp, scan=image, workspace=workspace, files=files)
+    applywarp += [f"--out={ANAT}/{route.brain}"]  # the published script's one line
+    made = {f"{route.brain}.nii.gz": _read_on_grid}
+    (volume,) = _run_step(applywarp, scan=image, workspace=workspace, files=made)
     # Both transforms start from the scan as fsl_anat turned and cropped it.
     kept = {route.kept_as: anat / route.transform, "_orig2roi.mat": anat / "T1_orig2roi.mat"}
     kept = {suffix: path for suffix, path in kept.items() if path.is_file()}
-    return Mapped(volume, None, "head", {"flirt_matrix": matrix.tolist()}, native.notes, kept)
+    found, sizes = {"flirt_matrix": matrix.tolist()}, nibabel.load(anat / BRAIN).header.get_zooms()
+    flat = flat_end(head != 0, np.array(sizes[:3]))
+    return Mapped(volume, None, "head", found, native.notes, kept, flat_end_mm2=flat)
 
 
 def _fsl_dir() -> Path:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.files import replacing
 from utils.results import pages
+from utils.results.plots import Figure, FigureCanvasAgg
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE
 
 # MNI152 mm of the planes that are shown; as many of each as fill a row of the picture.

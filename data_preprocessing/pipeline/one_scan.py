@@ -26,12 +26,16 @@ from data_preprocessing.pipeline.quality import inspect
 from data_preprocessing.pipeline.recipe import Identity, Recipe
 from data_preprocessing.pipeline.workers import KILLED, in_processes
 from utils.cli import shows_tracebacks
-from utils.files import hash_file, replacing, require_absent
+from utils.files import hash_file, naming_what_is_full, replacing, require_absent
 from utils.people.codebook import SEX_NAMES
 from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, decode
+from utils.scans.volumes import GRID_AFFINE, LARGEST_BRAIN, decode, share_above_0
 
+SKULL_LEFT_ON = (
+    f"on the network's grid, but more than {LARGEST_BRAIN:.0%} of it is above 0, as with skull or "
+    "background left on"
+)
 TRANSFORMS = "transforms"  # a folder of their own: warps are NIfTI files, but not scans
 # What BIDS requires in the sidecar of a derivative, beside our own keys.
 BIDS_KEYS = {
@@ -53,6 +57,7 @@ class Request:
         registration: of the scans on the grid that have no sidecar; None where unknown.
         keep_transform: whether the transforms are written as well.
         overwrite: whether scans that were made in another way are replaced.
+        trust_grid: whether a scan on the grid is used as it is, even with its skull.
     """
 
     output_dir: Path
@@ -61,6 +66,7 @@ class Request:
     registration: str | None = None
     keep_transform: bool = False
     overwrite: bool = False
+    trust_grid: bool = False
 
     def path(self, source: Source, suffix: str, *, folder: str = "") -> Path:
         """The file of a scan with this suffix, such as `.nii.gz`."""
@@ -123,6 +129,9 @@ def prepare_all(
 def prepare(source: Source, request: Request) -> Prepared:
     """Judges a scan that lies on the grid, or brings it there unless this has been done.
 
+    A scan on the grid that is more than a brain (a whole head, or a background that is not 0) is
+    preprocessed like one that lies elsewhere, unless the request trusts the grid.
+
     Bringing it there writes `NAME.nii.gz` (float32), `NAME.json` (the sidecar), `NAME.png` (the
     picture), and its transforms where they are asked for. The scan comes last: if it exists, all
     the others do. With `--debug` the traceback of an error is printed.
@@ -130,10 +139,16 @@ def prepare(source: Source, request: Request) -> Prepared:
     workspace = ""
     try:
         if source.on_grid:
-            return _judge(source, request)
+            volume = decode(source.path)
+            if request.trust_grid or share_above_0(volume) <= LARGEST_BRAIN:
+                return _judge(source, volume, request)
+            request = _ready_to_make(source, request)
         sidecar = find_sidecar(source, request)
         if sidecar is None:
-            with tempfile.TemporaryDirectory(prefix="tsan-") as workspace:
+            with (
+                naming_what_is_full(f"{source.path}: {tempfile.gettempdir()} (TMPDIR)"),
+                tempfile.TemporaryDirectory(prefix="tsan-") as workspace,
+            ):
                 sidecar = _make(source, request, Path(workspace))
         return from_sidecar(request.path(source, ".nii.gz"), sidecar)
     except Exception as error:  # the engines raise anything; the other scans go on
@@ -227,14 +242,32 @@ def _changes(before: object, now: object, name: str) -> Iterator[str]:
         yield f"{name} {before}, now {now}"
 
 
-def _judge(source: Source, request: Request) -> Prepared:
+def _ready_to_make(source: Source, request: Request) -> Request:
+    """The request with its backend checked, for a scan on the grid with its skull or background.
+
+    Raises:
+        ValueError: as `check_backend`, or no recipe; names the scan and what else can be done.
+    """
+    try:
+        if request.recipe is None:
+            raise ValueError("the network does not say how its training scans were preprocessed")
+        return request if request.identity else check_backend(request)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{source.path}: {SKULL_LEFT_ON}, and it cannot be preprocessed here ({error}); give "
+            "its brain, or --contents grid to predict it as it is"
+        ) from error
+
+
+def _judge(source: Source, volume: np.ndarray, request: Request) -> Prepared:
     """Judges and draws a scan that lies on the grid; the scan itself is not copied."""
-    volume = decode(source.path)
     sidecar = read_sidecar(source.path)
     registration = (
         Provenance.from_sidecar(sidecar).registration if sidecar else request.registration
     )
-    quality = asdict(inspect(volume, registration=registration))
+    # Only the record knows how the brain ended before it was registered.
+    flat_end_mm2 = (sidecar or {}).get("qc", {}).get("flat_end_mm2")
+    quality = asdict(inspect(volume, registration=registration, flat_end_mm2=flat_end_mm2))
     picture = request.path(source, ".png")
     _draw(volume, picture, title=Path(source.name).name, flags=quality["flags"])
     notes = () if sidecar else ("no record of how it was preprocessed",)
@@ -246,12 +279,14 @@ def _make(source: Source, request: Request, workspace: Path) -> dict:
     start, recipe = time.perf_counter(), request.recipe
     image = convert_dicom(source.path, workspace) if source.is_dicom else source.path
     mapped = load_backend(recipe).map_scan(image, recipe, workspace=workspace)
+    mapped.notes += [f"{SKULL_LEFT_ON}: preprocessed"] if source.on_grid else []
     # Another call may have been faster, with this recipe or with another one.
     if sidecar := find_sidecar(source, request):
         return sidecar
     made, scan = workspace / "grid.nii.gz", request.path(source, ".nii.gz")
     _save_on_grid(mapped.volume, made)
-    quality = inspect(mapped.volume, registration=recipe.registration, brain=mapped.brain)
+    own = {"brain": mapped.brain, "flat_end_mm2": mapped.flat_end_mm2}
+    quality = inspect(mapped.volume, registration=recipe.registration, **own)
     sidecar = {
         "source": str(source.path),
         **_describe_patient(source),

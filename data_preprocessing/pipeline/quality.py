@@ -14,7 +14,7 @@ No image shows whether left and right are exchanged: a brain and its mirror imag
 the template. The affine of the file is trusted.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import permutations, product
 from typing import NamedTuple
@@ -42,6 +42,7 @@ class Rule:
     """A measure, its limits, and the sentence about a scan beyond the limit.
 
     Attributes:
+        code: of the flag; two rules may share one.
         measure: a field of `Measures`.
         affine: limit after affine registration.
         deformable: limit after deformable registration.
@@ -49,6 +50,7 @@ class Rule:
         lowest: whether the limit is the lowest good value; otherwise it is the highest.
     """
 
+    code: str
     measure: str
     affine: float
     deformable: float
@@ -65,47 +67,55 @@ class Rule:
 # Affine: 1.5 times the highest of 199 good scans of OASIS-1, rounded; 99 in 100 of them lie above
 # the limits of correlation and overlap. Deformable: 27 good scans have a correlation of at least
 # 0.73 and an overlap of at least 0.91; the other limits are those of affine registration.
-RULES = {
-    "correlation": Rule(
-        "correlation", 0.40, 0.70,
+RULES = (
+    Rule(
+        "correlation", "correlation", 0.40, 0.70,
         "correlation with the template {value:.2f}, below {limit:.2f}", lowest=True,
     ),
-    "overlap": Rule(
-        "overlap", 0.85, 0.90, "overlap with the template {value:.2f}, below {limit:.2f}",
-        lowest=True,
+    Rule(
+        "overlap", "overlap", 0.85, 0.90,
+        "overlap with the template {value:.2f}, below {limit:.2f}", lowest=True,
     ),
-    "incomplete": Rule(
-        "missing", 0.12, 0.12, "{value:.0%} of the {part} of the brain is empty, above {limit:.0%}"
+    Rule(
+        "incomplete", "missing", 0.12, 0.12,
+        "{value:.0%} of the {part} of the brain is empty, above {limit:.0%}",
     ),
-    "skull": Rule(
-        "outside", 0.17, 0.17,
+    Rule(
+        "incomplete", "flat_end_mm2", 3000.0, 3000.0,
+        "the brain ends flat over {value:.0f} mm2, above {limit:.0f}: cut by the field of view",
+    ),
+    Rule(
+        "skull", "outside", 0.17, 0.17,
         "{value:.0%} of a brain's volume lies outside the brain, above {limit:.0%}: skull, eyes or "
         "neck left on",
     ),
-    "rotated": Rule(
-        "rotation_degrees", 4.0, 4.0,
+    Rule(
+        "rotated", "rotation_degrees", 4.0, 4.0,
         "turned by {value:.1f} degrees against the template, above {limit:.1f}",
     ),
-    "shifted": Rule(
-        "shift_mm", 3.5, 3.5, "shifted by {value:.1f} mm against the template, above {limit:.1f}"
+    Rule(
+        "shifted", "shift_mm", 3.5, 3.5,
+        "shifted by {value:.1f} mm against the template, above {limit:.1f}",
     ),
-    "clipped": Rule(
-        "plateau", 0.02, 0.02,
+    Rule(
+        "clipped", "plateau", 0.02, 0.02,
         "{value:.1%} of the voxels have the highest value, above {limit:.1%}: intensities clipped",
     ),
-    "noisy": Rule(
-        "noise", 0.08, 0.08, "noise of {value:.3f} of the brain's intensity, above {limit:.3f}"
+    Rule(
+        "noisy", "noise", 0.08, 0.08,
+        "noise of {value:.3f} of the brain's intensity, above {limit:.3f}",
     ),
-}  # fmt: skip
+)  # fmt: skip
 SIDES = {
     "upside_down": "upside down: the likest to the template when its top is put to the bottom",
     "back_to_front": "back to front: the likest to the template when its back is put to the front",
     "wrong_axes": "axes exchanged: the likest to the template when they are put in another order",
 }
 EMPTY = {"empty": "empty: nothing in the place of the brain, or one value everywhere"}
-CODES = (*EMPTY, *SIDES, *RULES)
+CODES = tuple(dict.fromkeys((*EMPTY, *SIDES, *(rule.code for rule in RULES))))
 HALVED = 0.6  # from this missing share on, neither side nor motion can be told
-PLACED = ("rotated", "shifted")  # not told of half a brain or one on another side: they follow
+# Not told of half a brain or one on another side: they follow.
+PLACED = ("rotation_degrees", "shift_mm")
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,8 @@ class Measures:
         sides: codes of SIDES, empty where the brain lies as the template does.
         rotation_degrees: against the template, once the brain is put on its side.
         shift_mm: of the centre of the brain, likewise.
+        flat_end_mm2: area of the largest flat end of the scan's own brain before registration; 0
+            where it is not known.
     """
 
     correlation: float = 0.0
@@ -137,6 +149,7 @@ class Measures:
     sides: tuple[str, ...] = ()
     rotation_degrees: float = 0.0
     shift_mm: float = 0.0
+    flat_end_mm2: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,11 @@ class _Regions(NamedTuple):
 
 
 def inspect(
-    volume: np.ndarray, *, registration: str | None, brain: np.ndarray | None = None
+    volume: np.ndarray,
+    *,
+    registration: str | None,
+    brain: np.ndarray | None = None,
+    flat_end_mm2: float | None = None,
 ) -> Quality:
     """Measures a scan and flags what makes its age doubtful.
 
@@ -187,6 +204,7 @@ def inspect(
             both limits is used.
         brain: (91, 109, 91) bool, the scan's own brain; None: every voxel of `volume` that is not
             faint, which tells nothing new where the template's mask was applied.
+        flat_end_mm2: of that brain before registration, from `native.flat_end`; None: not known.
 
     Raises:
         ValueError: another shape, voxels that are not finite, another registration.
@@ -198,6 +216,8 @@ def inspect(
     if registration not in (None, "affine", "deformable"):
         raise ValueError(f"registration affine, deformable or None expected, got {registration!r}")
     measures = measure(volume, brain)
+    if measures != Measures():
+        measures = replace(measures, flat_end_mm2=round(flat_end_mm2 or 0.0))
     return Quality(**asdict(measures), flags=find_flags(measures, registration))
 
 
@@ -207,12 +227,13 @@ def find_flags(measures: Measures, registration: str | None) -> dict[str, str]:
         return dict(EMPTY)
     halved = measures.missing > HALVED
     flags = {} if halved else {code: SIDES[code] for code in measures.sides}
-    follow = PLACED if halved else (*PLACED, "incomplete") if flags else ()
-    for code, rule in RULES.items():
+    follow = PLACED if halved else (*PLACED, "missing") if flags else ()
+    for rule in RULES:
         value, limit = getattr(measures, rule.measure), rule.limit(registration)
         beyond = value < limit if rule.lowest else value > limit
-        if beyond and code not in follow:
-            flags[code] = rule.sentence.format(value=value, limit=limit, part=measures.part)
+        if beyond and rule.measure not in follow:
+            text = rule.sentence.format(value=value, limit=limit, part=measures.part)
+            flags[rule.code] = "; ".join(filter(None, (flags.get(rule.code), text)))
     return flags
 
 

@@ -77,6 +77,8 @@ class Mapped:
         notes: for people, one sentence each.
         kept: files of the transform in the workspace, by the suffix they get behind the scan's
             name, such as {"_affine.txt": path}.
+        flat_end_mm2: of the scan's own brain before any registration, see `native.flat_end`; None
+            where it is not known.
     """
 
     volume: np.ndarray
@@ -85,3 +87,4 @@ class Mapped:
     transform: dict
     notes: list[str] = field(default_factory=list)
     kept: dict[str, Path] = field(default_factory=dict)
+    flat_end_mm2: float | None = None

@@ -14,7 +14,13 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from scipy import ndimage
 
-from data_preprocessing.pipeline.native import Native, foreground, guess_contents, read_native
+from data_preprocessing.pipeline.native import (
+    Native,
+    flat_end,
+    foreground,
+    guess_contents,
+    read_native,
+)
 from data_preprocessing.pipeline.recipe import Identity, Mapped, Recipe
 from utils.people.bids_names import BIDS_LABEL
 from utils.scans.template import load_template
@@ -77,18 +83,18 @@ def map_scan(image: Path, recipe: Recipe, *, workspace: Path) -> Mapped:
             f"{image}: looks like a whole head, --mask subject needs an extracted brain; give "
             "--mask template, or --contents brain if it is one"
         )
-    voxels, brain = native.voxels, None
+    voxels, brain, flat, shares = native.voxels, None, None, _shares_voxels(native)
     if contents == "brain":
         own = ndimage.binary_fill_holes(foreground(native))
+        flat = flat_end(own, native.voxel_size)
         brain = _on_grid(native, own.astype(np.float32)) > 0.5
         voxels = voxels * own  # faint voxels around it would pass the template's mask
     volume = _on_grid(native, voxels)
     volume *= template.mask if recipe.mask == "template" else brain
     if not volume.any():
         raise ValueError(f"{image}: 0 everywhere in the template's brain; is it in MNI152 space?")
-    interpolated = not _shares_voxels(native)
-    transform = {"from_affine": native.affine.round(6).tolist(), "interpolated": interpolated}
-    return Mapped(volume, brain, contents, transform, native.notes)
+    found = {"from_affine": native.affine.round(6).tolist(), "interpolated": not shares}
+    return Mapped(volume, brain, contents, found, native.notes, flat_end_mm2=flat)
 
 
 def _require_whole_brain(image: Path, native: Native, mask: np.ndarray) -> None:

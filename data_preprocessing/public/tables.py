@@ -12,10 +12,9 @@ from datetime import date, datetime
 from pathlib import Path
 
 from utils.cli import raise_all
-from utils.people.codebook import UNKNOWN_WORDS
+from utils.people.codebook import DAYS_PER_YEAR, UNKNOWN_WORDS
 from utils.people.sheets import first_row, read_rows
 
-DAYS_PER_YEAR = 365.25
 NEAREST_VISIT = 365  # days; a diagnosis further from the scan than this says little about it
 SAME_AGE = 0.05  # years; tables repeat an age rounded differently
 NO_ANSWER = (*UNKNOWN_WORDS, ".", "#n/a")

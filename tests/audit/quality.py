@@ -205,7 +205,7 @@ def distribution(rows: Sequence[Row], folders: Sequence[str]) -> str:
         "| measure | 0.5 %, 1 %, 50 %, 99 %, 99.5 % | limit: affine, deformable |",
         "| --- | --- | --- |",
     ]
-    for rule in RULES.values():
+    for rule in RULES:
         values = [getattr(row.quality, rule.measure) for row in rows if row.case in folders]
         parts = ", ".join(f"{part:.3g}" for part in np.percentile(values, (0.5, 1, 50, 99, 99.5)))
         lines.append(f"| {rule.measure} | {parts} | {rule.affine:g}, {rule.deformable:g} |")

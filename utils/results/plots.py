@@ -1,8 +1,28 @@
-"""Pictures, drawn without a display and without pyplot's global state."""
+"""Pictures, drawn without a display and without pyplot's global state.
+
+What draws gets matplotlib's classes here: its first import fails where MPLBACKEND names a backend
+that is not installed, such as a notebook's, which programs started in that inherit.
+"""
+
+import os
+import sys
 
 import numpy as np
+
+if not hasattr(sys, "ps1"):  # a session in which somebody may want to see figures of his own
+    os.environ["MPLBACKEND"] = "agg"
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+
+__all__ = [
+    "BLUE", "GREY", "ORANGE", "Axes", "Figure", "FigureCanvasAgg", "Normalize", "ScalarMappable",
+    "age_scatter", "rc_context",
+]  # fmt: skip
 
 # Okabe and Ito's colours, told apart by colour-blind readers.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"

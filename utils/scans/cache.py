@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,15 @@ import numpy as np
 import torch
 
 from utils.files import replacing
-from utils.scans.volumes import InputRule, content_hash, decode, normalise, reduce_volume
+from utils.scans.volumes import (
+    LARGEST_BRAIN,
+    InputRule,
+    content_hash,
+    decode,
+    normalise,
+    reduce_volume,
+    share_above_0,
+)
 
 KINDS = ("none", "disk", "device")
 FORMAT = 2  # raise it when utils/scans/volumes.py makes other voxels of the same file
@@ -67,6 +76,12 @@ def read_scan(path: Path, input_rule: InputRule, dtype: str) -> tuple[np.ndarray
         ValueError: as `decode` and `normalise`, or z-scores too large for `dtype`; names the file.
     """
     voxels = decode(path, any_grid=input_rule.any_grid)
+    if not input_rule.any_grid and (share := share_above_0(voxels)) > LARGEST_BRAIN:
+        warnings.warn(
+            f"{path}: {share:.0%} of the grid is above 0, at most {LARGEST_BRAIN:.0%} expected: "
+            "skull or background left on: do not trust its age; preprocess it with preprocess.py",
+            stacklevel=2,
+        )
     try:
         scores = normalise(reduce_volume(voxels, input_rule), input_rule.intensity)
     except ValueError as error:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, build_model: BuildModel) -> Path:
         args: of `parse_first_stage` or `parse_second_stage`.
         build_model: `build_first_stage` or `build_second_stage`.
     """
-    with joined(args.device) as world:
+    with joined(args.device) as world, terminable():
         # In a function of its own: all that it holds is gone when the processes part.
         return train(args, build_model, world)
 
@@ -308,12 +308,8 @@ def build_training(args: argparse.Namespace, resolution: int) -> Training:
 
 
 @contextmanager
-def stoppable(trainer: Trainer) -> Iterator[None]:
-    """Ends training upon SIGTERM, as schedulers send it before they kill, and says how to go on.
-
-    Nothing is saved here: the last checkpoint is whole at any moment, and a run resumed from it
-    ends as if it had never stopped.
-    """
+def terminable() -> Iterator[None]:
+    """Raises Terminated upon SIGTERM, as schedulers send it before they kill; reading scans too."""
 
     def terminate(*_) -> None:
         raise Terminated
@@ -321,10 +317,21 @@ def stoppable(trainer: Trainer) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def stoppable(trainer: Trainer) -> Iterator[None]:
+    """Says how to go on where training is interrupted, by the keyboard or SIGTERM.
+
+    Nothing is saved here: the last checkpoint is whole at any moment, and a run resumed from it
+    ends as if it had never stopped.
+    """
+    try:
+        yield
     except KeyboardInterrupt as interruption:
         raise type(interruption)(
             f"interrupted in epoch {trainer.epoch} of {trainer.training.epochs}: the same command "
             f"with --resume goes on after the last whole epoch in {trainer.output_dir}"
         ) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,13 +4,13 @@ import json
 import time
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import image, scalar
 from tensorboardX.utils import figure_to_image
 
-from utils.files import replacing
+from utils.files import naming_what_is_full, replacing
+from utils.results.plots import Figure
 
 
 class RunLog:
@@ -25,17 +25,17 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, *, epochs_done: int = 0):
+        self.folder = folder / "tensorboard"
         self.path = folder / "metrics.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         self.lines = [line for line in lines if json.loads(line)["epoch"] <= epochs_done]
-        events = folder / "tensorboard"
-        events.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         # Without a suffix a run resumed within the same second would overwrite the file.
-        self.events = EventsWriter(str(events / "events"), f".{epochs_done}")
+        self.events = EventsWriter(str(self.folder / "events"), f".{epochs_done}")
         # TensorBoard then hides what was logged of later epochs.
         started = SessionLog(status=SessionLog.START)
         self._write_event(epochs_done + 1, session_log=started)
-        self.events.flush()
+        self._flush()
 
     def write(self, epoch: int, values: dict[str, float], figure: Figure | None = None) -> None:
         """Logs an epoch, counted from 1; the names are whatever the loss and metrics call them."""
@@ -47,11 +47,15 @@ class RunLog:
         if figure is not None:
             drawn = image("validation/scatter", figure_to_image(figure))
             self._write_event(epoch, summary=drawn)
-        self.events.flush()
+        self._flush()
 
     def close(self) -> None:
         """Closes the event file."""
         self.events.close()
+
+    def _flush(self) -> None:
+        with naming_what_is_full(self.folder):
+            self.events.flush()
 
     def _write_event(self, epoch: int, **content) -> None:
         self.events.write_event(Event(wall_time=time.time(), step=epoch, **content))
