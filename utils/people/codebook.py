@@ -73,6 +73,8 @@ def parse_age(text: str, years_per_unit: float = 1.0) -> float | None:
     unit = "months" if found and found[2] == "m" else found and found[2]
     if not found or unit not in YEARS_PER_UNIT or SEXED_AGE.fullmatch(text):
         raise ValueError("expected years as a number")
+    if found[1] == "999" and not unit and years_per_unit == YEARS_PER_UNIT["months"]:
+        raise ValueError("a code for the unknown? expected the age or n/a")
     if THOUSANDS.fullmatch(found[1]) and not unit and years_per_unit < 1:
         raise ValueError("expected a number without a mark of thousands or with fewer decimals")
     years = float(found[1].replace(",", "."))

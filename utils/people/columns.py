@@ -82,7 +82,9 @@ def find_columns(
     sex = min(sexes, key=lambda at: _rank_sex(words[at], at), default=None)
     session, site, group = (_first_of(known, words) for known in (SESSIONS, SITES, GROUPS))
     names = [at for at in _all_of((*FILES, *IDS), words) if at != session]
-    if not names and session is not None and words[session] == "session_id":
+    taken = {*names, *sexes, session, site, group, *(at for at, _ in ages), *unclear}
+    others = [at for at in range(len(words)) if at not in taken]
+    if not names and session is not None and (words[session] == "session_id" or not others):
         names = [session]
     if not (ages or sex is not None or (names and (unclear or not need_ages))):
         return _without_header(path, rows, start)
@@ -94,14 +96,13 @@ def find_columns(
             f"{where}: no column of ages such as age, age_at_scan, age_months or Age (y); found "
             f"{list(header)}: rename the column"
         )
-    taken = {*names, *sexes, session, site, group, *(at for at, _ in ages), *unclear}
-    others = [at for at in range(len(words)) if at not in taken]
     if not names and not others:
         raise ValueError(f"{where}: no column with names of scans; found {list(header)}")
     age, baseline = ages[0] if ages else (None, False)
-    unclear = [] if ages else [header[at] for at in unclear]
     places = {"age": age, "sex": sex, "session": session, "site": site, "group": group}
-    return Columns(header, start + 1, names, others, baseline, unclear=unclear, **places)
+    if not ages:
+        places["unclear"] = [header[at] for at in unclear]
+    return Columns(header, start + 1, names, others, baseline, **places)
 
 
 def normalise(header: str) -> str:

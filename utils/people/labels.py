@@ -106,19 +106,8 @@ def examine_labels(
         problems.append(f"{path}: no subject in it")
     if path.name == PARTICIPANTS:
         for further, person in _tables_beside(path):
-            try:
-                table = Table(further, sex_codes, need_ages=False)
-                columns = table.columns
-                if person and columns.session is not None:
-                    labels += table.read(columns.session, person=person)
-                elif columns.names:
-                    labels += table.read(columns.names[0], person=person)
-                else:
-                    text = "no column session_id or filename, so it is not used"
-                    problems.append(f"{further}: {text}; found {list(columns.header)}")
-                problems += table.problems
-            except ValueError as error:
-                problems.append(str(error))
+            found, wrong = _read_further(further, person, sex_codes)
+            labels, problems = labels + found, problems + wrong
     rows: dict[str, Label] = {}
     times = Counter(label.subject_id for label in labels)
     for label in labels:
@@ -127,6 +116,22 @@ def examine_labels(
             name += f"_ses-{label.session.removeprefix('ses-')}"
         rows.setdefault(name, label)
     return LabelSheet(path, rows, Matcher(labels, scans)), problems
+
+
+def _read_further(
+    path: Path, person: str, sex_codes: dict[str, int] | None
+) -> tuple[list[Label], list[str]]:
+    """The labels of a sessions.tsv of a person, or of a scans.tsv, and what is wrong with it."""
+    try:
+        table = Table(path, sex_codes, need_ages=False)
+        columns = table.columns
+        sessions = [columns.session] if person and columns.session is not None else []
+        if not (names := [*sessions, *columns.names]):
+            expected = "session_id" if person else "filename"
+            raise ValueError(f"{path}: no column {expected}; found {list(columns.header)}")
+        return table.read(names[0], person=person), table.problems
+    except ValueError as error:
+        return [], [str(error)]
 
 
 def _tables_beside(participants: Path) -> list[tuple[Path, str]]:

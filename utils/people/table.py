@@ -19,7 +19,7 @@ from utils.people.codebook import (
     unit_in_header,
     whole_number,
 )
-from utils.people.columns import FILES, IDS, find_columns, normalise
+from utils.people.columns import FILES, IDS, SESSIONS, find_columns, normalise
 from utils.people.matching import Label, Matcher, scan_name
 from utils.people.sheets import first_row, read_rows
 from utils.people.text_tables import UNDECODED
@@ -86,7 +86,7 @@ class Table:
                 f"{self.path}: no column named {', '.join((*IDS, *FILES))}, and none names the "
                 f"scans; found {list(self.columns.header)}"
             )
-        return known[0]
+        return min(known, key=self._counts_scans)  # of those that name nobody, one of people
 
     def read(self, names: int, *, person: str = "") -> list[Label]:
         """The labels of all rows by the names in a column; what is wrong goes to `problems`.
@@ -147,15 +147,18 @@ class Table:
         """The scans that a column names, with their rows; by bare numbers too, or without."""
         matcher = Matcher(self._labels(names), scans)
         found = {scan: label for scan in scans if (label := matcher.find(scan))}
-        header = self.columns.header[names] if self.columns.header else ""
-        # The number of a scan or session is the name of no other file.
-        exact = normalise(header) in (*FILES, "session_id")
+        exact = self._counts_scans(names)
         return {
             scan: label
             for scan, label in found.items()
             if not (number := whole_number(_cell(self._rows[label.row], names)).isdigit())
             or (bare and not (exact and number and label.subject_id != scan_name(scan.name)))
         }
+
+    def _counts_scans(self, at: int) -> bool:
+        """Whether numbers in a column are those of scans or sessions: 1 is not sub-01 then."""
+        header = self.columns.header[at] if self.columns.header else ""
+        return normalise(header) in (*FILES, *SESSIONS)
 
     def _holds_numbers(self, at: int) -> bool:
         """Whether a column may number people: by its header, and each of them otherwise."""
@@ -296,9 +299,10 @@ class Table:
         sexes = {codes[letter] for letter in letters if letter in codes}
         if len(letters) < 2 or len(sexes) != 1 or not letters.keys() - WORDS_OF_SEX.keys():
             return {}
+        found = " and ".join(sorted(map(str.upper, letters)))
         self.problems.append(
-            f"{self.path}: sexes {' and '.join(sorted(letters)).upper()}, of another language than "
-            "M and F? taken as unknown: give --sex_codes such as h=male m=female"
+            f"{self.path}: sexes {found}, of another language than M and F? taken as unknown: give "
+            "--sex_codes such as h=male m=female"
         )
         return dict.fromkeys(letters)
 
