@@ -232,6 +232,15 @@ def test_cells_that_may_mean_two_ages_are_refused(cell, unit):
         parse_age(cell, unit)
 
 
+def test_the_age_at_the_scan_is_not_that_at_another_examination(tmp_path):
+    header = "id age_at_assessment age age_at_visit age_at_mri"
+    assert ages_of(table(tmp_path / "a.tsv", header, "1 60 61 62 63"), THREE[0]) == [63]
+    header = header.rpartition(" ")[0]
+    assert ages_of(table(tmp_path / "b.tsv", header, "1 60 61 62"), THREE[0]) == [62]
+    header = header.rpartition(" ")[0]
+    assert ages_of(table(tmp_path / "c.tsv", header, "1 60 61"), THREE[0]) == [61]
+
+
 # Sexes.
 
 
@@ -296,7 +305,10 @@ def test_codes_of_the_user_that_contradict_the_table_are_said(tmp_path, capsys):
     assert "sex 1 is read as M, as --sex_codes say, though its own" in capsys.readouterr().out
 
 
-def test_words_are_preferred_to_codes_as_cam_can_has_both(tmp_path):
+@pytest.mark.parametrize("headers", ["gender_code gender_text", "sex gender"])
+def test_words_are_preferred_to_codes_as_cam_can_has_both(tmp_path, headers):
     rows = ("sub-001 30 1 MALE", "sub-002 31 2 FEMALE")
-    sheet = table(tmp_path / "a.csv", "participant_id age gender_code gender_text", *rows)
+    sheet = table(tmp_path / "a.csv", f"participant_id age {headers}", *rows)
     assert found_in(sheet, *SCANS) == ([(30, "M"), (31, "F")], [])
+    of_one = table(tmp_path / "b.csv", f"participant_id age {headers}", "sub-001 30 1 F")
+    assert labels_of(of_one, SCANS[0]) == [(30, "F")]

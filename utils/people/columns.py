@@ -30,8 +30,9 @@ SEX = re.compile(
 AGE = {"age", "ages"}
 FILLERS = {"chronological", "subject", "participant", "patient", "in", "at", "on", "of", "the",
            "time", "date", "study"}  # fmt: skip
-SCANNED = {"scan", "scanning", "mri", "mr", "imaging", "session", "visit", "acquisition",
-           "test", "testing", "assessment", "exam", "examination"}  # fmt: skip
+SCANNED = {"scan", "scanning", "mri", "mr", "imaging", "acquisition"}
+VISITED = {"session", "visit"}
+TESTED = {"test", "testing", "assessment", "exam", "examination"}
 FIRST = {"first", "initial", "baseline", "entry", "enrolment", "enrollment", "inclusion", "bl"}
 
 
@@ -79,7 +80,11 @@ def find_columns(
     words = [normalise(cell) for cell in header]
     ages, unclear = _find_ages(words)
     sexes = [at for at, word in enumerate(words) if SEX.fullmatch(word)]
-    sex = min(sexes, key=lambda at: _rank_sex(words[at], at), default=None)
+    below = [row for row in rows[start + 1 :] if len(row) >= len(words)]
+    coded = {at for at in sexes if any(row[at][:1].isdigit() for row in below)}
+    sex = min(
+        sexes, key=lambda at: (at in coded, not words[at].startswith("sex"), at), default=None
+    )
     session, site, group = (_first_of(known, words) for known in (SESSIONS, SITES, GROUPS))
     names = [at for at in _all_of((*FILES, *IDS), words) if at != session]
     taken = {*names, *sexes, session, site, group, *(at for at, _ in ages), *unclear}
@@ -123,11 +128,12 @@ def _find_ages(headers: Sequence[str]) -> tuple[list[tuple[int, bool]], list[int
         if not AGE & set(words):
             continue
         rest = words[:-1] if words[-1] in YEARS_PER_UNIT else words
-        if set(rest) - AGE - FILLERS - SCANNED - FIRST:
+        if set(rest) - AGE - FILLERS - SCANNED - VISITED - TESTED - FIRST:
             others.append(at)
             continue
         baseline = bool(FIRST & set(rest))
-        rank = 2 if baseline else not SCANNED & set(rest)
+        kinds = (SCANNED & set(rest), VISITED & set(rest), not TESTED & set(rest))
+        rank = 4 if baseline else next((at for at, kind in enumerate(kinds) if kind), 3)
         found.append((rank, len(words), at, baseline))
     return [(at, baseline) for *_, at, baseline in sorted(found)], others
 
@@ -147,11 +153,6 @@ def _without_header(path: Path, rows: Sequence[Sequence[str]], start: int) -> Co
         ) from None
     first = next((at for at, row in enumerate(rows) if any(row)), start)  # loses nobody
     return Columns((), first, [0], age=1, sex=2)
-
-
-def _rank_sex(header: str, at: int) -> tuple:
-    """Words before codes (`gender_text` of Cam-CAN), then `sex` before `gender`."""
-    return not header.endswith(("_text", "_label", "_name")), not header.startswith("sex"), at
 
 
 def _all_of(known: Sequence[str], names: Sequence[str]) -> list[int]:
