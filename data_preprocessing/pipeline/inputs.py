@@ -258,7 +258,7 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
     """The participants.tsv of datasets that are an input, or hold one in `sub-*` or `derivatives`.
 
     Returns:
-        Absolute paths, each once.
+        Absolute paths, each once; of datasets in datasets the inner one first, which knows best.
     """
     tables = {}
     for given in inputs:
@@ -270,7 +270,7 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
             table = folder / "participants.tsv"
             if table.is_file() or describe_pointer(table):  # what the reader will say
                 tables[table] = None
-    return list(tables)
+    return sorted(tables, key=lambda table: -len(table.parts))
 
 
 def describe_dataset(folder: Path) -> None:
