@@ -80,6 +80,17 @@ def test_a_table_without_a_header_has_its_age_second(tmp_path):
         ages_of(table(tmp_path / "a.csv", "sub-01 1 45", "sub-02 0 50"), *THREE[:2])
 
 
+@pytest.mark.parametrize("further", ["id sex age", "subject_id visit Age"])
+def test_a_table_below_the_table_is_refused(tmp_path, further):
+    rows = ("id age sex", "sub-01 60 F", further, "sub-02 1 20")
+    with pytest.raises(ValueError, match=r"row 3: a further header"):
+        ages_of(table(tmp_path / "a.csv", *rows), *THREE[:2])
+    with pytest.raises(ValueError, match=r"row 2: a further header"):
+        ages_of(table(tmp_path / "b.tsv", "Demographics _ Scan", *rows[:2]), THREE[0])
+    again = table(tmp_path / "c.csv", *rows[:2], rows[0], "sub-02 20 M")
+    assert [age for age, _ in found_in(again, *THREE[:2])[0]] == [60, 20]
+
+
 # Several datasets and sessions.
 
 

@@ -26,6 +26,7 @@ SEX = re.compile(
     r"(_(id|code|at_birth|text|label|name))?(_(\d+|\d*(m|f|w|male|female|man|woman)\d*))*"
     r"|m_f|f_m|(is_)?(fe)?male"
 )
+LONGEST_HEADER = 40
 # The words that the header of an age may have; with any other (age_at_onset) it is another age.
 AGE = {"age", "ages"}
 FILLERS = {"chronological", "subject", "participant", "patient", "in", "at", "on", "of", "the",
@@ -96,6 +97,7 @@ def find_columns(
     for at in (*(at for at, _ in ages[:1]), sex, *names):
         if at is not None and words.count(words[at]) > 1:
             raise ValueError(f"{where}: two columns named {header[at]}, one expected")
+    _require_one_table(path, rows, start)
     if not ages and need_ages:
         raise ValueError(
             f"{where}: no column of ages such as age, age_at_scan, age_months or Age (y); found "
@@ -136,6 +138,22 @@ def _find_ages(headers: Sequence[str]) -> tuple[list[tuple[int, bool]], list[int
         rank = 4 if baseline else next((at for at, kind in enumerate(kinds) if kind), 3)
         found.append((rank, len(words), at, baseline))
     return [(at, baseline) for *_, at, baseline in sorted(found)], others
+
+
+def _require_one_table(path: Path, rows: Sequence[Sequence[str]], start: int) -> None:
+    """Raises ValueError for a further header with other columns: a table below the table."""
+    header = [cell.strip().lower() for cell in rows[start]]
+    for number, row in enumerate(rows[start + 1 :], start + 2):
+        cells = [cell.strip().lower() for cell in row]
+        if not any("age" in cell for cell in cells) or cells == header:
+            continue
+        words = [normalise(cell) for cell in row if len(cell) < LONGEST_HEADER]
+        known = [word for word in words if word in (*FILES, *IDS) or SEX.fullmatch(word)]
+        if _find_ages(words)[0] and known:
+            raise ValueError(
+                f"{path}, row {number}: a further header, other than that in row {start + 1}; one "
+                f"table expected, with one row above the people: found {list(row[:6])}"
+            )
 
 
 def _without_header(path: Path, rows: Sequence[Sequence[str]], start: int) -> Columns:

@@ -73,6 +73,7 @@ class Table:
             return known[0]
         known = sorted(known, key=lambda at: not self._holds_files(at))
         numbered = [] if known else [at for at in others if self._holds_numbers(at)]
+        others = [at for at in others if not self._is_of_numbers(at)]
         # Row and scan numbers fit ids such as sub-01 by chance: names count before bare numbers.
         for group, bare in ((known, False), (others, False), (known, True), (numbered, True)):
             found = {at: self._find_all(at, scans, bare=bare) for at in group}
@@ -154,6 +155,9 @@ class Table:
             if not (number := whole_number(_cell(self._rows[label.row], names)).isdigit())
             or (bare and not (exact and number and label.subject_id != scan_name(scan.name)))
         }
+
+    def _is_of_numbers(self, at: int) -> bool:
+        return all(whole_number(_cell(row, at)).isdigit() for row in self._rows.values())
 
     def _counts_scans(self, at: int) -> bool:
         """Whether numbers in a column are those of scans or sessions: 1 is not sub-01 then."""
