@@ -355,15 +355,15 @@ def test_published_flags_are_accepted_and_mean_what_they_say():
         "--model", "--first_stage_net", "--test_folder", "--model_name", "--npz_name",
         "--plot_name", "--dis_range", "--print_freq", "--min_lr", "--warmup_lr_init",
     ]  # fmt: skip
-    assert (first.rank_weight, first.pair_weight, first.val_folder) == (10, 1, "b")
+    assert (first.rank_weight, first.pair_weight, first.val_folder) == (10, 1, ["b"])
     assert (first.use_sex, first.schedule, first.warmup_epochs) == (False, "cosine", 0)
-    assert (first.labels, first.sorter) == ("d.xls", "s")
+    assert (first.labels, first.sorter) == (["d.xls"], "s")
     second = parse_second_stage(PUBLISHED)
     assert set(first.unused) - set(second.unused) == {"--first_stage_net", "--dis_range"}
     assert (second.age_step, second.first_stage_net) == (5, "i")
     tested = test.parse(PUBLISHED)
     assert {"--sorter", "--lr", "--train_folder", "--lbd"} <= set(tested.unused)
-    assert (tested.test_folder, tested.use_sex, tested.model_name) == ("c", False, ["f"])
+    assert (tested.test_folder, tested.use_sex, tested.model_name) == (["c"], False, ["f"])
 
 
 def test_recipes_set_their_values_and_single_flags_win():
