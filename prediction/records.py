@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from utils.scans.provenance import Provenance, read_sidecar
 
 FORMAT = "tsan-prediction-1"
 RECORD, SALIENCY = "_brainage.json", "_saliency.png"  # behind a scan's name
+SHOWN_TWINS = 5
 # The keys of a record that its row of the table is made of.
 KEPT = {"format", "error", "ages", "flags", "notes", "picture", "sex", "model", "scan"}
 
@@ -82,6 +83,19 @@ def predict_all(
     for source, found in tqdm(prepared, "scans", len(todo), disable=None, leave=False):
         records[source] = predict_one(todo[source], found, request)
     return records
+
+
+def note_same_files(records: Mapping[Source, dict]) -> None:
+    """Prints a note where files of several scans hold the same bytes: copies, or links to one."""
+    groups: dict[str, list[str]] = {}
+    for source, record in records.items():
+        if content := record.get("source_sha256"):
+            groups.setdefault(content, []).append(str(source.path))
+    if twins := [" = ".join(names) for names in groups.values() if len(names) > 1]:
+        print(
+            "note: the same content under several names, each a row of the table: "
+            f"{', '.join(twins[:SHOWN_TWINS])}{', ...' * (len(twins) > SHOWN_TWINS)}"
+        )
 
 
 def find_record(item: Item, request: PredictionRequest) -> dict | None:

@@ -15,7 +15,7 @@ from data_preprocessing.pipeline.recipe import Recipe
 from prediction.items import Item, find_items, require_all_rows
 from prediction.overlays import draw_overlays
 from prediction.people import read_people
-from prediction.records import PredictionRequest, predict_all, table_row
+from prediction.records import PredictionRequest, note_same_files, predict_all, table_row
 from utils.files import require_writable
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     if any(not item.source.name.startswith("scans/") for item in items):
         describe_dataset(output)  # some names are those of BIDS
     records = predict_all(items, request, jobs=args.jobs)
+    note_same_files(records)
     trained = request.predictor.checkpoint.summary.get("training_ages")
     rows = [
         complete_row(table_row(item, records[item.source], trained), calibration) for item in items

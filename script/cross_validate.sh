@@ -26,7 +26,10 @@ threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / JOBS))
 train() {
   local fold="$1" output="$RUNS/$NAME/$1" extra=() flag flags=()
   shift
-  [ ! -f "$output/finished" ] || return 0
+  if [ -f "$output/finished" ]; then
+    echo "fold $fold: finished before, kept as it is: $output"
+    return
+  fi
   [ ! -d "$output" ] || extra+=(--resume)
   [ -z "$FIRST_STAGES" ] || extra+=(--first_stage_net "$FIRST_STAGES/$fold/$CHECKPOINT")
   for flag in "$@"; do flags+=("${flag//@FOLD@/$fold}"); done # a file of each fold
@@ -44,6 +47,7 @@ train() {
 }
 
 mkdir -p "$RUNS"
+trap wait EXIT # where one run stops, those beside it end before the script, not behind its back
 pids=()
 for fold in $ONLY; do
   train "$fold" "$@" &

@@ -163,7 +163,12 @@ def test_rows_are_checked_one_by_one(data):
         ("note", "far", "row 5: no scan named far in the folders"),
     } < set(findings)
     of_sheet = [text for severity, scan, text in findings if (severity, scan) == ("error", "")]
-    expected = ("row 2: b: age '200', expected years", "row 4: e: sex 'x'", "row 6: none: age 'x'")
+    expected = (
+        "the age in row 2 is too high for years and no unit is stated",
+        "row 2: b: age '200', expected years",
+        "row 4: e: sex 'x'",
+        "row 6: none: age 'x'",
+    )
     for part, problem in zip(expected, of_sheet, strict=True):
         assert part in problem
 

@@ -81,6 +81,12 @@ def test_dicom_files_beside_converted_scans_are_left_out_and_said(tmp_path, caps
     assert "note: left out, DICOM files of folders that hold converted" in capsys.readouterr().out
 
 
+def test_a_mask_beside_dicom_files_is_no_converted_scan(tmp_path):
+    write_series(block((4, 4, 2)), tmp_path)
+    nibabel.save(block(), tmp_path / "lesion_mask.nii")
+    assert [source.path for source in sources_of(tmp_path)] == [tmp_path]
+
+
 @pytest.mark.engines
 def test_series_of_inner_folders_are_scans_of_their_own(tmp_path, workspace):
     write_series(block(), tmp_path / "study")

@@ -140,3 +140,41 @@ def test_help_shows_the_defaults_that_there_are():
     parser.add_argument("--off", action=Switch, default=False, help="a switch")
     text = parser.format_help()
     assert re.findall(r"\(default: (.*)\)", text) == ["0", "False"]
+
+
+def test_a_name_in_no_encoding_can_be_printed(tmp_path):
+    program = "from utils.cli import run_entry; run_entry(lambda: print('caf\\udce9.nii'))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9.nii\n")
+
+
+def test_cross_validation_ends_after_all_of_its_runs_and_says_what_it_keeps(tmp_path):
+    python = tmp_path / "python"  # fold 0 fails at once, fold 1 takes a second
+    python.write_text(
+        '#!/bin/bash\n[ "$1" != -c ] || exit 0\n'
+        '[[ "$*" != *--fold\\ 0* ]] || exit 1\n'
+        f"sleep 1; echo over >> {tmp_path}/over\n"
+    )
+    python.chmod(0o755)
+    settings = {"PYTHON": python, "RUNS": tmp_path, "ONLY": "0 1 2", "JOBS": "3"}
+    (tmp_path / "default" / "2").mkdir(parents=True)
+    (tmp_path / "default" / "2" / "finished").touch()
+    done = subprocess.run(
+        ["bash", ROOT / "script" / "cross_validate.sh"],
+        env=os.environ | {name: str(value) for name, value in settings.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: fold 0 stopped" in done.stdout
+    assert f"fold 2: finished before, kept as it is: {tmp_path}/default/2" in done.stdout
+    assert (tmp_path / "default" / "1" / "finished").is_file()

@@ -170,9 +170,66 @@ def test_what_spm_and_cat12_made_of_a_scan_is_no_further_scan(tmp_path, capsys):
     touch(tmp_path / "mri", *(f"{made}anna.nii" for made in ("p0", "mwp1", "mwp2", "wm", "mi")))
     touch(tmp_path, "maria.nii", "wendy.nii", "c1.nii")  # people
     assert list(found(tmp_path)) == ["anna", "c1", "maria", "wendy"]
-    assert "masks, segmentations, maps or other contrasts by their names: 10, the" in (
+    said = capsys.readouterr().out
+    assert "made of a scan beside it, by their names (SPM: m, c1 in front" in said
+    assert "give those by name that are people: 8, the first" in said
+    assert list(found(tmp_path / "manna.nii")) == ["manna"]
+
+
+def test_what_fsl_and_dcm2niix_made_of_a_scan_is_no_further_scan(tmp_path, capsys):
+    made = ("_brain", "_brain_pve_0", "_brain_pveseg", "_Crop_1", "_to_MNI_lin", "_real", "_N4")
+    touch(tmp_path / "s1", "T1.nii.gz", *(f"T1{end}.nii.gz" for end in made))
+    touch(tmp_path / "s2", "T1_brain.nii.gz", "T1_2.nii.gz")  # made of what is not there
+    touch(tmp_path / "s3", "anna.nii", "anna_first.nii", "anna_2.nii", "anna_T2.nii")
+    assert list(found(tmp_path)) == [
+        "T1", "T1_2", "T1_brain", "anna", "anna_2", "anna_T2", "anna_first",
+    ]  # fmt: skip
+    assert "give those by name that are people: 7, the first" in capsys.readouterr().out
+
+
+def test_fsl_anat_beside_its_scan_as_it_writes_it_is_no_further_scan(tmp_path, capsys):
+    for person in ("s1", "s2"):
+        touch(tmp_path / person, "T1.nii.gz", "T1.anat/T1_biascorr_brain.nii.gz")
+    touch(tmp_path, "s3/T1.anat/T1_biascorr_brain.nii.gz")
+    assert found(tmp_path) == {
+        "s1_T1": "s1/T1.nii.gz",
+        "s2_T1": "s2/T1.nii.gz",
+        "s3_T1": "s3/T1.anat/T1_biascorr_brain.nii.gz",
+    }
+    assert "give those by name that are people: 2, the first" in capsys.readouterr().out
+
+
+def test_a_study_with_folders_named_as_those_of_freesurfer_keeps_its_scans(tmp_path):
+    folders = ("mri", "stats", "tmp", "label", "surf", "scripts", "T1w")
+    touch(tmp_path, *(f"{name}/in_{name}.nii" for name in folders))
+    assert len(found(tmp_path)) == len(folders)
+
+
+def test_scans_beside_a_dataset_and_in_folders_of_bids_are_not_left_out_silently(tmp_path, capsys):
+    touch(tmp_path, "sub-01/anat/sub-01_T1w.nii", "controls/c1.nii", "x.nii", "logs/a.txt")
+    touch(tmp_path, "derivatives/sub-01_T1w.nii", "sub-01/ses-1/mri/x.nii", "out/r.nii")
+    out = tmp_path / "out"
+    assert len(find_sources([tmp_path], output_dir=out)) == 1
+    assert f"for other things: 2, the first {tmp_path / 'controls'}" in capsys.readouterr().out
+    touch(tmp_path / "plain", "a.nii", "code/b.nii", "derivatives/c.nii", "phenotype/d.tsv")
+    assert list(found(tmp_path / "plain")) == ["a"]
+    assert f"for other things: 2, the first {tmp_path / 'plain' / 'code'}" in (
         capsys.readouterr().out
     )
+
+
+def test_images_of_formats_that_are_not_read_are_said(tmp_path, capsys):
+    touch(tmp_path, "a.nii", "b.IMG", "b.hdr", "c.nrrd", "d.mnc", "e.nii.bz2")
+    assert list(found(tmp_path)) == ["a"]
+    assert "images of other formats; convert those that are wanted to NIfTI: 4" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_folder_in_which_one_is_can_be_given(tmp_path, monkeypatch):
+    touch(tmp_path, "anna.nii")
+    monkeypatch.chdir(tmp_path)
+    assert find_sources(["."], output_dir=Path("/results"))[0].path == tmp_path / "anna.nii"
 
 
 @pytest.mark.parametrize(

@@ -501,6 +501,16 @@ def test_a_scan_that_is_gone_or_an_age_that_is_no_number_costs_its_row_alone(
     assert "no finite age" in rows[1]["message"]
 
 
+def test_a_scan_under_several_names_is_said(networks, scans, tmp_path, capsys):
+    first, second, _ = find_scans(scans)
+    second.unlink()
+    second.symlink_to(first)
+    copy = shutil.copy(first, scans / "copy of it.nii.gz")
+    assert run(networks, tmp_path / "out", scans) == 0
+    assert f"each a row of the table: {copy} = {first} = {second}\n" in capsys.readouterr().out
+    assert len(table_of(tmp_path / "out")) == 4
+
+
 @pytest.mark.engines  # what cannot be read may be a head
 def test_a_record_that_cannot_be_written_costs_its_row_alone(
     networks, scans, tmp_path, monkeypatch
@@ -529,8 +539,11 @@ def test_a_link_to_nowhere_costs_its_row_alone(networks, scans, tmp_path):
     first.unlink()
     first.symlink_to(tmp_path / "nowhere.nii.gz")
     others.pop().unlink()
+    (scans / "failed.anat").mkdir()
     assert run(networks, tmp_path / "out", scans) == 3
-    assert [row["status"] for row in table_of(tmp_path / "out")] == ["failed", "ok"]
+    rows = table_of(tmp_path / "out")
+    assert [row["status"] for row in rows] == ["failed", "failed", "ok"]
+    assert "failed.anat" in rows[0]["message"]
 
 
 def test_json_files_of_others_beside_scans_cost_no_scan_its_age(networks, scans, tmp_path, capsys):

@@ -320,6 +320,20 @@ def test_every_relative_link_leads_to_a_file_and_a_heading_that_exist(document):
             assert anchor in anchors(path), target
 
 
+def test_the_tests_that_the_table_of_strangers_names_exist():
+    table = [line for line in (ROOT / "docs" / "RELIABILITY.md").read_text().splitlines()
+             if line.startswith("|") and "test_" in line]  # fmt: skip
+    assert len(table) > 40
+    for line in table:
+        cell = line.rstrip(" |").rpartition("|")[2]
+        named = re.findall(r"(test_\w+\.py)(?: -k (?:\"([^\"]+)\"|(\w+)))?", cell)
+        assert named, line
+        for file, several, one in named:
+            text = (ROOT / "tests" / file).read_text()
+            for word in set((several or one).split()) - {"or", "and", "not"}:
+                assert word in text, f"{file} has nothing named {word}: {line}"
+
+
 def test_every_page_is_reached_from_the_readme():
     linked = set(re.findall(r"\]\((?:docs/)?([A-Za-z_]+\.md)", (ROOT / "README.md").read_text()))
     assert {path.name for path in (ROOT / "docs").glob("*.md")} <= linked

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so `--help` answers at once.
 """
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -138,6 +139,8 @@ def run_entry(main: Callable[[], None]) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by `>&-`: joblib's processes need one
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be in no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except ModuleNotFoundError as error:

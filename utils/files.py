@@ -108,7 +108,7 @@ def describe_pointer(path: str | Path) -> str:
             )
     elif path.is_symlink() and "annex/objects" in path.readlink().as_posix():
         kind = POINTERS[b"/annex/objects/"]
-    elif path.with_name(f".{path.name}.icloud").is_file():
+    elif (path.parent / f".{path.name}.icloud").is_file():  # the name of "." is empty
         kind = "in iCloud alone", "in Finder, or brctl download"
     if kind is None:
         return ""

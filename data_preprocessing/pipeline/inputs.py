@@ -26,17 +26,21 @@ from utils.files import (
 )
 from utils.people.bids_names import parse_bids_name
 from utils.scans.layouts import (
+    BESIDE,
     DICOM_TOO,
-    FREESURFER,
     FREESURFER_FOLDERS,
     FSL_ANAT,
     LINKS,
+    MADE_OF_OTHERS,
     NAMED_ALL_THE_SAME,
     NO_T1W,
     NOT_BIDS,
+    OTHER_FORMATS,
     Remarks,
     describe_remarks,
     find_layout_scan,
+    is_freesurfer,
+    is_made_of_another,
     is_scan_name,
     judge_name,
     named_for,
@@ -49,6 +53,11 @@ UNSAFE = re.compile(r"[^\w.+-]+")  # what some file system refuses in a name
 RESULTS = ("predictions.tsv", "predictions.json")
 # Beside raw data in a BIDS dataset: not scans of people, or not raw.
 NOT_RAW = ("derivatives", "sourcedata", "code", "phenotype", "stimuli")
+# Images that are not read: Analyze, MINC, AFNI, ITK, Philips, other compression.
+UNREAD = (
+    ".img", ".img.gz", ".mnc", ".brik", ".brik.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".par",
+    ".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip",
+)  # fmt: skip
 # Files beside scans in thousands, which need not be opened to be known.
 NO_DICOM = (*SCAN_SUFFIXES, ".gz", ".json", ".tsv", ".png", ".bval", ".bvec")
 
@@ -167,16 +176,16 @@ def _walk(folder: Path, *, output_dir: Path, remarks: Remarks) -> Iterator[Path]
     scans = find_layout_scan(folder, remarks)
     if scans is None and (bids := _bids_files(folder)):
         scans = select_scans(bids, remarks)
-        people = {path for path in folder.glob("sub-*") if path.is_dir()}
-        if left := people.difference(*(path.parents for path in bids)):
-            remarks.setdefault(NO_T1W, []).extend(left)
+        _note_left_beside(folder, bids, output_dir=output_dir, remarks=remarks)
     if scans is not None:
         yield from scans
         return
     inside = list_visible(folder)
     files = [path for path in inside if not path.is_dir()]
-    scans = [path for path in files if is_scan_name(path)]
-    yield from select_scans(scans, remarks)
+    scans = select_scans(filter(is_scan_name, files), remarks)
+    yield from scans
+    if left := [path for path in files if path.name.lower().endswith(UNREAD)]:
+        remarks.setdefault(OTHER_FORMATS, []).extend(left)
     if any(is_dicom(path) for path in files if path.suffix not in NO_DICOM):
         if scans:
             remarks.setdefault(DICOM_TOO, []).append(folder)
@@ -184,15 +193,43 @@ def _walk(folder: Path, *, output_dir: Path, remarks: Remarks) -> Iterator[Path]
             yield folder
     elif not scans and (left := next(filter(describe_pointer, files), None)):
         remarks.setdefault(f"folders of files, {describe_pointer(left)}", []).append(folder)
-    has_freesurfer = (folder / FREESURFER).is_dir()
-    for inner in (path for path in inside if path.is_dir() and path.name not in NOT_RAW):
-        ours = inner.resolve() == output_dir or all((inner / name).is_file() for name in RESULTS)
-        if ours or (has_freesurfer and inner.name in FREESURFER_FOLDERS):
+    skipped = FREESURFER_FOLDERS if is_freesurfer(folder) else ()
+    for inner in (path for path in inside if path.is_dir() and path.name not in skipped):
+        if _is_ours(inner, output_dir):
             continue
-        if inner.is_symlink():
+        if inner.name in NOT_RAW:
+            if _holds_scans(inner):
+                remarks.setdefault(BESIDE, []).append(inner)
+        elif inner.is_symlink():
             remarks.setdefault(LINKS, []).append(inner)
+        elif inner.name.endswith(FSL_ANAT) and is_made_of_another(inner):
+            remarks.setdefault(MADE_OF_OTHERS, []).append(inner)
         else:
             yield from _walk(inner, output_dir=output_dir, remarks=remarks)
+
+
+def _is_ours(folder: Path, output_dir: Path) -> bool:
+    """Whether a folder holds results of this call or of an earlier one."""
+    return folder.resolve() == output_dir or all((folder / name).is_file() for name in RESULTS)
+
+
+def _holds_scans(folder: Path) -> bool:
+    """Whether a file at any depth of a folder has the name of a scan."""
+    return any(map(is_scan_name, folder.rglob("*")))
+
+
+def _note_left_beside(
+    folder: Path, taken: list[Path], *, output_dir: Path, remarks: Remarks
+) -> None:
+    """Notes people without a T1w in a dataset, and what lies beside the people and is no BIDS."""
+    if not (people := {path for path in folder.glob("sub-*") if path.is_dir()}):
+        return  # the folder of one participant or session
+    if left := people.difference(*(path.parents for path in taken)):
+        remarks.setdefault(NO_T1W, []).extend(left)
+    for path in list_visible(folder):
+        other = path.is_dir() and path.name not in NOT_RAW and path not in people
+        if is_scan_name(path) or (other and not _is_ours(path, output_dir) and _holds_scans(path)):
+            remarks.setdefault(BESIDE, []).append(path)
 
 
 def _give_names(paths: list[Path]) -> list[Source]:
@@ -221,7 +258,7 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
     """The participants.tsv of datasets that are an input, or hold one in `sub-*` or `derivatives`.
 
     Returns:
-        Absolute paths, each once.
+        Absolute paths, each once; of datasets in datasets the inner one first, which knows best.
     """
     tables = {}
     for given in inputs:
@@ -233,7 +270,7 @@ def find_participant_tables(inputs: Sequence[str | Path]) -> list[Path]:
             table = folder / "participants.tsv"
             if table.is_file() or describe_pointer(table):  # what the reader will say
                 tables[table] = None
-    return list(tables)
+    return sorted(tables, key=lambda table: -len(table.parts))
 
 
 def describe_dataset(folder: Path) -> None:

@@ -32,9 +32,13 @@ def read_bids(
     subjects, notes = {}, []
     raw = [path for path in volumes if not NOT_RAW & set(path.parts)] or volumes
     for table in tables:
-        sheet, problems = examine_labels(table, raw, sex_codes=sex_codes)
+        inside = [path for path in raw if path.is_relative_to(table.parent)]
+        # Of several datasets, each table knows the people of its own alone.
+        mine = inside if inside and len(tables) > 1 else raw
+        sheet, problems = examine_labels(table, mine, sex_codes=sex_codes)
         notes += [f"taken as unknown: {problem}" for problem in problems]
-        found = {str(path): label for path in volumes if (label := sheet.find(path))}
+        mine = [path for path in volumes if mine is raw or path.is_relative_to(table.parent)]
+        found = {str(path): label for path in mine if (label := sheet.find(path))}
         people = {label.subject_id for label in found.values()}
         rows = {(label.source, label.row) for label in found.values()}
         for name, label in sheet.rows.items():

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from utils.files import SCAN_SUFFIXES
 from utils.people.bids_names import BIDS_LABEL
+from utils.people.codebook import whole_number
 
 WHO = re.compile(rf"sub-(?P<person>{BIDS_LABEL})(?:_ses-(?P<session>{BIDS_LABEL}))?(?=_|$)")
 FIRST_SESSIONS = ("baseline", "base", "bl", "pre", "initial", "screening")
+LATER_SESSIONS = re.compile(r"(follow-?up|fu|post|retest)\d*")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Matcher:
         self._scans = defaultdict(set)  # paths by name
         self._scanned_by_number = defaultdict(set)  # people of scans
         self._sessions = defaultdict(set)  # by person, of rows and scans
+        self._homes = defaultdict(set)  # folders with sub-01, by person
         for label in labels:
             self._add_row(label)
         for scan in scans:
@@ -101,6 +104,7 @@ class Matcher:
         self._scans[name].add(scan)
         person, session = find_who(name)
         self._scanned_by_number[_number(person)].add(person)
+        self._homes[person] |= {up.parent for up in scan.parents if up.name == f"sub-{person}"}
         if session:
             self._sessions[_number(person)].add(_session(session))
             folder = next((up for up in scan.parents if up.name == f"ses-{session}"), scan)
@@ -116,11 +120,16 @@ class Matcher:
         if len(of_file) > 1 or len(self._scans.get(name, ())) > 1:
             of_file = [row for row in of_file if row.folders and _lies_in(scan, row.folders)]
         rows = self._rows_of(person)
-        if len(self._scans.get(name, ())) > 1 and not of_file:
-            found = self._files.get(name, rows)
+        doubt = ""
+        if len(self._scans.get(name, ())) > 1:
             doubt = f"several scans are called {name}: give their folders in the sheet"
+        elif self._is_of_several_datasets(person):
+            doubt = f"several folders have a sub-{person}: give the names of files in the sheet"
+        if doubt and not of_file:
+            found = self._files.get(name, rows)
             unknown = {"age": None, "sex": None, "site": None, "doubt": doubt}
             return replace(found[0], **unknown) if found else None
+        rows = [] if doubt else rows
         of_session = _rows_of_session(rows, session)
         of_person = [row for row in rows if not row.session]
         layers = [_agreed(found) for found in (of_file, of_session, of_person) if found]
@@ -143,7 +152,14 @@ class Matcher:
             return self._people[next(iter(alike))]
         return []
 
+    def _is_of_several_datasets(self, person: str) -> bool:
+        """Whether folders that do not lie in each other have this person: then it may be two."""
+        homes = self._homes.get(person, ())
+        return len([home for home in homes if not homes & set(home.parents)]) > 1
+
     def _is_first(self, person: str, session: str) -> bool:
+        if LATER_SESSIONS.fullmatch(_session(session)):
+            return False
         return _session(session) == min(
             {*self._sessions[_number(person)], _session(session)}, key=_order
         )
@@ -154,7 +170,7 @@ def _rows_of_session(rows: Sequence[Label], session: str | None) -> list[Label]:
     if session is None:
         return []
     labelled = [row for row in rows if row.session]
-    if exact := [row for row in labelled if row.session.removeprefix("ses-") == session]:
+    if exact := [row for row in labelled if _bare(row.session) == session]:
         return exact
     alike = [row for row in labelled if _session(row.session) == _session(session)]
     return alike if len({row.session for row in alike}) == 1 else []
@@ -167,6 +183,10 @@ def _agreed(rows: Sequence[Label]) -> Label:
     for name in ("age", "sex", "site", "group"):
         known = {getattr(row, name): row for row in rows if getattr(row, name) is not None}
         found[name] = next(iter(known)) if len(known) == 1 else None
+        untold = [row for row in rows if row.age is None]
+        if name == "age" and known and untold and len({row.session for row in rows}) > 1:
+            text = f"{first.subject_id} has several sessions, row {untold[0].row} without an age"
+            found |= {"age": None, "doubt": f"{text} in {first.source}"}
         if name == "age" and len(known) > 1:
             told = " and ".join(f"{age:g} (row {row.row})" for age, row in known.items())
             found["doubt"] = f"{first.subject_id} has the ages {told} in {first.source}"
@@ -190,20 +210,27 @@ def _later(row: Label, session: str) -> str:
 
 
 def _lies_in(scan: Path, folders: tuple[str, ...]) -> bool:
-    return scan.parent.parts[-len(folders) :] == folders
+    last = scan.parent.parts[-len(folders) :]
+    return tuple(map(scan_name, last)) == tuple(map(scan_name, folders))
 
 
 def _number(person: str) -> str:
-    """`1` of `001`; other names as they are."""
+    """`1` of `001` and of `1.0`; other names as they are."""
+    person = whole_number(person)
     return str(int(person)) if person.isascii() and person.isdigit() else person
 
 
+def _bare(session: str) -> str:
+    """The label in `ses-1` and `sub-01_ses-1`."""
+    return re.sub(r"^(?:sub-[^_]+_)?ses-", "", session)
+
+
 def _session(label: str) -> str:
-    return _number(label.removeprefix("ses-").casefold())
+    return _number(_bare(label).casefold())
 
 
 def _order(session: str) -> tuple:
     """Sorts sessions by time as far as their labels tell: baseline, 2, 10, m06, m12."""
     parts = re.findall(r"\d+|\D+", session)
     natural = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
-    return (session not in FIRST_SESSIONS, natural)
+    return (session not in FIRST_SESSIONS, bool(LATER_SESSIONS.fullmatch(session)), natural)

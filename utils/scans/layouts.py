@@ -44,8 +44,14 @@ NO_T1 = re.compile(
     rf".*_(?:label|hemi|seg|atlas)-{BIDS_LABEL}_.*|"
     r"(?:s\d*)?m0?w[cp]\d.*"
 )
-# What SPM and CAT12 put in front of the name of the scan that an image was made of.
-SPM_PREFIX = re.compile(r"i?y_|u_|wm|mi?|w|r|(?:s\d*)?(?:r|w|m0?w)?[cp]\d")
+# What SPM and CAT12 put in front of the name of the scan that an image was made of, and what BET,
+# FAST, FLIRT, dcm2niix and others put behind it.
+MADE_PREFIX = re.compile(r"i?y_|u_|wm|mi?|w|r|(?:s\d*)?(?:r|w|m0?w)?[cp]\d")
+MADE_SUFFIX = re.compile(
+    r"(?i:_(?:brain|bet|hd-?bet|synthstrip|(?:skull)?strip(?:ped)?|n4|biascorr|restore|bias|"
+    r"(?:all_)?fast|pve(?:seg)?|mixeltype|defaced?|reorient|std|(?:to_|2)(?:std|mni\w*)|reg|warped|crop|roi|"
+    r"eq|tilt|ph|real|imaginary)(?:_\w+)?)"
+)
 
 TAKEN_FREESURFER = (
     "FreeSurfer: one scan per subject is taken, mri/orig.mgz (the whole head, before corrections), "
@@ -55,6 +61,10 @@ TAKEN_HCP = f"HCP: one scan per subject is taken, {HCP}/{' or '.join(HCP_SCANS)}
 NO_SUBJECT = "left out, FreeSurfer's averages, bases, and copies (.long.) of subjects beside them"
 PARTS = "left out, phase, real or imaginary parts and inversions of a scan (part-, inv-)"
 OTHERS = "left out, masks, segmentations, maps or other contrasts by their names"
+MADE_OF_OTHERS = (
+    "left out, what other programs made of a scan beside it, by their names (SPM: m, c1 in front; "
+    "FSL, dcm2niix: _brain, _Crop_1 behind; NAME.anat); give those by name that are people"
+)
 COPIES = (
     "left out, copies of a scan; of derivatives (fMRIPrep, sMRIPrep and others) one T1w per person "
     "and session is taken, the one in its own space, else that in MNI152NLin6Asym res-2"
@@ -66,6 +76,8 @@ NO_OWN_SPACE = (
 LINKS = "left out, links to folders; give those by name that are wanted"
 DICOM_TOO = "left out, DICOM files of folders that hold converted scans as well"
 NOT_BIDS = "left out, files without a name of BIDS in a BIDS dataset"
+BESIDE = "left out, files and folders of scans beside sub-*, or that BIDS keeps for other things"
+OTHER_FORMATS = "left out, images of other formats; convert those that are wanted to NIfTI"
 NO_T1W = "people of a BIDS dataset without an anat/*_T1w.nii.gz"
 NAMED_ALL_THE_SAME = "taken because they were named, though their names say they are no T1w"
 SEVERAL = "several T1w of one session (runs, acquisitions), each taken as a scan of its own"
@@ -86,14 +98,10 @@ def find_layout_scan(folder: Path, remarks: Remarks) -> list[Path] | None:
     """The scan in an output folder of fsl_anat, FreeSurfer (mri) or HCP; None for other folders.
 
     The list is empty for FreeSurfer's averages, and for copies of subjects that lie beside them.
-
-    Raises:
-        ValueError: an output folder of fsl_anat without a scan.
     """
     if folder.resolve().name.endswith(FSL_ANAT):
-        if found := _first_file(folder, FSL_ANAT_SCANS):
-            return [found]
-        raise ValueError(f"{folder}: an output of fsl_anat without {' or '.join(FSL_ANAT_SCANS)}")
+        # Where it has failed, a file that is not there: a scan that fails by its name.
+        return [_first_file(folder, FSL_ANAT_SCANS) or folder / FSL_ANAT_SCANS[-1]]
     place = folder if folder.resolve().name == HCP else folder / HCP
     if found := _first_file(place, HCP_SCANS):
         remarks.setdefault(TAKEN_HCP, []).append(found)
@@ -107,6 +115,11 @@ def find_layout_scan(folder: Path, remarks: Remarks) -> list[Path] | None:
         return []
     remarks.setdefault(TAKEN_FREESURFER, []).append(found)
     return [found]
+
+
+def is_freesurfer(folder: Path) -> bool:
+    """Whether a folder is that of a subject of FreeSurfer."""
+    return _first_file(folder / FREESURFER, FREESURFER_SCANS) is not None
 
 
 def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -133,8 +146,8 @@ def select_scans(paths: Iterable[Path], remarks: Remarks) -> list[Path]:
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in paths:
         reason, stem = judge_name(path), scan_stem(path)
-        if reason or _is_of_spm(path):
-            remarks.setdefault(reason or OTHERS, []).append(path)
+        if reason or is_made_of_another(path):
+            remarks.setdefault(reason or MADE_OF_OTHERS, []).append(path)
             continue
         copies = rf"_(?:space|res|den|desc)-{BIDS_LABEL}" if parse_bids_name(stem) else r"(?!)"
         # Two files of one whole name are twins, not copies, and refused later.
@@ -158,12 +171,15 @@ def judge_name(path: Path) -> str | None:
     return OTHERS if NO_T1.fullmatch(stem) else None
 
 
-def _is_of_spm(path: Path) -> bool:
-    """Whether SPM or CAT12 made a file of another one, which lies beside it or above its mri/."""
+def is_made_of_another(path: Path) -> bool:
+    """Whether a file or a folder of fsl_anat was made of a scan beside it, or above its mri/."""
     stem, folders = scan_stem(path), [path.parent]
     if path.parent.name == "mri":
         folders.append(path.parent.parent)
-    names = [stem[at:] for at in range(1, len(stem)) if SPM_PREFIX.fullmatch(stem[:at])]
+    names = {stem[at:] for at in range(1, len(stem)) if MADE_PREFIX.fullmatch(stem[:at])}
+    names |= {stem[:at] for at in range(1, len(stem)) if MADE_SUFFIX.fullmatch(stem[at:])}
+    if stem.endswith(FSL_ANAT):
+        names = {stem.removesuffix(FSL_ANAT)}
     raw = (f / f"{name}{end}" for f in folders for name in names for end in IMAGE_SUFFIXES)
     return any(map(os.path.lexists, raw))
 
