@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from analysis.brain_pad.recalibration import (
     measure_prior,
 )
 from model.scaledense import ScaleDense
+from tests.audit import recalibration as audit
 from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.results.tables import write_table
 from utils.scans.leakage import SEEN_IN_TRAINING
@@ -192,6 +194,11 @@ def test_people_count_once_and_scans_that_cannot_be_used_are_counted(tmp_path, c
     assert f"{report['after']['mae']:.2f}" in printed
 
 
+def test_people_of_several_sites_are_noted(tmp_path, capsys):
+    calibrate(tmp_path, [row | {"site": "AB"[at % 2]} for at, row in enumerate(rows(8))])
+    assert "note: people of 2 sites (A, B), one scanner expected" in capsys.readouterr().out
+
+
 def test_a_pattern_finds_people_whose_names_are_not_of_bids(tmp_path):
     table = [
         row | {"participant_id": f"p{at // 2}-{at % 2}", "scan": f"p{at}"}
@@ -252,6 +259,30 @@ def test_a_row_far_from_the_local_people_says_so_and_others_do_not(tmp_path):
         assert ("far from the" in row["message"]) == far
         assert row["message"].startswith("a note")
         assert row["brain_pad_recalibrated"] is None
+
+
+def test_the_audit_judges_a_site_on_the_people_not_drawn_by_the_prior_of_others(tmp_path, capsys):
+    tables = []
+    for number, offset in enumerate((12.0, -12.0)):
+        age, predicted_age = site(60, offset=offset, seed=number)
+        ages = zip(age.tolist(), predicted_age.tolist(), strict=True)
+        table = [
+            {"participant_id": f"sub-{at}", "age": true, "predicted_age": predicted, "model": MODEL}
+            | {"predicted_age_low": predicted - 13, "predicted_age_high": predicted + 13}
+            for at, (true, predicted) in enumerate(ages)
+        ]
+        tables.append(str(write_table(tmp_path / f"{number}.tsv", table)))
+    found = audit.main([*tables, "--people", "5", "20", "--draws", "40", "--further"])
+    assert [(row["table"], row["people"]) for row in found] == [
+        (table, people) for table in tables for people in (5, 20)
+    ]
+    assert len(re.findall(r"60 people, prior: offset SD 1[123]\.", capsys.readouterr().out)) == 2
+    for row in found:
+        assert abs(row["pad"]) == pytest.approx(12, abs=3)
+        assert abs(row["pad_after"]) < 3
+        assert row["mae_after"] < row["mae"] - 2
+        assert row["inside"] < 70
+        assert row["inside_after"] > 87
 
 
 def table_of(folder: Path) -> list[dict]:

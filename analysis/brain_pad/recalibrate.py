@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         for title, error in errors.items()
     }
     print(local.describe())
+    if len(sites := sorted(set(local.people["site"]) - {""})) > 1:
+        print(f"note: people of {len(sites)} sites ({', '.join(sites[:5])}), one scanner expected")
     print(describe_fit(calibration, age))
     print("errors, each person left out of the fit in turn:   MAE   mean PAD")
     for title, figures in report.items():

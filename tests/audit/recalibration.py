@@ -80,13 +80,14 @@ def judge(age, predicted_age, inside, count: int, args, prior) -> dict:
         width = fit_local_limits(leave_one_out(known, seen, prior=prior) - known, prior=prior)
         error, raw = fitted.correct(predicted_age[new]) - age[new], predicted_age[new] - age[new]
         width = width.half_width(error, 90)
+        covered = 100 * (abs(error) <= width).mean()
         draws.append((
             abs(raw).mean(), abs(error).mean(), abs(known.mean() - age[new]).mean(),
             raw.mean(), error.mean(), abs(error.mean()),
-            100 * inside[new].mean(), 100 * (abs(error) <= width).mean(), width.mean(),
+            100 * inside[new].mean(), covered, 100 * (covered < 80), width.mean(),
         ))  # fmt: skip
     names = ("mae", "mae_after", "mae_of_mean_age", "pad", "pad_after", "abs_pad_after",
-             "inside", "inside_after", "half_width")  # fmt: skip
+             "inside", "inside_after", "draws_below_80", "half_width")  # fmt: skip
     return {
         name: round(float(value), 2)
         for name, value in zip(names, np.mean(draws, axis=0), strict=True)

@@ -188,14 +188,14 @@ def read_scans(path: str | Path) -> pd.DataFrame:
     """All scans of a table that predict.py or test.py wrote, in its order.
 
     Returns:
-        Columns participant_id, model, qc_flag and message, "" where unknown; age, predicted_age,
-        predicted_age_low and predicted_age_high in years, NaN where unknown.
+        Columns participant_id, model, site, qc_flag and message, "" where unknown; age,
+        predicted_age, predicted_age_low and predicted_age_high in years, NaN where unknown.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: missing columns, or all problems of the rows.
     """
-    texts = dict.fromkeys(("participant_id", "model", "qc_flag", "message"), _text)
+    texts = dict.fromkeys(("participant_id", "model", "site", "qc_flag", "message"), _text)
     years = dict.fromkeys(("predicted_age", "predicted_age_low", "predicted_age_high"), _years)
     parsers = texts | {"age": _age} | years
     rows = read_rows(Path(path))
@@ -205,8 +205,9 @@ def read_scans(path: str | Path) -> pd.DataFrame:
             f"{path}: no column model, which names the networks that predicted: predict the scans "
             "again with predict.py or test.py"
         )
-    unneeded = {"qc_flag", "message", "predicted_age_low", "predicted_age_high"} - set(header)
-    read = {name: parse for name, parse in parsers.items() if name not in unneeded}
+    # test.py knows neither sites nor flags nor intervals.
+    needed = {"participant_id", "age", "predicted_age"}
+    read = {name: parse for name, parse in parsers.items() if name in needed | set(header)}
     # A person may have several scans, which the paths in the table of predict.py tell apart.
     found = read_columns(path, ("scan", "participant_id"), read)
     unknown = dict.fromkeys(texts, "") | dict.fromkeys(years, math.nan)
