@@ -81,8 +81,13 @@ def _describes(folder: Path | None, source: Source) -> bool:
 
 
 def _paths_of(source: Source) -> list[Path]:
-    """Where a scan's row is looked for: by its name among all scans, and by its file."""
+    """Where a scan's row is looked for: by its name among all scans, and by its file.
+
+    But not by the number of a DICOM series, which may be that of another person.
+    """
     paths = [source.path.with_name(source.name), source.path]
+    if source.is_dicom and source.path.name.isdigit():
+        return paths[:1]
     return paths[scan_stem(source.path) == source.name :]
 
 

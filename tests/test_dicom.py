@@ -4,11 +4,14 @@ import warnings
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 from dicom_series import write_series
+from pydicom.uid import generate_uid
 
 from data_preprocessing.pipeline.dicom import convert_dicom, is_dicom, read_dicom_label
 from data_preprocessing.pipeline.inputs import find_sources
+from prediction.people import find_label, read_people
 
 
 def block(shape=(40, 30, 20), voxel=(2.0, 3.0, 4.0), seed=0):
@@ -109,12 +112,51 @@ def test_folder_of_two_series_is_refused_with_their_names(tmp_path, workspace):
     [
         ({"EchoTime": 95.0, "SeriesDescription": "t2_tse"}, r"95 ms \(t2_tse\) is not that of a"),
         ({"Modality": "CT"}, "modality CT .*MR expected"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "PHASE images .*MAGNITUDE expected"),
     ],
 )
 def test_series_that_are_not_t1_by_their_header_are_refused(tmp_path, workspace, header, message):
     write_series(block(), tmp_path / "series", **header)
     with pytest.raises(ValueError, match=rf"series: .*{message}"):
         convert_dicom(tmp_path / "series", workspace)
+
+
+@pytest.mark.engines
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_series_that_lacks_a_slice_is_refused(tmp_path, workspace, damage):
+    write_series(block(), tmp_path / "series")
+    middle = next(
+        path
+        for path in (tmp_path / "series").iterdir()
+        if pydicom.dcmread(path).InstanceNumber == 10
+    )
+    if damage == "gone":
+        middle.unlink()
+    else:
+        middle.write_bytes(middle.read_bytes()[:900])
+    with pytest.raises(ValueError, match="series: slices are missing, damaged, or not at equal"):
+        convert_dicom(tmp_path / "series", workspace)
+
+
+def test_the_number_of_a_series_is_not_the_number_of_a_person(tmp_path):
+    for person in ("anna", "bert"):
+        study = generate_uid()
+        for series in ("2", "10"):
+            folder = tmp_path / "studies" / person / series
+            write_series(block((4, 4, 2)), folder, StudyInstanceUID=study)
+    for person in ("1", "2"):
+        write_series(block((4, 4, 2)), tmp_path / "people" / person)
+    sheet = tmp_path / "ages.csv"
+    sheet.write_text("id,age\n1,30\n2,70\n10,80\n")
+    ages = {}
+    for folder in ([tmp_path / "studies" / "anna"], [tmp_path / "studies"], [tmp_path / "people"]):
+        sources = find_sources(folder, output_dir=tmp_path / "out")
+        tables = read_people(str(sheet), folder, sources, None)
+        for source in sources:
+            label = find_label(source, tables)
+            ages[source.name] = label and label.age
+    numbers = {f"{person}_{series}": None for person in ("anna", "bert") for series in ("10", "2")}
+    assert ages == numbers | {"1": 30, "2": 70}
 
 
 def test_dicom_file_alone_points_to_its_folder(tmp_path):
@@ -131,7 +173,7 @@ def test_folder_of_broken_dicom_files_says_so(tmp_path, workspace):
     folder.mkdir()
     (folder / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"rubbish")
     (source,) = sources_of(folder)
-    with pytest.raises(ValueError, match="dcm2niix made no volume"):
+    with pytest.raises(ValueError, match="dcm2niix made no whole volume"):
         convert_dicom(source.path, workspace)
     assert read_dicom_label(folder) == (None, None)
 

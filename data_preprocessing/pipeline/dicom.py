@@ -20,6 +20,7 @@ CLASS_ROOT = b"1.2.840.10008."  # all classes of objects that DICOM defines
 DIRECTORY_CLASS = b"1.2.840.10008.1.3.10"  # a DICOMDIR, which lists files and holds no image
 CONVERTED = "dicom"  # the folder of a workspace for what dcm2niix writes
 LONGEST_ECHO_TIME = 30.0  # ms; T1-weighted scans have 2 to 20, T2-weighted scans and FLAIR over 60
+UNEVEN = "Interslice distance varies"  # dcm2niix's warning
 
 OLDEST_PATIENT = 110  # years; born in 1900 is what programs write that remove birth dates
 SEXES = {"F": FEMALE, "M": MALE}
@@ -53,21 +54,32 @@ def read_dicom_label(folder: Path) -> tuple[float | None, int | None]:
         Age in years, of PatientAge or else of the dates of study and birth; 0 female, 1 male. None
         where unknown, or where pydicom is not installed.
     """
+    age, sex, born, study, series = _read_header(
+        folder, "PatientAge", "PatientSex", "PatientBirthDate", "StudyDate", "SeriesDate"
+    )
+    return _years(age, born, study or series), SEXES.get(sex.upper())
+
+
+def read_study(folder: Path) -> str:
+    """What identifies the study (one person at one visit) of a series; "" where unknown."""
+    return _read_header(folder, "StudyInstanceUID")[0]
+
+
+def _read_header(folder: Path, *names: str) -> list[str]:
+    """Elements of the header of a folder's first DICOM file; "" where unknown."""
+    unknown = [""] * len(names)
     try:
         import pydicom
     except ImportError:
-        return None, None
+        return unknown
     file = next(filter(is_dicom, list_visible(folder)), None)
-    names = ("PatientAge", "PatientSex", "PatientBirthDate", "StudyDate", "SeriesDate")
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=names)
         # As stored: pydicom would warn of values that do not fit their type.
         stored = [header.get_item(name) for name in names]
-        cells = [str(item.value or b"", "latin-1").strip(" \0") if item else "" for item in stored]
+        return [str(item.value or b"", "latin-1").strip(" \0") if item else "" for item in stored]
     except Exception:  # pydicom raises anything for a damaged file, which dcm2niix reports later
-        return None, None
-    age, sex, born, study, series = cells
-    return _years(age, born, study or series), SEXES.get(sex.upper())
+        return unknown
 
 
 def _years(age: str, born: str, study: str) -> float | None:
@@ -107,14 +119,18 @@ def convert_dicom(folder: Path, workspace: Path) -> Path:
     given = _with_preambles(folder, workspace)
     done = subprocess.run([*command, str(given)], capture_output=True, text=True, check=False)
     volumes = sorted(made.glob("*.nii"))
-    if len(volumes) == 1:
+    if volumes and UNEVEN in done.stdout:
+        raise ValueError(
+            f"{folder}: slices are missing, damaged, or not at equal distances: export it again"
+        )
+    if len(volumes) == 1 and done.returncode == 0:
         _require_t1(folder, volumes[0].with_suffix(".json"))
         return volumes[0]
-    if volumes:
+    if len(volumes) > 1:
         names = ", ".join(path.stem for path in volumes)
         raise ValueError(f"{folder}: one T1-weighted series expected in a folder, found {names}")
     last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-    raise ValueError(f"{folder}: dcm2niix made no volume of it ({' '.join(last)})")
+    raise ValueError(f"{folder}: dcm2niix made no whole volume of it ({' '.join(last)})")
 
 
 def _with_preambles(folder: Path, workspace: Path) -> Path:
@@ -141,9 +157,12 @@ def _require_t1(folder: Path, sidecar: Path) -> None:
         return
     header = json.loads(sidecar.read_text(encoding="utf-8", errors="replace"))
     modality, echo = header.get("Modality", "MR"), 1000 * header.get("EchoTime", 0)
+    parts = {"PHASE", "REAL", "IMAGINARY"}.intersection(header.get("ImageType", ()))
     name = header.get("SeriesDescription") or header.get("ProtocolName") or "no name"
     if modality != "MR":
         raise ValueError(f"{folder}: modality {modality} ({name}), MR expected")
+    if parts:
+        raise ValueError(f"{folder}: {parts.pop()} images ({name}), MAGNITUDE expected")
     if echo > LONGEST_ECHO_TIME:
         raise ValueError(
             f"{folder}: an echo time of {echo:g} ms ({name}) is not that of a T1-weighted scan, "

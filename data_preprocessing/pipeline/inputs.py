@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preprocessing.pipeline.dicom import is_dicom
+from data_preprocessing.pipeline.dicom import is_dicom, read_study
 from utils.cli import raise_all
 from utils.files import (
     SCAN_SUFFIXES,
@@ -233,8 +233,15 @@ def _note_left_beside(
 
 
 def _give_names(paths: list[Path]) -> list[Source]:
-    """Puts as many parent folders in front of equal names as tell them apart."""
-    names = {path: _with_parents(path, 0) for path in paths}
+    """Puts as many parent folders in front of equal names as tell them apart.
+
+    And one in front of numbers of series: a sheet may have a person of this number.
+    """
+    studies = {path: read_study(path) for path in paths if path.is_dir()}
+    times = Counter(studies.values())
+    series = [path for path, study in studies.items() if study and times[study] > 1]
+    numbered = {path for path in series if path.name.isdigit()}
+    names = {path: _with_parents(path, int(path in numbered)) for path in paths}
     for depth in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
         # File systems of macOS and Windows do not tell a.nii from A.nii.
         times = Counter(name.lower() for name in names.values())
