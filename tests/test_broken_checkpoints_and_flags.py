@@ -182,7 +182,6 @@ BYTES = (
     ("empty", lambda data, folder: b""),
     ("text", lambda data, folder: b"hello\n"),
     ("HTML", lambda data, folder: b"<!DOCTYPE html>404"),
-    ("LFS pointer", lambda data, folder: b"version https://git-lfs.github.com/spec/v1\n"),
     ("another archive", lambda data, folder: other_archive(folder)),
     ("zeros", lambda data, folder: bytes(5000)),
     ("NIfTI", lambda data, folder: b"\x5c\x01\0\0" + bytes(348)),
