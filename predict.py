@@ -58,8 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument(
         "--calibration", metavar="JSON",
-        help="brain_pad.json of script/brain_pad.sh, for intervals and corrections; unset: the "
-        "one of the networks in pretrained/, with those alone; '': none",
+        help="for intervals and corrections: what script/recalibrate.sh wrote for this scanner, "
+        "or brain_pad.json of script/brain_pad.sh; unset: the one of the networks in pretrained/, "
+        "with those alone; '': none",
     )  # fmt: skip
     group = parser.add_argument_group("results")
     group.add_argument("--csv", action=Switch, default=False, help="predictions.csv as well")

@@ -17,6 +17,7 @@ from utils.cli import raise_all
 from utils.files import write_json
 from utils.networks.predictor import Predictor
 from utils.people.codebook import SEX_NAMES
+from utils.scans.leakage import SEEN_IN_TRAINING
 from utils.scans.provenance import Provenance, read_sidecar
 
 FORMAT = "tsan-prediction-1"
@@ -157,7 +158,7 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
             flags |= _flag_preprocessing(prepared.scan, predictor.checkpoint.provenance)
             sha256 = item.source.sha256()
             if predictor.has_seen(prepared.scan):
-                notes.append("in this network's training set: not the error of a new scan")
+                notes.append(f"{SEEN_IN_TRAINING}: not the error of a new scan")
             if item.sex is None and predictor.checkpoint.uses_sex:
                 notes.append("sex unknown: the mean of the ages as either sex")
             ages = {name: round(years, 4) for name, years in found.items()}

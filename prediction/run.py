@@ -16,13 +16,19 @@ from prediction.items import Item, find_items, require_all_rows
 from prediction.overlays import draw_overlays
 from prediction.people import read_people
 from prediction.records import PredictionRequest, note_same_files, predict_all, table_row
-from utils.files import hash_file, require_writable
+from utils.files import require_writable
 from utils.machine import use_machine_well
 from utils.networks.checkpoint import load_ensemble
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
 from utils.people.codebook import parse_sex_codes
-from utils.results.tables import TABLE, format_figure, write_table
+from utils.results.tables import (
+    TABLE,
+    describe_model,
+    format_figure,
+    model_hashes,
+    write_table,
+)
 from utils.scans.provenance import note_unreadable
 
 REPORT = "report.html"
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     output = args.output_dir
     items = find_scans(args)
     request = open_networks(args)
-    calibration = open_calibration(args)
+    calibration = open_calibration(args, request.model)
     require_writable(output)
     note_unreadable(item.source.path for item in items if item.source.on_grid)
     if any(not item.source.name.startswith("scans/") for item in items):
@@ -116,7 +122,6 @@ def open_networks(args: argparse.Namespace) -> PredictionRequest:
             f"{checkpoint.source}: trained with --any_grid, so nobody knows where its scans lie: "
             "predict with test.py"
         )
-    model = ", ".join(f"{file.name.partition('.')[0]} {hash_file(file)[:8]}" for file in files)
     trained = checkpoint.provenance
     if trained.registration and trained.mask:
         contents = "auto" if args.contents == "grid" else args.contents
@@ -128,13 +133,29 @@ def open_networks(args: argparse.Namespace) -> PredictionRequest:
         overwrite=args.overwrite,
         trust_grid=args.contents == "grid",
     )
-    return PredictionRequest(predictor, model, args.contents, scans)
+    return PredictionRequest(predictor, describe_model(files), args.contents, scans)
 
 
-def open_calibration(args: argparse.Namespace) -> Calibration | None:
-    """What intervals and corrections are made of; None where these networks have none."""
+def open_calibration(args: argparse.Namespace, model: str) -> Calibration | None:
+    """What intervals and corrections are made of; None where these networks have none.
+
+    Args:
+        args: flags of predict.py.
+        model: of the networks that predict, as the table names them.
+
+    Raises:
+        ValueError: not a calibration, or one that script/recalibrate.sh made of other networks.
+    """
     if args.calibration:
-        return read_calibration(args.calibration)
+        calibration = read_calibration(args.calibration)
+        scanner = calibration.scanner
+        if scanner and model_hashes(scanner.model) != model_hashes(model):
+            raise ValueError(
+                f"{args.calibration}: made from ages of {scanner.model}, which are not the "
+                f"networks that predict ({model}): predict the local people with these, and run "
+                "script/recalibrate.sh again"
+            )
+        return calibration
     if args.calibration is None and not args.model_name:
         return read_calibration(CALIBRATION)
     print("note: no calibration: the columns of intervals and corrected ages stay n/a")

@@ -29,7 +29,8 @@ ROOMS: dict[str, set[str]] = {
 # Nobody imports a program; each is started by a script or by `python -m`.
 PROGRAMS = {
     "train_first_stage", "train_second_stage", "train_sorter", "test", "predict",
-    "analysis.brain_pad.__main__", "analysis.brain_pad.out_of_fold", "analysis.saliency.__main__",
+    "analysis.brain_pad.__main__", "analysis.brain_pad.out_of_fold",
+    "analysis.brain_pad.recalibrate", "analysis.saliency.__main__",
     "benchmark.__main__", "utils.results.baseline", "utils.networks.share",
     *(f"data_preprocessing.{name}" for name in (
         "preprocess", "check_dataset", "split_dataset", "make_folds", "collect_images", "datasets",

@@ -14,7 +14,7 @@ import predict
 import test
 import train_sorter
 from analysis.brain_pad import __main__ as brain_pad
-from analysis.brain_pad import out_of_fold
+from analysis.brain_pad import out_of_fold, recalibrate
 from analysis.saliency import __main__ as saliency
 from benchmark import __main__ as benchmark
 from data_preprocessing import (
@@ -27,7 +27,7 @@ from data_preprocessing import (
     preprocess,
     split_dataset,
 )
-from tests.audit import cuts, heads, interruptions, load, quality
+from tests.audit import cuts, heads, interruptions, load, quality, recalibration
 from utils.networks import share
 from utils.results import baseline
 from utils.training import options, recipes
@@ -35,7 +35,7 @@ from utils.training import options, recipes
 ROOT = Path(__file__).parent.parent
 WITH_BUILD_PARSER = (
     train_sorter, predict, share, baseline, benchmark, cuts, heads, quality,
-    interruptions, load,
+    interruptions, load, recalibration, recalibrate,
     preprocess, collect_images, datasets, make_template, check_dataset, make_demo_cohort,
     split_dataset, make_folds, out_of_fold, brain_pad, saliency,
 )  # fmt: skip
@@ -104,6 +104,7 @@ ARGUMENTS = {
     ROOT / "script" / "oasis1.sh": ["out"],
     ROOT / "script" / "preprocess.sh": ["scan.nii.gz", "--output_dir", "out"],
     ROOT / "script" / "predict.sh": ["scan.nii.gz", "--output_dir", "out"],
+    ROOT / "script" / "recalibrate.sh": ["ages.tsv", "--output", "calibration.json"],
     ROOT / "script" / "prepare_oasis1.sh": ["discs", "table.csv", "out"],
 }
 SCRIPTS = sorted(

@@ -53,7 +53,15 @@ def test_all_results_are_written(tested):
 def test_table_has_every_scan_once_in_file_order_with_its_own_figures(tested, cohort):
     folder, _ = tested
     table = rows(folder)
-    columns = ["participant_id", "sex", "age", "stage_one_age", "predicted_age", "brain_pad"]
+    columns = [
+        "participant_id",
+        "sex",
+        "age",
+        "stage_one_age",
+        "predicted_age",
+        "brain_pad",
+        "model",
+    ]
     assert list(table[0]) == columns
     assert list(json.loads((folder / "predictions.json").read_text())) == columns
     assert [row["participant_id"] for row in table] == [f"test-{i}" for i in range(1, 8)]

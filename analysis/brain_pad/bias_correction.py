@@ -39,7 +39,7 @@ class BiasCorrection:
 
     def __post_init__(self) -> None:
         low, high = self.age_range
-        if not (all(map(math.isfinite, (self.slope, self.intercept, low, high))) and low < high):
+        if not (all(map(math.isfinite, (self.slope, self.intercept, low, high))) and low <= high):
             raise ValueError(f"{self}: finite numbers and an age range from low to high expected")
         if self.slope < MINIMUM_SLOPE:
             raise ValueError(

@@ -1,6 +1,8 @@
 """The calibration: bias correction and limits, fitted on out-of-fold ages, applied to all others.
 
-It is kept in a small JSON file, which names the table that it was fitted on.
+It is kept in a small JSON file, which names the table that it was fitted on. Fitted to a
+scanner, it holds the line of recalibration.py as well, and its limits are those of the ages that
+this line corrects.
 """
 
 import json
@@ -8,14 +10,23 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correction
 from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, coverage, fit_limits
+from analysis.brain_pad.recalibration import (
+    Recalibration,
+    fit_local_bias,
+    fit_local_limits,
+    fit_recalibration,
+    leave_one_out,
+)
 from utils.files import write_json
 from utils.results.tables import COLUMNS, Predictions
 
 FORMAT = "TSAN brain-PAD calibration 1"
+SCANNER_FORMAT = "TSAN brain-PAD calibration 2"  # with `scanner`
 TERCILES = 3
 # Raw and corrected, always side by side.
 PADS = ("brain_pad", "brain_pad_cole", "brain_pad_beheshti")
@@ -30,12 +41,15 @@ class Calibration:
         bias: the correction.
         limits: one limit for all predicted ages.
         limits_by_predicted_age: in terciles; None where there are too few scans for three groups.
+        scanner: the correction for one scanner, whose corrected ages the limits are for; None
+            where limits are for predicted ages.
     """
 
     source: dict[str, str | int]
     bias: BiasCorrection
     limits: Limits
     limits_by_predicted_age: Limits | None
+    scanner: Recalibration | None = None
 
 
 def fit_calibration(out_of_fold: Predictions) -> Calibration:
@@ -56,6 +70,26 @@ def fit_calibration(out_of_fold: Predictions) -> Calibration:
         raise ValueError(f"{out_of_fold.path}: {error}") from error
     source = out_of_fold.describe() | {"file": out_of_fold.path.name}
     return Calibration(source, bias, limits, grouped)
+
+
+def fit_to_scanner(
+    age: np.ndarray, predicted_age: np.ndarray, *, source: dict[str, str | int], model: str
+) -> Calibration:
+    """Fits correction and limits for one scanner, see recalibration.py.
+
+    Args:
+        age: (n,) years of local healthy people, one scan each.
+        predicted_age: (n,) years.
+        source: the tables, their sha256 and the number of scans.
+        model: of the networks that predicted.
+
+    Raises:
+        ValueError: too few people.
+    """
+    scanner = fit_recalibration(age, predicted_age, model=model)
+    error = leave_one_out(age, predicted_age) - age
+    bias = fit_local_bias(age, predicted_age)
+    return Calibration(source, bias, fit_local_limits(error), None, scanner)
 
 
 def apply_calibration(calibration: Calibration, scans: pd.DataFrame) -> pd.DataFrame:
@@ -93,6 +127,8 @@ def complete_row(row: dict, calibration: Calibration | None) -> dict:
         found = _corrected(calibration, math.nan if age is None else age, predicted_age)
         known = {name: float(years) for name, years in found.items() if name in COLUMNS}
         row |= {name: years for name, years in known.items() if not math.isnan(years)}
+        if text := _extrapolation(row, calibration):
+            row["message"] = "; ".join(filter(None, (row["message"], text)))
     return row
 
 
@@ -101,22 +137,44 @@ def _corrected(
 ) -> dict:
     """Columns of one scan or of several, in years; NaN where they need an unknown age."""
     width = calibration.limits.half_width(predicted_age, 90)
+    local = calibration.scanner and calibration.scanner.correct(predicted_age)
+    centre = predicted_age if local is None else local
     cole = calibration.bias.cole(predicted_age)
     beheshti = calibration.bias.beheshti(predicted_age, age)
     return {
-        "predicted_age_low": predicted_age - width,
-        "predicted_age_high": predicted_age + width,
+        "predicted_age_low": centre - width,
+        "predicted_age_high": centre + width,
         "predicted_age_cole": cole,
         "predicted_age_beheshti": beheshti,
         "brain_pad_cole": cole - age,
         "brain_pad_beheshti": beheshti - age,
         "outside_fitted_ages": calibration.bias.outside(age),
-    }
+    } | (
+        {} if local is None else {"recalibrated_age": local, "brain_pad_recalibrated": local - age}
+    )
+
+
+def _extrapolation(row: dict, calibration: Calibration) -> str:
+    """A word on an age that is far from those of a scanner's people; "" for all others."""
+    if calibration.scanner is None:
+        return ""
+    (low, high), years = calibration.scanner.predicted_range, row["predicted_age"]
+    width = float(calibration.limits.half_width(years, 90))
+    if low - width <= years <= high + width:
+        return ""
+    return (
+        f"predicted age far from the {low:.0f} to {high:.0f} years of the calibration's people: "
+        "recalibrated_age and interval are a guess"
+    )
 
 
 def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
     """Writes the JSON file that `read_calibration` reads."""
-    write_json(path, {"format": FORMAT} | asdict(calibration), overwrite=overwrite)
+    content = asdict(calibration)
+    if calibration.scanner is None:
+        del content["scanner"]
+    name = SCANNER_FORMAT if calibration.scanner else FORMAT
+    write_json(path, {"format": name} | content, overwrite=overwrite)
 
 
 def read_calibration(path: str | Path) -> Calibration:
@@ -129,8 +187,8 @@ def read_calibration(path: str | Path) -> Calibration:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}, {FORMAT!r} expected")
+        if content["format"] not in (FORMAT, SCANNER_FORMAT):
+            raise ValueError(f"format {content['format']!r}, {FORMAT!r} or 2 expected")
         bias, grouped = content["bias"], content["limits_by_predicted_age"]
         source = {name: content["source"][name] for name in ("file", "sha256", "scans")}
         return Calibration(
@@ -138,11 +196,17 @@ def read_calibration(path: str | Path) -> Calibration:
             BiasCorrection(bias["slope"], bias["intercept"], tuple(bias["age_range"])),
             _limits(content["limits"]),
             None if grouped is None else _limits(grouped),
+            _scanner(content["scanner"]) if content["format"] == SCANNER_FORMAT else None,
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not a calibration of script/brain_pad.sh ({type(error).__name__}: {error})"
+            f"{path}: not a calibration of script/brain_pad.sh or script/recalibrate.sh "
+            f"({type(error).__name__}: {error})"
         ) from error
+
+
+def _scanner(content: dict) -> Recalibration:
+    return Recalibration(**content | {"predicted_range": tuple(content["predicted_range"])})
 
 
 def _limits(content: dict) -> Limits:

@@ -15,15 +15,17 @@ from scipy.stats import binomtest
 from utils.results.metrics import mae_difference, score_with_intervals
 
 # The keys of a row: words, of which `scan` (a path) is unique, sex is `F`, `M` or `n/a`, status is
-# `ok` or `failed`, qc_flag is `ok` or codes joined by commas, and site may lack ...
+# `ok` or `failed`, qc_flag is `ok` or codes joined by commas ...
 WORDS = (
     "participant_id", "session_id", "scan", "sex", "site", "qc_flag", "status", "message", "model",
 )  # fmt: skip
 # ... and years, None where unknown; low and high are the ends of the 90 % interval.
 YEARS = (
     "age", "stage_one_age", "predicted_age", "predicted_age_low", "predicted_age_high", "brain_pad",
-    "predicted_age_cole", "brain_pad_cole", "brain_pad_beheshti",
+    "predicted_age_cole", "brain_pad_cole", "brain_pad_beheshti", "recalibrated_age",
+    "brain_pad_recalibrated",
 )  # fmt: skip
+MAY_LACK = {"site", "recalibrated_age", "brain_pad_recalibrated"}
 STATES = ("failed", "flagged", "ok")  # in the order of the page
 MINIMUM = 5  # scans; fewer get neither intervals nor correlations
 CORRELATIONS = ("pearson", "spearman", "r2", "brain_pad_age_correlation")
@@ -53,7 +55,7 @@ def build_table(rows: Sequence[Mapping]) -> pd.DataFrame:
     Unknown words become empty, unknown years NaN; the index counts the rows from 0.
 
     Args:
-        rows: one mapping per scan with the keys WORDS and YEARS.
+        rows: one mapping per scan with the keys WORDS and YEARS, of which some MAY_LACK.
 
     Raises:
         ValueError: there are no rows, a key is missing, two rows have the same scan, a status is
@@ -61,7 +63,7 @@ def build_table(rows: Sequence[Mapping]) -> pd.DataFrame:
     """
     if not rows:
         raise ValueError("no scans: at least one row expected")
-    needed = {*WORDS, *YEARS} - {"site"}
+    needed = {*WORDS, *YEARS} - MAY_LACK
     for number, row in enumerate(rows):
         if missing := sorted(needed - row.keys()):
             raise ValueError(f"row {number}: without {', '.join(missing)}")
@@ -80,7 +82,7 @@ def build_table(rows: Sequence[Mapping]) -> pd.DataFrame:
 
 def _years(row: Mapping, name: str) -> float:
     try:
-        value = math.nan if row[name] is None else float(row[name])
+        value = math.nan if row.get(name) is None else float(row[name])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{row['scan']}: {name} {row[name]!r}, years or None expected") from error
     return value if math.isfinite(value) else math.nan
@@ -99,7 +101,7 @@ def select_known(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(known: pd.DataFrame) -> list[Line]:
-    """Stage one, stage two, stage two of unflagged scans, and corrected (Cole).
+    """Stage one, stage two, stage two of unflagged scans, corrected (Cole), and recalibrated.
 
     A line without scans is left out. Where stage one is unknown, `Predicted` stands for stage two.
 
@@ -112,6 +114,7 @@ def summarise(known: pd.DataFrame) -> list[Line]:
     if 0 < len(unflagged) < len(known):
         lines.append(_line(f"{two}, unflagged scans", unflagged))
     lines.append(_line(f"{two}, corrected (Cole)", known, "predicted_age_cole"))
+    lines.append(_line(f"{two}, recalibrated to the scanner", known, "recalibrated_age"))
     return [line for line in lines if line.scans]
 
 

@@ -41,6 +41,8 @@ COLUMNS = (
     ("predicted_age_cole", "Predicted, Cole", "%.1f", "number"),
     ("brain_pad_cole", "PAD, Cole", "%+.1f", "number"),
     ("brain_pad_beheshti", "PAD, Beheshti", "%+.1f", "number"),
+    ("recalibrated_age", "Recalibrated", "%.1f", "number"),
+    ("brain_pad_recalibrated", "PAD, recalibrated", "%+.1f", "number"),
     ("message", "Message", "", "long"),
     ("model", "Model", "", "long"),
     ("scan", "File", "", "path"),

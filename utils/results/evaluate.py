@@ -30,8 +30,9 @@ def evaluate(args: Namespace) -> dict:
     table, metrics, arrays, plot = files = result_files(args)
     use_machine_well(args.threads)
     execution = choose_execution(args.device, args.precision)
+    networks = find_checkpoints(table.parent, args.model_name)
     checkpoint = load_ensemble(
-        find_checkpoints(table.parent, args.model_name),
+        networks,
         first_stage_net=args.first_stage_net,
         use_sex=args.use_sex,
         age_step=args.age_step,
@@ -49,7 +50,10 @@ def evaluate(args: Namespace) -> dict:
         "scans_in_training_set": seen,
         "checkpoint": str(checkpoint.source),
     }
-    tables.write_table(table, tables.scan_rows(scans, ages), overwrite=args.overwrite)
+    first = [Path(args.first_stage_net)] if args.first_stage_net else []
+    model = {"model": tables.describe_model([*networks, *first])}
+    rows = [row | model for row in tables.scan_rows(scans, ages)]
+    tables.write_table(table, rows, overwrite=args.overwrite)
     write_arrays(arrays, scans, ages, overwrite=args.overwrite)
     write_json(metrics, report, overwrite=args.overwrite)
     if report["scans_with_age"]:

@@ -17,7 +17,7 @@ import pandas as pd
 from utils.files import as_spreadsheet_text, hash_file, write_json, write_tsv
 from utils.people.codebook import OLDEST_AGE, SEX_NAMES, SEX_WORDS, UNKNOWN_WORDS
 from utils.people.labels import read_labels
-from utils.people.sheets import parse_number, read_columns
+from utils.people.sheets import first_row, parse_number, read_columns, read_rows
 from utils.scans.cohort import Scan
 
 TABLE = "predictions.tsv"
@@ -49,6 +49,11 @@ COLUMNS = {
         "Description": "brain_pad corrected with the age (Beheshti et al. 2019): no measure of "
         "accuracy"
     } | YEARS,
+    "recalibrated_age": {
+        "Description": "predicted_age corrected for this scanner by script/recalibrate.sh; the "
+        "interval is that of this age, where it is known"
+    } | YEARS,
+    "brain_pad_recalibrated": {"Description": "recalibrated_age minus age"} | YEARS,
     "qc_flag": {"Description": "ok, or codes of what is doubtful about the scan, see message"},
     "status": {
         "Description": "whether there is an age",
@@ -94,6 +99,16 @@ def format_cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".removesuffix(".00")
     return as_spreadsheet_text(" ".join(str(value).split()))
+
+
+def describe_model(files: Sequence[Path]) -> str:
+    """What the column `model` says of networks: their names and parts of their SHA-256."""
+    return ", ".join(f"{file.name.partition('.')[0]} {hash_file(file)[:8]}" for file in files)
+
+
+def model_hashes(model: str) -> tuple[str, ...]:
+    """The parts of the hashes in what `describe_model` returned, which say if networks are same."""
+    return tuple(sorted(network.rpartition(" ")[2] for network in model.split(", ")))
 
 
 def scan_rows(scans: Sequence[Scan], ages: dict[str, np.ndarray]) -> list[dict]:
@@ -172,6 +187,37 @@ def read_predictions(path: str | Path, sheet: str | Path | None = None) -> Predi
     return Predictions(Path(path), known, len(scans) - len(known))
 
 
+def read_scans(path: str | Path) -> pd.DataFrame:
+    """All scans of a table that predict.py or test.py wrote, in its order.
+
+    Returns:
+        Columns participant_id, model, site, qc_flag and message, "" where unknown; age,
+        predicted_age, predicted_age_low and predicted_age_high in years, NaN where unknown.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: missing columns, or all problems of the rows.
+    """
+    texts = dict.fromkeys(("participant_id", "model", "site", "qc_flag", "message"), _text)
+    years = dict.fromkeys(("predicted_age", "predicted_age_low", "predicted_age_high"), _years)
+    parsers = texts | {"age": _age} | years
+    rows = read_rows(Path(path))
+    header = rows[first_row(rows)] if rows else []
+    if "model" not in header:
+        raise ValueError(
+            f"{path}: no column model, which names the networks that predicted: predict the scans "
+            "again with predict.py or test.py"
+        )
+    # test.py knows neither flags nor intervals, and sites only where a sheet names them.
+    needed = {"participant_id", "age", "predicted_age"}
+    read = {name: parse for name, parse in parsers.items() if name in needed | set(header)}
+    # A person may have several scans, which the paths in the table of predict.py tell apart.
+    found = read_columns(path, ("scan", "participant_id"), read)
+    unknown = dict.fromkeys(texts, "") | dict.fromkeys(years, math.nan)
+    scans = pd.DataFrame([unknown | row for row in found.values()], columns=list(parsers))
+    return scans.astype(dict.fromkeys(("age", *years), float))
+
+
 def read_predicted_ages(path: str | Path, scans: Sequence[Scan]) -> np.ndarray:
     """The predicted ages of `scans` in a table of ages, (scans,) years.
 
@@ -186,6 +232,14 @@ def read_predicted_ages(path: str | Path, scans: Sequence[Scan]) -> np.ndarray:
 
 
 _PREDICTED_AGE = parse_number(-1000, 1000, "years as a number")
+
+
+def _text(text: str) -> str:
+    return "" if text.lower() in UNKNOWN_WORDS else text
+
+
+def _years(text: str) -> float:
+    return math.nan if text.lower() in UNKNOWN_WORDS else _PREDICTED_AGE(text)
 
 
 def _age(text: str) -> float:

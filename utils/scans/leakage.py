@@ -16,6 +16,7 @@ from utils.scans.cohort import Scan
 
 # sub-01_ses-2_T1w (BIDS), OAS1_0001_MR1 (OASIS-1 and -2), OAS30001_MR_d0129 (OASIS-3 and -4).
 PERSON_IN_KNOWN_NAMES = re.compile(rf"^(sub-{BIDS_LABEL}|OAS[12]_\d{{4}}|OAS[34]\d{{4}})(?=_|$)")
+SEEN_IN_TRAINING = "in this network's training set"  # in the column `message`
 SHOWN = 5  # scans, persons or images that a message names
 HOW_TO_PASS = "or let it pass with --allow_shared_persons"
 ANOTHER_SPLIT = (
