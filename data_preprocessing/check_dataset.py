@@ -196,10 +196,10 @@ def find_labels(
     found = set()
     times = Counter(image_stem(path.name) for path in paths)
     for path in paths:
-        label = labels.find(path)
         if times[image_stem(path.name)] > 1:  # `find_repeated_names` reports them
             found.add(image_stem(path.name))
             continue
+        label = labels.find(path)
         if label is None:
             stem = image_stem(path.name)
             yield error(path, f"no row named {stem} in the label sheet", "add one")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_preprocessing.pipeline.inputs import Source, scan_stem
+from data_preprocessing.pipeline.inputs import Source
 from prediction.people import People, complete_from_header, find_label
-from utils.files import IMAGE_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, scan_stem
 from utils.people.bids_names import BidsName, parse_bids_name
 from utils.people.matching import Label
 from utils.people.sheets import read_rows
@@ -101,7 +101,7 @@ def _bids_name(source: Source) -> BidsName | None:
 
     A folder of FreeSurfer or DICOM files is called sub-01_ses-1, without the `_T1w` of a file.
     """
-    names = (source.name, scan_stem(source.path), f"{source.name}_T1w")
+    names = (source.name, scan_stem(source.path.name), f"{source.name}_T1w")
     return next(filter(None, map(parse_bids_name, names)), None)
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_preprocessing.pipeline.dicom import read_dicom_label
-from data_preprocessing.pipeline.inputs import Source, find_participant_tables, scan_stem
+from data_preprocessing.pipeline.inputs import Source, find_participant_tables
 from utils.cli import raise_all
+from utils.files import scan_stem
 from utils.people.labels import LabelSheet, examine_labels
 from utils.people.matching import Label
 
@@ -52,8 +53,9 @@ def read_people(
         inside = [source for source in sources if _describes(folder, source)]
         scans = [path for source in inside for path in _paths_of(source)]
         options = {"sex_codes": sex_codes, "need_ages": False}
-        labels = _read_leniently(table, scans, options) if folder else None
-        if folder is None:
+        if folder:
+            labels = _read_leniently(table, scans, options)
+        else:
             labels, problems = examine_labels(table, scans, **options)
             raise_all(problems)
         if labels:
@@ -88,7 +90,7 @@ def _paths_of(source: Source) -> list[Path]:
     paths = [source.path.with_name(source.name), source.path]
     if source.is_dicom and source.path.name.isdigit():
         return paths[:1]
-    return paths[scan_stem(source.path) == source.name :]
+    return paths[scan_stem(source.path.name) == source.name :]
 
 
 def find_label(source: Source, tables: Sequence[People]) -> Label | None:

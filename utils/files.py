@@ -85,10 +85,17 @@ def replacing(
 
 def image_stem(name: str) -> str:
     """The file name without .nii.gz or .nii; other names are returned as they are."""
-    for suffix in IMAGE_SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    return _without_suffix(name, IMAGE_SUFFIXES)
+
+
+def scan_stem(name: str) -> str:
+    """The file name without the suffix of a scan; other names are returned as they are."""
+    return _without_suffix(name, SCAN_SUFFIXES)
+
+
+def _without_suffix(name: str, suffixes: Iterable[str]) -> str:
+    end = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(end)]
 
 
 def describe_pointer(path: str | Path) -> str:

@@ -22,6 +22,7 @@ from utils.files import (
     list_visible,
     replacing,
     require_fetched,
+    scan_stem,
     write_json,
 )
 from utils.people.bids_names import parse_bids_name
@@ -44,7 +45,6 @@ from utils.scans.layouts import (
     is_scan_name,
     judge_name,
     named_for,
-    scan_stem,
     select_scans,
 )
 
@@ -143,7 +143,7 @@ def _find_scans(given: Path, *, output_dir: Path, remarks: Remarks) -> list[Path
     found = list(_walk(given, output_dir=output_dir, remarks=own))
     is_bids = (given / "dataset_description.json").is_file()
     if is_bids and not _bids_files(given):  # then only what has a place or a name of its own
-        known = [p for p in found if named_for(p) != p or parse_bids_name(scan_stem(p))]
+        known = [p for p in found if named_for(p) != p or parse_bids_name(scan_stem(p.name))]
         if left := [p for p in found if p not in known]:
             own[NOT_BIDS] = left
         found = known
@@ -257,7 +257,7 @@ def _give_names(paths: list[Path]) -> list[Source]:
 def _with_parents(path: Path, count: int) -> str:
     """The name of a scan with this many parent folders in front."""
     named = named_for(path)
-    parents, stem = named.parts[1:-1], scan_stem(named).removesuffix(FSL_ANAT)
+    parents, stem = named.parts[1:-1], scan_stem(named.name).removesuffix(FSL_ANAT)
     return UNSAFE.sub("_", "_".join((*parents[max(0, len(parents) - count) :], stem)))
 
 

@@ -1,7 +1,7 @@
 """Which columns of a table hold names, sessions, ages, sexes and sites, by its header.
 
 Headers are compared without case and punctuation: `AgeAtScan` and `Age at scan` are `age_at_scan`.
-Which of several columns with names is meant, the scans decide: see labels.py.
+Which of several columns with names is meant, the scans decide: see table.py.
 """
 
 import re

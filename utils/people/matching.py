@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from utils.files import SCAN_SUFFIXES
+from utils.files import scan_stem
 from utils.people.bids_names import BIDS_LABEL
 from utils.people.codebook import whole_number
 
@@ -52,9 +52,8 @@ class Label:
 
 def scan_name(text: str) -> str:
     """A file name or id without the suffix of an image, in one form of Unicode."""
-    suffix = next((end for end in SCAN_SUFFIXES if text.lower().endswith(end)), "")
     # macOS stores ü as u and two dots.
-    return unicodedata.normalize("NFC", text[: len(text) - len(suffix)])
+    return unicodedata.normalize("NFC", scan_stem(text))
 
 
 def find_who(name: str) -> tuple[str, str | None]:

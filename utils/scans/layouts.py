@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from utils.files import IMAGE_SUFFIXES, SCAN_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, SCAN_SUFFIXES, scan_stem
 from utils.people.bids_names import BIDS_LABEL, parse_bids_name
 
 Remarks = dict[str, list[Path]]  # paths by what is said of them
@@ -83,12 +83,6 @@ NAMED_ALL_THE_SAME = "taken because they were named, though their names say they
 SEVERAL = "several T1w of one session (runs, acquisitions), each taken as a scan of its own"
 
 
-def scan_stem(path: Path) -> str:
-    """The name of a file without the suffix of a scan; the whole name of a folder."""
-    suffix = next((end for end in SCAN_SUFFIXES if path.name.lower().endswith(end)), "")
-    return path.name[: len(path.name) - len(suffix)]
-
-
 def is_scan_name(path: Path) -> bool:
     """Whether a file has the suffix of a scan and is not hidden."""
     return path.name.lower().endswith(SCAN_SUFFIXES) and path.name[0] != "."
@@ -145,7 +139,7 @@ def select_scans(paths: Iterable[Path], remarks: Remarks) -> list[Path]:
     """
     groups: dict[tuple[Path, str], list[Path]] = {}
     for path in paths:
-        reason, stem = judge_name(path), scan_stem(path)
+        reason, stem = judge_name(path), scan_stem(path.name)
         if reason or is_made_of_another(path):
             remarks.setdefault(reason or MADE_OF_OTHERS, []).append(path)
             continue
@@ -155,7 +149,7 @@ def select_scans(paths: Iterable[Path], remarks: Remarks) -> list[Path]:
     found = [path for group in groups.values() for path in _best_of(group, remarks)]
     sessions: dict[tuple, list[Path]] = {}
     for path in found:
-        if name := parse_bids_name(scan_stem(path)):
+        if name := parse_bids_name(scan_stem(path.name)):
             sessions.setdefault((path.parent, *name[:2]), []).append(path)
     for several in sessions.values():
         if len(several) > 1:
@@ -165,7 +159,7 @@ def select_scans(paths: Iterable[Path], remarks: Remarks) -> list[Path]:
 
 def judge_name(path: Path) -> str | None:
     """Why a file is no T1-weighted scan by its name; None if it may be one."""
-    stem = scan_stem(path)
+    stem = scan_stem(path.name)
     if OTHER_PARTS.search(stem):
         return PARTS
     return OTHERS if NO_T1.fullmatch(stem) else None
@@ -173,7 +167,7 @@ def judge_name(path: Path) -> str | None:
 
 def is_made_of_another(path: Path) -> bool:
     """Whether a file or a folder of fsl_anat was made of a scan beside it, or above its mri/."""
-    stem, folders = scan_stem(path), [path.parent]
+    stem, folders = scan_stem(path.name), [path.parent]
     if path.parent.name == "mri":
         folders.append(path.parent.parent)
     names = {stem[at:] for at in range(1, len(stem)) if MADE_PREFIX.fullmatch(stem[:at])}
@@ -199,7 +193,7 @@ def _best_of(group: list[Path], remarks: Remarks) -> list[Path]:
 
 def _rank(path: Path) -> int:
     """The lower the better; UNUSABLE for a T1w in a space that is of no use."""
-    stem = scan_stem(path)
+    stem = scan_stem(path.name)
     if not parse_bids_name(stem):
         return 0
     entities = dict(part.partition("-")[::2] for part in stem.split("_") if "-" in part)
