@@ -158,7 +158,8 @@ def _read_sheet(
     if path.name == PARTICIPANTS:
         for further, person in _tables_beside(path):
             found, wrong = _read_further(further, person, sex_codes)
-            labels, problems = labels + found, problems + wrong
+            labels += found
+            problems += wrong
     return labels, problems
 
 
