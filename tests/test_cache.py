@@ -17,7 +17,7 @@ from utils.scans import cache
 from utils.scans.cache import Cache, DiskCache, read_scan
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
-from utils.scans.volumes import GRID_SHAPE, InputRule, normalise
+from utils.scans.volumes import GRID_SHAPE, InputRule, z_score
 from utils.training import run
 
 ANY = InputRule(any_grid=True)
@@ -59,7 +59,7 @@ def kept_files(folder) -> list[Path]:
 def test_kept_scans_are_exact_to_half_precision(tmp_path, intensity):
     volume = brain(TINY, 50)
     path = write_scan(tmp_path / "a.nii.gz", volume)
-    image = normalise(volume, intensity)
+    image = z_score(volume, intensity)
     rule = InputRule(intensity=intensity, any_grid=True)
     found = read_scan(path, rule, "float16")[0].astype(np.float32)
     assert (np.abs(found - image) <= np.abs(image) * 2.0**-11 + 1e-7).all()
@@ -71,7 +71,7 @@ def test_values_that_half_precision_cannot_hold_are_refused(tmp_path):
     volume[0, 0, 0] = -1e7
     path = write_scan(tmp_path / "a.nii.gz", volume)
     input_rule = InputRule(intensity="authors", any_grid=True)
-    with pytest.raises(ValueError, match=r"a\.nii\.gz: z-scores beyond 65504, .* to 0"):
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: values beyond 65504, .* to 0"):
         read_scan(path, input_rule, "float16")
     read_scan(path, input_rule, "float32")
 
@@ -91,7 +91,7 @@ def test_training_batches_are_the_same_whichever_the_cache(folder, dtype):
             assert torch.equal(index, expected_index)
             assert torch.equal(image, expected)
             assert image.dtype == torch.float32
-    volumes = [normalise(brain(TINY, 20 + 10 * i, i)) for i in batches["none"][0][0].tolist()]
+    volumes = [z_score(brain(TINY, 20 + 10 * i, i)) for i in batches["none"][0][0].tolist()]
     expected = torch.from_numpy(np.stack(volumes)).to(getattr(torch, dtype)).float()
     assert torch.equal(batches["none"][0][1][:, 0], expected)
 
@@ -135,7 +135,7 @@ def test_a_second_run_decodes_nothing_but_what_has_changed(folder, decoded):
     write_scan(folder / "3.nii.gz", brain(TINY, 90, 99))
     image = open_scans(folder)[[3]]["image"][0, 0]
     assert [path.name for path in decoded] == ["3.nii.gz"]
-    assert np.array_equal(image.numpy(), normalise(brain(TINY, 90, 99)))
+    assert np.array_equal(image.numpy(), z_score(brain(TINY, 90, 99)))
 
 
 def test_damaged_foreign_and_deleted_files_are_made_anew_even_during_a_run(folder, decoded):

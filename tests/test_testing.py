@@ -14,7 +14,7 @@ from model.authors import from_authors
 from model.tsan import TSAN
 from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from utils.scans.provenance import Provenance
-from utils.scans.volumes import GRID_SHAPE, normalise
+from utils.scans.volumes import GRID_SHAPE, z_score
 
 RESULTS = {
     "predictions.tsv", "predictions.json", "metrics.json", "predictions.npz", "scatter.png",
@@ -230,7 +230,7 @@ def test_the_authors_files_give_the_authors_ages(narrow_released, tmp_path):
     test.main([*flags, *cascade_flags, str(tmp_path / names["first_stage"])])
     second = rows(tmp_path)
 
-    image = torch.from_numpy(np.stack([normalise(v, "authors") for v in volumes])[:, None])
+    image = torch.from_numpy(np.stack([z_score(v, "authors") for v in volumes])[:, None])
     cascade = TSAN(networks["first_stage"], networks["second_stage"]).eval()
     with torch.inference_mode():
         expected = cascade.predict(image, torch.tensor([0, 1]))

@@ -13,10 +13,11 @@ from utils.scans.volumes import (
     average_2x2x2,
     decode,
     find_scans,
-    normalise,
+    network_input,
     open_scan,
     read_voxels,
     reduce_volume,
+    z_score,
 )
 
 RAS_TWIN = np.array([[2, 0, 0, -90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
@@ -73,7 +74,7 @@ def test_averaging_crops_only_odd_planes():
 
 
 def test_brain_rule_has_zero_mean_unit_spread_and_zero_background(volume):
-    normal = normalise(volume, "brain")
+    normal = z_score(volume, "brain")
     inside = volume > 0
     assert normal.dtype == np.float32
     assert normal[inside].mean() == pytest.approx(0, abs=1e-4)
@@ -82,7 +83,7 @@ def test_brain_rule_has_zero_mean_unit_spread_and_zero_background(volume):
 
 
 def test_authors_rule_puts_background_at_minus_mean_over_sd(volume):
-    normal = normalise(volume, "authors")
+    normal = z_score(volume, "authors")
     values = volume[volume > 0].astype(np.float64)
     expected = (volume[volume > 0] - values.mean()) / values.std()
     np.testing.assert_allclose(normal[volume > 0], expected, rtol=1e-5, atol=1e-5)
@@ -91,13 +92,75 @@ def test_authors_rule_puts_background_at_minus_mean_over_sd(volume):
 
 def test_authors_rule_subtracts_from_negative_voxels():
     volume = np.array([-2.0, 0.0, 1.0, 3.0], np.float32)
-    np.testing.assert_allclose(normalise(volume, "authors"), [-4, -2, -1, 1], atol=1e-6)
-    np.testing.assert_allclose(normalise(volume, "brain"), [0, 0, -1, 1], atol=1e-6)
+    np.testing.assert_allclose(z_score(volume, "authors"), [-4, -2, -1, 1], atol=1e-6)
+    np.testing.assert_allclose(z_score(volume, "brain"), [0, 0, -1, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", ["brain", "authors"])
 def test_normalisation_ignores_the_scanners_unit(volume, rule):
-    np.testing.assert_allclose(normalise(volume * 37, rule), normalise(volume, rule), atol=1e-4)
+    np.testing.assert_allclose(z_score(volume * 37, rule), z_score(volume, rule), atol=1e-4)
+
+
+@pytest.fixture
+def head() -> np.ndarray:
+    """The template's brain with a scanner's noise, brighter by 3 than it is shipped."""
+    template = load_template()
+    noise = np.random.default_rng(0).normal(0, 9, GRID_SHAPE).astype(np.float32)
+    return np.where(template.mask, 3 * template.brain + noise, 0).clip(0)
+
+
+WHITE = InputRule(4, intensity="white", crop=True)
+
+
+def test_shares_of_white_run_from_0_to_1_and_ignore_the_scanners_unit(head):
+    values = network_input(head, WHITE)
+    assert values.shape == (38, 46, 39)
+    assert values.dtype == np.float32
+    assert values.min() == 0
+    assert values.max() == 1
+    np.testing.assert_allclose(network_input(head * 0.037, WHITE), values, atol=1e-5)
+
+
+def test_shares_of_white_are_of_the_window_and_clipped_before_they_are_averaged(head):
+    white = np.median(head[load_template().white_matter])
+    at = tuple(np.argwhere(load_template().white_matter)[0] // 2 * 2)
+    block = tuple(slice(start, start + 2) for start in at)
+    head[block] = np.array([0.3, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 3.0]).reshape(2, 2, 2) * white
+    rule = InputRule(4, intensity="white", window=(0.6, 1.0))
+    expected = np.mean([0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
+    assert network_input(head, rule)[tuple(i // 2 for i in at)] == pytest.approx(expected, abs=0.01)
+
+
+def test_shares_of_white_do_not_know_how_tightly_a_brain_was_extracted(head):
+    """Fluid that was cut away, and skull or neck that was left on, change nothing."""
+    values = network_input(head, WHITE)
+    template = load_template()
+    tight = np.where(head > 0.45 * np.median(head[template.white_matter]), head, 0)
+    residue = np.where(template.around, head, head.max() * 2)
+    assert not np.array_equal(tight, head)
+    np.testing.assert_array_equal(network_input(tight, WHITE), values)
+    np.testing.assert_array_equal(network_input(residue, WHITE), values)
+    assert not np.allclose(z_score(tight), z_score(head), atol=0.1)
+
+
+def test_a_scan_without_white_matter_where_it_belongs_is_refused(head):
+    with pytest.raises(ValueError, match=r"white matter: .* found 0; check"):
+        network_input(np.roll(head, 60, axis=1), WHITE)
+
+
+def test_white_matter_is_looked_for_inside_the_brain_alone():
+    template = load_template()
+    assert not (template.white_matter & ~template.mask).any()
+    assert not (template.mask & ~template.around).any()
+    assert 0.15 < template.white_matter.sum() / template.mask.sum() < 0.3
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": (0.9, 0.5)}, {"window": (-0.1, 1)}, {"any_grid": True}]
+)
+def test_windows_and_grids_that_mean_nothing_are_refused(options):
+    with pytest.raises(ValueError, match=r"expected|give one"):
+        InputRule(intensity="white", **options)
 
 
 def test_scans_are_found_in_name_order_without_hidden_files(tmp_path):

@@ -25,8 +25,7 @@ from utils.scans.volumes import (
     InputRule,
     content_hash,
     decode,
-    normalise,
-    reduce_volume,
+    network_input,
     share_above_0,
 )
 
@@ -35,7 +34,7 @@ FORMAT = 2  # raise it when utils/scans/volumes.py makes other voxels of the sam
 HEADER_BYTES = 256  # of a .npy file, at most
 CPU = torch.device("cpu")
 README = """Decoded scans of TSAN (--cache disk), made from the files that were trained on.
-Each is a NumPy record: numpy.load(FILE)["image"] has the z-scores.
+Each is a NumPy record: numpy.load(FILE)["image"] has the voxels.
 This folder may be deleted at any time: what is missing is made again. Files named .part-* are left
 by interrupted runs and of no use.
 """
@@ -50,7 +49,7 @@ class Cache:
             files in `folder`; `device`: all in the memory of `device`.
         folder: for `disk`; made when missing.
         device: for `device`.
-        dtype: of the z-scores that a network is given, whatever the kind: "float16", with an error
+        dtype: of the voxels that a network is given, whatever the kind: "float16", with an error
             of at most 2**-11 of a value, or "float32".
     """
 
@@ -70,10 +69,10 @@ def read_scan(path: Path, input_rule: InputRule, dtype: str) -> tuple[np.ndarray
     """Reads one scan from its file, as a network's input.
 
     Returns:
-        Its z-scores (D, H, W) in `dtype`, and its content hash.
+        The network's input (D, H, W) in `dtype`, and its content hash.
 
     Raises:
-        ValueError: as `decode` and `normalise`, or z-scores too large for `dtype`; names the file.
+        ValueError: as `decode` and `network_input`; values too large for `dtype`. Names the file.
     """
     voxels = decode(path, any_grid=input_rule.any_grid)
     if not input_rule.any_grid and (share := share_above_0(voxels)) > LARGEST_BRAIN:
@@ -83,14 +82,14 @@ def read_scan(path: Path, input_rule: InputRule, dtype: str) -> tuple[np.ndarray
             stacklevel=2,
         )
     try:
-        scores = normalise(reduce_volume(voxels, input_rule), input_rule.intensity)
+        values = network_input(voxels, input_rule)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     with np.errstate(over="ignore"):
-        image = scores.astype(dtype, copy=False)
+        image = values.astype(dtype, copy=False)
     if not np.isfinite(image).all():
         raise ValueError(
-            f"{path}: z-scores beyond 65504, the largest of float16: set the outliers of the scan, "
+            f"{path}: values beyond 65504, the largest of float16: set the outliers of the scan, "
             "voxels far below 0, to 0"
         )
     return image, content_hash(voxels)
@@ -125,7 +124,7 @@ class DiskCache:
             self.files.append(self.folder / f"{key}.npy")
 
     def read(self, index: int) -> tuple[np.ndarray, str]:
-        """The z-scores of the scan at `index`, memory-mapped, and its content hash.
+        """The input made of the scan at `index`, memory-mapped, and its content hash.
 
         Where there is no good file, the scan is decoded and kept.
 

@@ -1,6 +1,6 @@
 """The scans of a cohort as a network reads them: decoded, kept, and put into batches.
 
-One batch is a dict: image (N, 1, D, H, W) z-scores in float16 or float32, sex (N,) int64 with -1
+One batch is a dict: image (N, 1, D, H, W) in float16 or float32, sex (N,) int64 with -1
 for unknown, age (N, 1) float32 years with NaN for unknown, index (N,) the place in file order.
 """
 
@@ -83,7 +83,7 @@ class ScanDataset(Dataset):
         return batch | {"image": torch.from_numpy(images)}
 
     def _decode(self, index: int) -> tuple[np.ndarray, str]:
-        """The z-scores (D, H, W) of a scan, from its file, and its content hash."""
+        """The input (D, H, W) made of a scan, from its file, and its content hash."""
         return read_scan(self.scans[index].path, self.input_rule, self.cache.dtype)
 
     def _keep(self, index: int) -> str:

@@ -28,6 +28,7 @@ from nibabel.orientations import (
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from utils.files import IMAGE_SUFFIXES, image_stem, list_visible, require_fetched
+from utils.scans.template import load_template
 
 GRID_SHAPE = (91, 109, 91)
 GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]], float)
@@ -35,7 +36,7 @@ GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 
 # MNI152 template and at least 2 mm around it. Its sizes are even, so that pairs can be averaged.
 BRAIN_BOX = ((7, 83), (9, 101), (0, 78))
 RESOLUTIONS = (2, 4)
-INTENSITY_RULES = ("brain", "authors")
+INTENSITY_RULES = ("white", "brain", "authors")
 # A header that asks for more voxels (1024x1024x512), or a compressed file with more bytes behind
 # its voxels, is damaged or made to fill the memory.
 MAX_VOXELS = 1 << 29
@@ -57,24 +58,36 @@ class InputRule:
 
     Attributes:
         resolution: mm; 2 reads the grid as it is, 4 averages 2x2x2 voxels.
-        intensity: `brain` sets voxels <= 0 to 0 after normalisation; `authors` to -mean/SD, which
-            their weights need.
+        intensity: `white`, a window on shares of the white matter's brightness, see
+            `share_of_white`; or a z-score, see `z_score`: `brain` sets voxels <= 0 to 0 after it,
+            `authors` to -mean/SD, which their weights need.
         any_grid: whether grids other than MNI152 2 mm are accepted (for experiments only).
         crop: whether the network reads only BRAIN_BOX, 60 % of the grid's voxels.
+        window: of `white`, the shares that become 0 and 1.
     """
 
     resolution: int = 2
     intensity: str = "brain"
     any_grid: bool = False
     crop: bool = False
+    window: tuple[float, float] = (0.5, 0.95)
 
     def __post_init__(self):
         if self.resolution not in RESOLUTIONS:
             raise ValueError(f"resolution: 2 or 4 (mm) expected, got {self.resolution!r}")
         if self.intensity not in INTENSITY_RULES:
-            raise ValueError(f"intensity: brain or authors expected, got {self.intensity!r}")
+            expected = ", ".join(INTENSITY_RULES)
+            raise ValueError(f"intensity: one of {expected} expected, got {self.intensity!r}")
         if self.crop and self.any_grid:
             raise ValueError("--crop and --any_grid: give one, the box lies on the MNI152 grid")
+        if self.intensity == "white" and self.any_grid:
+            raise ValueError(
+                "--intensity white and --any_grid: give one, the template's white matter lies on "
+                "the MNI152 grid"
+            )
+        floor, ceiling = self.window
+        if not 0 <= floor < ceiling:
+            raise ValueError(f"window: 0 <= floor < ceiling expected, got {self.window}")
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Voxels (D, H, W) of the input that a scan of `shape` becomes; 4 mm drops an odd plane."""
@@ -289,7 +302,55 @@ def select_brain(volume: np.ndarray) -> np.ndarray:
     return brain
 
 
-def normalise(volume: np.ndarray, intensity: str = "brain") -> np.ndarray:
+def network_input(voxels: np.ndarray, input_rule: InputRule) -> np.ndarray:
+    """What a network is given of a decoded scan.
+
+    Args:
+        voxels: (D, H, W) float32 in LAS order, from `decode`.
+        input_rule: how.
+
+    Returns:
+        (D, H, W) float32, see `InputRule.input_shape`; with `authors`, background is not 0.
+
+    Raises:
+        ValueError: no brain, see `share_of_white` and `z_score`.
+    """
+    if input_rule.intensity == "white":  # before voxels are averaged: the window is not linear
+        return reduce_volume(share_of_white(voxels, input_rule.window), input_rule)
+    return z_score(reduce_volume(voxels, input_rule), input_rule.intensity)
+
+
+def share_of_white(voxels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """The brightness of a brain in shares of its white matter's, between the window's two ends.
+
+    Measured with whole scanners held out (docs/LOG.md, 2026-12-01): what a z-score makes of a scan
+    depends on how tightly its brain was extracted and on what is bright around it. Here, voxels
+    beyond the template's mask are background; fluid is as dark as background, whether it was cut
+    away or not; and the unit is the median where the template has its white matter.
+
+    Args:
+        voxels: (91, 109, 91) float32 in LAS order.
+        window: the shares that become 0 and 1; what lies beyond is clipped.
+
+    Returns:
+        float32 from 0 to 1, the same shape.
+
+    Raises:
+        ValueError: most voxels are 0 or less where the template has its white matter.
+    """
+    template = load_template()
+    white = float(np.median(voxels[template.white_matter]))
+    if not white > 0:
+        raise ValueError(
+            "no brain where the template has its white matter: a median above 0 expected, found "
+            f"{white:g}; check its registration"
+        )
+    floor, ceiling = window
+    shares = np.clip((voxels / white - floor) / (ceiling - floor), 0, 1)
+    return np.where(template.around, shares, 0).astype(np.float32)
+
+
+def z_score(volume: np.ndarray, intensity: str = "brain") -> np.ndarray:
     """Z-scores by the population mean and SD over voxels > 0.
 
     Args:

@@ -42,8 +42,9 @@ def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add("--crop", action=Switch, help="to the box around the template's brain: 60 %% of the voxels")
     add(
-        "--intensity", choices=("brain", "authors"), default="brain",
-        help="background after z-scoring: 0, or the authors' -mean/SD, which their format means",
+        "--intensity", choices=("white", "brain", "authors"),
+        help="white: shares of the white matter's brightness, fluid as dark as background; or "
+        "z-scores with a background of 0 (brain) or of -mean/SD, which the authors' format means",
     )  # fmt: skip
     add(
         "--any_grid", action=Switch, default=False,

@@ -57,9 +57,17 @@ FIRST_STAGE = {
         "width": "compact",
         "resolution": 4,  # mm; 2 needs a GPU: 5.08, where three seeds at 4 mm have 5.14 to 5.67
         "crop": True,  # to the template's brain: 60 % of the voxels; not measured for itself
+        "intensity": "white",
         "scaled_head": True,  # output weights times the SD of the ages; without: 5.24 (n = 123)
     },
-    "paper": PAPER | {"width": "released", "resolution": 2, "crop": False, "scaled_head": False},
+    "paper": PAPER
+    | {
+        "width": "released",
+        "resolution": 2,
+        "crop": False,
+        "scaled_head": False,
+        "intensity": "brain",
+    },
 }
 SECOND_STAGE = {
     "ours": OURS
@@ -89,5 +97,5 @@ FIRST_STAGE["quickstart"] = FIRST_STAGE["ours"] | {"epochs": 12, "ema": 0.9, "cr
 SECOND_STAGE["quickstart"] = SECOND_STAGE["ours"] | {
     "epochs": 5, "lr": 5e-4, "warmup_share": 0.02, "ema": 0.9,
 }  # fmt: skip
-# What `--any_grid` implies: volumes of any size, which the box of the MNI152 grid does not fit.
-ANY_GRID = {"resolution": 2, "crop": False}
+# What `--any_grid` implies: volumes of any size, which no box or mask of the MNI152 grid fits.
+ANY_GRID = {"resolution": 2, "crop": False, "intensity": "brain"}
