@@ -232,3 +232,40 @@ def test_ages_and_sexes_may_come_from_the_label_sheet(tables, tmp_path):
     sheet.write_text("\n".join(sheet.read_text().splitlines()[:-1]) + "\n")
     with pytest.raises(ValueError, match="OAS1_0099_MR1 have no row in the label sheet"):
         brain_pad.main([*given, *common, str(tmp_path / "c")])
+
+
+def test_limits_are_those_of_held_out_sites_where_such_a_table_is_given(tables, run, tmp_path):
+    """Ages and sexes of both tables may come from sheets; the limits of each site are printed."""
+    generator = np.random.default_rng(1)
+    names = [f"P{number:03d}" for number in range(90)]
+    ages = generator.uniform(20, 80, 90).round(1)
+    site = np.repeat(["oslo", "lyon", "graz"], 30)
+    predicted = ages + np.repeat([0, 12, -9], 30) + generator.normal(0, 2, 90)
+    rows = zip(names, ages, ["F"] * 90, predicted, strict=True)
+    elsewhere = write_table(tmp_path / "elsewhere.csv", list(rows), site=site)
+    more = ["--held_out_sites", str(elsewhere), "--output_dir", str(tmp_path / "out")]
+    report = brain_pad.main([*flags(tables, "out_of_fold", "test"), *more])
+    sites = report["held_out_sites"]
+    assert sites["lyon"]["mean_brain_pad"]["value"] == pytest.approx(12, abs=1.5)
+    assert sites["oslo"]["coverage"]["90"]["value"] == 1.0
+    assert sites["lyon"]["coverage"]["90"]["value"] < 0.3
+    calibration = read_calibration(tmp_path / "out" / "brain_pad.json")
+    known = read_calibration(run[1] / "brain_pad.json")
+    assert calibration.bias == known.bias
+    assert calibration.limits.years[90][0] == pytest.approx((3.5 + 15 + 12) / 3, abs=1.5)
+    assert calibration.limits != known.limits
+    assert calibration.source["limits_from"]["scans"] == 90
+
+    sheets = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    everyone = {name: (age, "F") for name, age in zip(names, ages, strict=True)}
+    table = pd.read_csv(tables["out_of_fold"], index_col=0)
+    everyone |= {name: (row.age, row.sex) for name, row in table.iterrows()}
+    for sheet, part in zip(sheets, (0, 1), strict=True):
+        rows = [f"{n},{a},{s}" for n, (a, s) in everyone.items() if n.startswith("P") == bool(part)]
+        sheet.write_text("\n".join(["name,age,sex", *rows]))
+    bare = tmp_path / "bare.csv"
+    pd.read_csv(elsewhere)[["participant_id", "site", "predicted_age"]].to_csv(bare, index=False)
+    more = ["--held_out_sites", str(bare), "--labels", *map(str, sheets)]
+    more += ["--output_dir", str(tmp_path / "again")]
+    again = brain_pad.main([*flags(tables, "out_of_fold", "test"), *more])
+    assert again["held_out_sites"] == sites

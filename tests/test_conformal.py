@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from analysis.brain_pad.conformal import PERCENTS, Limits, conformal_limit, coverage, fit_limits
+from analysis.brain_pad.conformal import (
+    PERCENTS,
+    Limits,
+    conformal_limit,
+    coverage,
+    coverage_across_sites,
+    fit_limits,
+    fit_limits_over_sites,
+)
 
 
 @pytest.mark.parametrize("percent", PERCENTS)
@@ -88,3 +96,34 @@ def test_interval_of_the_coverage_is_clopper_and_pearsons():
 def test_impossible_limits_are_refused(edges, years, message):
     with pytest.raises(ValueError, match=message):
         Limits(edges, years)
+
+
+def sites_with_offsets(*offsets: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ages, predicted ages and names of sites of 50 people, each read with its own offset."""
+    generator = np.random.default_rng(0)
+    age = generator.uniform(20, 80, 50 * len(offsets))
+    site = np.repeat([f"site {number}" for number in range(len(offsets))], 50)
+    return age, age + np.repeat(offsets, 50) + generator.normal(0, 3, len(age)), site
+
+
+def test_limits_over_sites_are_the_mean_of_each_sites_own_however_large_it_is():
+    age, predicted, site = sites_with_offsets(0, 8)
+    own = [fit_limits(age[s], predicted[s]).years[90][0] for s in (slice(50), slice(50, None))]
+    assert own[1] > own[0] + 4
+    limits = fit_limits_over_sites(age, predicted, site)
+    assert limits.years[90] == (pytest.approx(np.mean(own)),)
+    more = [np.concatenate([values, *[values[:50]] * 9]) for values in (age, predicted, site)]
+    assert fit_limits_over_sites(*more).years[90][0] == pytest.approx(np.mean(own), abs=0.8)
+
+
+def test_limits_over_sites_need_two_sites():
+    with pytest.raises(ValueError, match="1 sites: two or more expected"):
+        fit_limits_over_sites(*sites_with_offsets(3))
+
+
+def test_coverage_across_sites_is_of_limits_that_have_not_seen_the_site():
+    """Two sites alike and one far off: the far one is not covered, the others are."""
+    found = coverage_across_sites(*sites_with_offsets(0, 0, 30))
+    assert [found[f"site {n}"]["90"]["value"] for n in range(3)] == [1.0, 1.0, 0.0]
+    assert found["site 2"]["90"]["mean_half_width"] < 8
+    assert {cell["n"] for site in found.values() for cell in site.values()} == {50}

@@ -265,7 +265,7 @@ def test_a_step_does_not_wait_for_the_gpu(scans):
                 torch.cuda.set_sync_debug_mode(mode)
             if step == len(batches):
                 torch.cuda.set_sync_debug_mode("default")
-            return Augmentation(flip=True, intensity=0.1)(image)
+            return Augmentation(flip=True, noise=0.1)(image)
 
         train_one_epoch(model, AgeLoss(), batches, optimizer, gpu, augment=augment)
 

@@ -109,58 +109,77 @@ def head() -> np.ndarray:
     return np.where(template.mask, 3 * template.brain + noise, 0).clip(0)
 
 
-WHITE = InputRule(4, intensity="white", crop=True)
+TISSUE = InputRule(4, intensity="tissue", crop=True)
 
 
-def test_shares_of_white_run_from_0_to_1_and_ignore_the_scanners_unit(head):
-    values = network_input(head, WHITE)
+def tissues(volume: np.ndarray) -> tuple[float, float]:
+    """Medians of grey and white matter where the template has them."""
+    template = load_template()
+    return tuple(np.median(volume[place]) for place in (template.grey, template.white))
+
+
+def test_a_tissue_window_runs_from_0_to_1_and_ignores_the_scanners_unit(head):
+    values = network_input(head, TISSUE)
     assert values.shape == (38, 46, 39)
     assert values.dtype == np.float32
     assert values.min() == 0
     assert values.max() == 1
-    np.testing.assert_allclose(network_input(head * 0.037, WHITE), values, atol=1e-5)
+    np.testing.assert_allclose(network_input(head * 0.037, TISSUE), values, atol=1e-5)
 
 
-def test_shares_of_white_are_of_the_window_and_clipped_before_they_are_averaged(head):
-    white = np.median(head[load_template().white_matter])
-    at = tuple(np.argwhere(load_template().white_matter)[0] // 2 * 2)
+def test_a_tissue_window_ignores_the_scanners_contrast(head):
+    """Half the contrast of grey and white matter, as between two of the sites measured."""
+    values = network_input(head, TISSUE)
+    flatter = np.where(head > 0, 400 + head / 2, 0)
+    np.testing.assert_allclose(network_input(flatter, TISSUE), values, atol=1e-4)
+
+
+def test_a_window_is_clipped_before_voxels_are_averaged(head):
+    grey, white = tissues(head)
+    at = tuple(np.argwhere(load_template().white)[0] // 2 * 2)
     block = tuple(slice(start, start + 2) for start in at)
-    head[block] = np.array([0.3, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 3.0]).reshape(2, 2, 2) * white
-    rule = InputRule(4, intensity="white", window=(0.6, 1.0))
-    expected = np.mean([0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
-    assert network_input(head, rule)[tuple(i // 2 for i in at)] == pytest.approx(expected, abs=0.01)
+    shares = np.array([-3, -0.5, 0, 0.25, 0.5, 0.75, 1, 4]).reshape(2, 2, 2)
+    head[block] = grey + shares * (white - grey)
+    rule = InputRule(4, intensity="tissue", window=(-0.5, 0.5))
+    value = network_input(head, rule)[tuple(start // 2 for start in at)]
+    assert value == pytest.approx(np.mean([0, 0, 0.5, 0.75, 1, 1, 1, 1]), abs=0.01)
 
 
-def test_shares_of_white_do_not_know_how_tightly_a_brain_was_extracted(head):
+def test_a_tissue_window_does_not_know_how_tightly_a_brain_was_extracted(head):
     """Fluid that was cut away, and skull or neck that was left on, change nothing."""
-    values = network_input(head, WHITE)
-    template = load_template()
-    tight = np.where(head > 0.45 * np.median(head[template.white_matter]), head, 0)
-    residue = np.where(template.around, head, head.max() * 2)
+    values = network_input(head, TISSUE)
+    grey, white = tissues(head)
+    tight = np.where(head > grey - 0.8 * (white - grey), head, 0)
+    residue = np.where(load_template().around, head, head.max() * 2)
     assert not np.array_equal(tight, head)
-    np.testing.assert_array_equal(network_input(tight, WHITE), values)
-    np.testing.assert_array_equal(network_input(residue, WHITE), values)
+    np.testing.assert_array_equal(network_input(tight, TISSUE), values)
+    np.testing.assert_array_equal(network_input(residue, TISSUE), values)
     assert not np.allclose(z_score(tight), z_score(head), atol=0.1)
 
 
-def test_a_scan_without_white_matter_where_it_belongs_is_refused(head):
-    with pytest.raises(ValueError, match=r"white matter: .* found 0; check"):
-        network_input(np.roll(head, 60, axis=1), WHITE)
+@pytest.mark.parametrize("change", [np.negative, np.zeros_like])
+def test_scans_without_brighter_white_matter_are_refused(head, change):
+    """Such as T2-weighted ones, or what lies elsewhere on the grid."""
+    inverted = np.where(head > 0, 1000 + change(head), 0)
+    with pytest.raises(ValueError, match=r"white matter brighter than grey matter expected, found"):
+        network_input(inverted, TISSUE)
+    with pytest.raises(ValueError, match=r"found medians of 0 and"):
+        network_input(np.roll(head, 60, axis=1), TISSUE)
 
 
-def test_white_matter_is_looked_for_inside_the_brain_alone():
+def test_tissues_are_looked_for_inside_the_brain_alone():
     template = load_template()
-    assert not (template.white_matter & ~template.mask).any()
+    for inside in (template.white, template.grey):
+        assert not (inside & ~template.mask).any()
+        assert 0.15 < inside.sum() / template.mask.sum() < 0.3
     assert not (template.mask & ~template.around).any()
-    assert 0.15 < template.white_matter.sum() / template.mask.sum() < 0.3
+    assert not (template.white & template.grey).any()
 
 
-@pytest.mark.parametrize(
-    "options", [{"window": (0.9, 0.5)}, {"window": (-0.1, 1)}, {"any_grid": True}]
-)
+@pytest.mark.parametrize("options", [{"window": (0.9, 0.5)}, {"any_grid": True}])
 def test_windows_and_grids_that_mean_nothing_are_refused(options):
     with pytest.raises(ValueError, match=r"expected|give one"):
-        InputRule(intensity="white", **options)
+        InputRule(intensity="tissue", **options)
 
 
 def test_scans_are_found_in_name_order_without_hidden_files(tmp_path):

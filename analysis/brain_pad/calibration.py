@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correction
-from analysis.brain_pad.conformal import MINIMUM_GROUP, Limits, coverage, fit_limits
+from analysis.brain_pad.conformal import (
+    MINIMUM_GROUP,
+    Limits,
+    coverage,
+    fit_limits,
+    fit_limits_over_sites,
+)
 from analysis.brain_pad.recalibration import (
     Recalibration,
     fit_local_bias,
@@ -37,7 +43,8 @@ class Calibration:
     """Bias correction and limits of intervals.
 
     Attributes:
-        source: the table that they were fitted on, its sha256 and how many scans were used.
+        source: the table that they were fitted on, its sha256 and how many scans were used; of the
+            limits, where they are of another table, as `limits_from`.
         bias: the correction.
         limits: one limit for all predicted ages.
         limits_by_predicted_age: in terciles; None where there are too few scans for three groups.
@@ -45,18 +52,26 @@ class Calibration:
             where limits are for predicted ages.
     """
 
-    source: dict[str, str | int]
+    source: dict[str, str | int | dict]
     bias: BiasCorrection
     limits: Limits
     limits_by_predicted_age: Limits | None
     scanner: Recalibration | None = None
 
 
-def fit_calibration(out_of_fold: Predictions) -> Calibration:
+def fit_calibration(
+    out_of_fold: Predictions, held_out_sites: Predictions | None = None
+) -> Calibration:
     """Fits correction and limits on healthy scans, each predicted by networks not trained on it.
 
+    Args:
+        out_of_fold: scans of sites that the networks have learnt from.
+        held_out_sites: scans of several sites, each predicted by networks not trained on its site.
+            Their errors are those of a stranger's scans, and the limits are theirs.
+
     Raises:
-        ValueError: too few scans, or ages that the predictions do not follow; with the table.
+        ValueError: too few scans or sites, or ages that the predictions do not follow; with the
+            table.
     """
     scans = out_of_fold.scans
     age, predicted_age = scans["age"].to_numpy(), scans["predicted_age"].to_numpy()
@@ -69,7 +84,15 @@ def fit_calibration(out_of_fold: Predictions) -> Calibration:
     except ValueError as error:
         raise ValueError(f"{out_of_fold.path}: {error}") from error
     source = out_of_fold.describe() | {"file": out_of_fold.path.name}
-    return Calibration(source, bias, limits, grouped)
+    if held_out_sites is None:
+        return Calibration(source, bias, limits, grouped)
+    others = (held_out_sites.scans[name].to_numpy() for name in ("age", "predicted_age", "site"))
+    try:
+        limits = fit_limits_over_sites(*others)
+    except ValueError as error:
+        raise ValueError(f"{held_out_sites.path}: {error}") from error
+    limits_from = held_out_sites.describe() | {"file": held_out_sites.path.name}
+    return Calibration(source | {"limits_from": limits_from}, bias, limits, None)
 
 
 def fit_to_scanner(

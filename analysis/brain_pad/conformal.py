@@ -6,7 +6,9 @@ that probability, whatever the distribution of errors (split conformal: Lei et a
 doi 10.1080/01621459.2017.1307116). With out-of-fold errors (cross-conformal: Vovk 2015,
 doi 10.1007/s10472-013-9368-4) this holds approximately: the networks of the folds have seen fewer
 scans than the one that is applied, so limits are rather too wide than too narrow. The promise holds
-on average over scans, not at each age, and not for other scanners or preprocessing.
+on average over scans, not at each age, and not for other scanners or preprocessing. For these there
+are limits over sites, from errors at sites that the networks have not learnt from, each site
+counted alike. With a handful of sites nothing is promised: `coverage_across_sites` measures it.
 """
 
 from dataclasses import dataclass
@@ -89,6 +91,43 @@ def fit_limits(age: np.ndarray, predicted_age: np.ndarray, *, groups: int = 1) -
         for percent in PERCENTS
     }
     return Limits(tuple(map(float, edges)), years)
+
+
+def fit_limits_over_sites(age: np.ndarray, predicted_age: np.ndarray, site: np.ndarray) -> Limits:
+    """One limit for PERCENTS: the mean of the sites' own, so that no large site decides alone.
+
+    Args:
+        age: (n,) years.
+        predicted_age: (n,) years from networks that know no scan of the same site.
+        site: (n,) names.
+
+    Raises:
+        ValueError: fewer than two sites, or too few errors at one.
+    """
+    sites = [site == name for name in np.unique(site)]
+    if len(sites) < 2:
+        raise ValueError(f"{len(sites)} sites: two or more expected, each held out as a whole")
+    own = [fit_limits(age[inside], predicted_age[inside]).years for inside in sites]
+    return Limits((), {k: (float(np.mean([limits[k][0] for limits in own])),) for k in PERCENTS})
+
+
+def coverage_across_sites(
+    age: np.ndarray, predicted_age: np.ndarray, site: np.ndarray
+) -> dict[str, dict[str, dict]]:
+    """For each site the `coverage` of limits that were fitted on the others alone.
+
+    Args:
+        age: (n,) years.
+        predicted_age: (n,) years from networks that know no scan of the same site.
+        site: (n,) names, of three sites or more.
+    """
+    found = {}
+    for name in np.unique(site):
+        inside = site == name
+        others = (values[~inside] for values in (age, predicted_age, site))
+        limits = fit_limits_over_sites(*others)
+        found[str(name)] = coverage(limits, age[inside], predicted_age[inside])
+    return found
 
 
 def coverage(limits: Limits, age: np.ndarray, predicted_age: np.ndarray) -> dict[str, dict]:

@@ -4,6 +4,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.brain_pad.agreement import pair_scans, report_agreement
@@ -14,6 +15,7 @@ from analysis.brain_pad.calibration import (
     report_coverage,
     write_calibration,
 )
+from analysis.brain_pad.conformal import coverage_across_sites
 from analysis.brain_pad.dementia import (
     match_healthy,
     read_ratings,
@@ -51,7 +53,8 @@ def make_report(args: Namespace) -> dict:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)
         require_absent(*map(output.joinpath, names))
     tables = read_tables(args)
-    calibration = fit_calibration(tables["out_of_fold"][0])
+    elsewhere = tables.pop("held_out_sites", None)
+    calibration = fit_calibration(tables["out_of_fold"][0], elsewhere and elsewhere[0])
     groups = {
         group: apply_calibration(calibration, join(found)).assign(group=group)
         for group, found in tables.items()
@@ -64,6 +67,8 @@ def make_report(args: Namespace) -> dict:
         "test": report_ages(groups["test"])
         | {"coverage": report_coverage(calibration, groups["test"])},
     }
+    if elsewhere:
+        report["held_out_sites"] = report_sites(elsewhere[0])
     if args.retest:
         first = {name: groups[name] for name in ("out_of_fold", "test", "first") if name in groups}
         pairs = pair_scans(first, groups["retest"], pattern=args.subject_pattern)
@@ -85,9 +90,12 @@ def read_tables(args: Namespace) -> dict[str, list[Predictions]]:
         FileNotFoundError, ValueError: as `read_predictions`; or a table of persons not trained on
             holds persons of another one.
     """
-    out_of_fold = read_predictions(args.out_of_fold, args.labels or None)
+    labels = [sheet for sheet in args.labels if sheet]
+    out_of_fold = read_predictions(args.out_of_fold, labels)
     test = read_predictions(args.test)
     tables = {"out_of_fold": [out_of_fold], "test": [test]}
+    if args.held_out_sites:
+        tables["held_out_sites"] = [read_predictions(args.held_out_sites, labels)]
     for group, paths in (
         ("retest", args.retest),
         ("first", args.first),
@@ -133,6 +141,23 @@ def report_ages(scans: pd.DataFrame) -> dict:
     report = {form: score_with_intervals(age, scans[at].to_numpy()) for form, at in forms.items()}
     outside = int(scans["outside_fitted_ages"].sum())
     return {"scans": len(scans), "outside_fitted_ages": outside} | report
+
+
+def report_sites(elsewhere: Predictions) -> dict:
+    """Figures of sites that were held out, and what limits fitted on the other sites cover there.
+
+    Of two sites there is no coverage: limits over sites need two others.
+    """
+    scans = elsewhere.scans
+    age, predicted_age, site = (scans[n].to_numpy() for n in ("age", "predicted_age", "site"))
+    report = {
+        str(name): score_with_intervals(age[site == name], predicted_age[site == name])
+        for name in np.unique(site)
+    }
+    if len(report) > 2:
+        for name, found in coverage_across_sites(age, predicted_age, site).items():
+            report[name]["coverage"] = found
+    return report
 
 
 def compare_dementia(groups: dict[str, pd.DataFrame], participants: str, caliper: float) -> dict:
@@ -192,6 +217,15 @@ def format_report(report: dict) -> str:
             for percent, cell in found.items()
         )
         lines.append(f"{name.replace('_', ' ')}, covered on test: {'; '.join(shares)}")
+    if "held_out_sites" in report:
+        sites = report["held_out_sites"]
+        lines += ["each site held out as a whole:", format_figures(sites)]
+        for site, found in sites.items():
+            if cell := found.get("coverage", {}).get("90"):
+                lines.append(
+                    f"  {site}, covered by the 90 % limits of the other sites: {_share(cell)} "
+                    f"+-{cell['mean_half_width']:.1f} years"
+                )
     if "agreement" in report:
         found = report["agreement"]
         sources = ", ".join(f"{count} {source}" for source, count in found["first_from"].items())

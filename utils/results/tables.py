@@ -142,7 +142,7 @@ class Predictions:
     Attributes:
         path: the table.
         scans: one row per scan in the table's order, indexed by participant_id: sex (F, M or n/a),
-            age, predicted_age and brain_pad, all three in years.
+            site ("" where unknown), age, predicted_age and brain_pad, all three in years.
         without_age: how many scans were left out.
     """
 
@@ -156,29 +156,35 @@ class Predictions:
         return {"file": str(self.path), "sha256": hash_file(self.path)} | counts
 
 
-def read_predictions(path: str | Path, sheet: str | Path | None = None) -> Predictions:
-    """Reads a table of ages; columns beyond the four that are needed are ignored.
+def read_predictions(path: str | Path, sheets: Sequence[str | Path] = ()) -> Predictions:
+    """Reads a table of ages; columns beyond those that are needed are ignored.
 
     Args:
-        path: .tsv, .csv or .xlsx with the columns participant_id, age, sex and predicted_age.
-        sheet: label sheet, in place of the columns age and sex: ages that a network gave may be
+        path: .tsv, .csv or .xlsx with the columns participant_id, age, sex and predicted_age;
+            site where it is known.
+        sheets: label sheets, in place of the columns age and sex: ages that a network gave may be
             passed on where those of the people may not.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no scan of known age, or all problems of the rows, each with the expectation.
     """
-    parsers = {"age": _age, "sex": _sex} if sheet is None else {}
+    parsers = {} if sheets else {"age": _age, "sex": _sex}
     parsers |= {"predicted_age": _PREDICTED_AGE}
+    if "site" in _header(path):
+        parsers |= {"site": _text}
     rows = read_columns(path, ("participant_id",), parsers)
-    if sheet is not None:
-        labels = read_labels(sheet, [Path(name) for name in rows])
+    if sheets:
+        labels = read_labels(sheets, [Path(name) for name in rows])
         found = {name: labels.find(Path(name)) for name in rows}
         if missing := [name for name, label in found.items() if label is None]:
             raise ValueError(f"{path}: {', '.join(missing[:5])} have no row in the label sheet")
         for name, row in rows.items():
             row |= {"age": found[name].age, "sex": SEX_NAMES[found[name].sex]}
-    scans = pd.DataFrame.from_dict(rows, orient="index", columns=["age", "sex", "predicted_age"])
+    scans = pd.DataFrame.from_dict(
+        rows, orient="index", columns=["age", "sex", "site", "predicted_age"]
+    )
+    scans["site"] = scans["site"].fillna("")
     scans.index.name = "participant_id"
     known = scans[scans["age"].notna()].astype({"age": float, "predicted_age": float})
     if known.empty:
@@ -201,8 +207,7 @@ def read_scans(path: str | Path) -> pd.DataFrame:
     texts = dict.fromkeys(("participant_id", "model", "site", "qc_flag", "message"), _text)
     years = dict.fromkeys(("predicted_age", "predicted_age_low", "predicted_age_high"), _years)
     parsers = texts | {"age": _age} | years
-    rows = read_rows(Path(path))
-    header = rows[first_row(rows)] if rows else []
+    header = _header(path)
     if "model" not in header:
         raise ValueError(
             f"{path}: no column model, which names the networks that predicted: predict the scans "
@@ -229,6 +234,12 @@ def read_predicted_ages(path: str | Path, scans: Sequence[Scan]) -> np.ndarray:
     if missing:
         raise ValueError(f"{path}: no row for {len(missing)} scans: {', '.join(missing[:5])}")
     return np.array([rows[scan.subject_id]["predicted_age"] for scan in scans])
+
+
+def _header(path: str | Path) -> list[str]:
+    """The first row of a table that is not empty; [] where there is none."""
+    rows = read_rows(Path(path))
+    return rows[first_row(rows)] if rows else []
 
 
 _PREDICTED_AGE = parse_number(-1000, 1000, "years as a number")

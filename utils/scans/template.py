@@ -17,7 +17,10 @@ from scipy.ndimage import binary_dilation, binary_erosion
 FOLDER = Path(__file__).with_name("template_files")
 BRAIN_FILE = FOLDER / "brain_2mm.nii.gz"
 MASK_FILE = FOLDER / "brain_mask_2mm.nii.gz"
-WHITE_FROM = 205  # brightness of the template's white matter, before one voxel is taken off it
+# The template's brightness in places that are white matter in anyone, once one voxel is taken off
+# them, and in places that are mostly grey matter.
+WHITE_FROM = 205
+GREY = (164, 187)
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,16 @@ class Template:
         brain: float32 intensities, 0 outside the brain.
         mask: bool, the brain with its ventricles.
         around: bool, the mask and one voxel around it: room for an affine fit's misses.
-        white_matter: bool, where any brain has white matter once it is registered.
+        white: bool, where any registered brain has white matter.
+        grey: bool, where it has mostly grey matter.
         sha256: of the voxels of both, the same however the files are compressed.
     """
 
     brain: np.ndarray
     mask: np.ndarray
     around: np.ndarray
-    white_matter: np.ndarray
+    white: np.ndarray
+    grey: np.ndarray
     sha256: str
 
 
@@ -45,7 +50,9 @@ def load_template() -> Template:
     brain, mask = (np.asarray(nibabel.load(path).dataobj) for path in (BRAIN_FILE, MASK_FILE))
     digest = hashlib.sha256(brain.astype(np.uint8).tobytes() + mask.astype(np.uint8).tobytes())
     brain, mask = brain.astype(np.float32), mask > 0
-    around, white_matter = binary_dilation(mask), binary_erosion(mask & (brain >= WHITE_FROM))
-    for array in (brain, mask, around, white_matter):
+    white = binary_erosion(mask & (brain >= WHITE_FROM))
+    grey = mask & (brain >= GREY[0]) & (brain < GREY[1])
+    arrays = (brain, mask, binary_dilation(mask), white, grey)
+    for array in arrays:
         array.setflags(write=False)
-    return Template(brain, mask, around, white_matter, digest.hexdigest())
+    return Template(*arrays, digest.hexdigest())

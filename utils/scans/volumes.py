@@ -36,7 +36,7 @@ GRID_AFFINE = np.array([[-2, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 
 # MNI152 template and at least 2 mm around it. Its sizes are even, so that pairs can be averaged.
 BRAIN_BOX = ((7, 83), (9, 101), (0, 78))
 RESOLUTIONS = (2, 4)
-INTENSITY_RULES = ("white", "brain", "authors")
+INTENSITY_RULES = ("tissue", "brain", "authors")
 # A header that asks for more voxels (1024x1024x512), or a compressed file with more bytes behind
 # its voxels, is damaged or made to fill the memory.
 MAX_VOXELS = 1 << 29
@@ -58,19 +58,19 @@ class InputRule:
 
     Attributes:
         resolution: mm; 2 reads the grid as it is, 4 averages 2x2x2 voxels.
-        intensity: `white`, a window on shares of the white matter's brightness, see
-            `share_of_white`; or a z-score, see `z_score`: `brain` sets voxels <= 0 to 0 after it,
+        intensity: `tissue`, a window around the border of grey and white matter, see
+            `tissue_window`; or a z-score, see `z_score`: `brain` sets voxels <= 0 to 0 after it,
             `authors` to -mean/SD, which their weights need.
         any_grid: whether grids other than MNI152 2 mm are accepted (for experiments only).
         crop: whether the network reads only BRAIN_BOX, 60 % of the grid's voxels.
-        window: of `white`, the shares that become 0 and 1.
+        window: of `tissue`, what becomes 0 and 1, where grey matter is 0 and white matter is 1.
     """
 
     resolution: int = 2
     intensity: str = "brain"
     any_grid: bool = False
     crop: bool = False
-    window: tuple[float, float] = (0.5, 0.95)
+    window: tuple[float, float] = (-0.75, 0.75)
 
     def __post_init__(self):
         if self.resolution not in RESOLUTIONS:
@@ -80,14 +80,13 @@ class InputRule:
             raise ValueError(f"intensity: one of {expected} expected, got {self.intensity!r}")
         if self.crop and self.any_grid:
             raise ValueError("--crop and --any_grid: give one, the box lies on the MNI152 grid")
-        if self.intensity == "white" and self.any_grid:
+        if self.intensity == "tissue" and self.any_grid:
             raise ValueError(
-                "--intensity white and --any_grid: give one, the template's white matter lies on "
-                "the MNI152 grid"
+                "--intensity tissue and --any_grid: give one, the template's tissues lie on the "
+                "MNI152 grid"
             )
-        floor, ceiling = self.window
-        if not 0 <= floor < ceiling:
-            raise ValueError(f"window: 0 <= floor < ceiling expected, got {self.window}")
+        if not self.window[0] < self.window[1]:
+            raise ValueError(f"window: two rising numbers expected, got {self.window}")
 
     def input_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Voxels (D, H, W) of the input that a scan of `shape` becomes; 4 mm drops an odd plane."""
@@ -313,41 +312,45 @@ def network_input(voxels: np.ndarray, input_rule: InputRule) -> np.ndarray:
         (D, H, W) float32, see `InputRule.input_shape`; with `authors`, background is not 0.
 
     Raises:
-        ValueError: no brain, see `share_of_white` and `z_score`.
+        ValueError: no brain, see `tissue_window` and `z_score`.
     """
-    if input_rule.intensity == "white":  # before voxels are averaged: the window is not linear
-        return reduce_volume(share_of_white(voxels, input_rule.window), input_rule)
+    if input_rule.intensity == "tissue":  # before voxels are averaged: the window is not linear
+        return reduce_volume(tissue_window(voxels, input_rule.window), input_rule)
     return z_score(reduce_volume(voxels, input_rule), input_rule.intensity)
 
 
-def share_of_white(voxels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-    """The brightness of a brain in shares of its white matter's, between the window's two ends.
+def tissue_window(voxels: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+    """The brightness of a brain between its grey and its white matter, in a window.
 
-    Measured with whole scanners held out (docs/LOG.md, 2026-12-01): what a z-score makes of a scan
-    depends on how tightly its brain was extracted and on what is bright around it. Here, voxels
-    beyond the template's mask are background; fluid is as dark as background, whether it was cut
-    away or not; and the unit is the median where the template has its white matter.
+    Grey and white matter are the medians where the template has them. A scan's contrast then has
+    the same scale whatever the scanner; fluid is as dark as the background, whether it was cut away
+    or not; and what lies beyond the template's mask is background. Chosen with whole scanners held
+    out (docs/LOG.md, 2026-12-01): z-scores depend on how tightly a brain was extracted, on what is
+    bright around it, and on the scanner's contrast.
 
     Args:
         voxels: (91, 109, 91) float32 in LAS order.
-        window: the shares that become 0 and 1; what lies beyond is clipped.
+        window: what becomes 0 and 1, in a scale on which grey matter is 0 and white matter is 1.
 
     Returns:
         float32 from 0 to 1, the same shape.
 
     Raises:
-        ValueError: most voxels are 0 or less where the template has its white matter.
+        ValueError: white matter is not brighter than grey matter.
     """
     template = load_template()
-    white = float(np.median(voxels[template.white_matter]))
-    if not white > 0:
+    inside = voxels > 0
+    white = float(np.median(voxels[template.white]))
+    seen_grey = voxels[template.grey & inside]
+    grey = float(np.median(seen_grey)) if seen_grey.size else 0.0
+    if not white > grey:
         raise ValueError(
-            "no brain where the template has its white matter: a median above 0 expected, found "
-            f"{white:g}; check its registration"
+            f"white matter brighter than grey matter expected, found medians of {white:g} and "
+            f"{grey:g} where the template has them: not T1-weighted, or misplaced on the grid"
         )
-    floor, ceiling = window
-    shares = np.clip((voxels / white - floor) / (ceiling - floor), 0, 1)
-    return np.where(template.around, shares, 0).astype(np.float32)
+    floor, ceiling = (grey + share * (white - grey) for share in window)
+    values = np.clip((voxels - floor) / (ceiling - floor), 0, 1)
+    return np.where(template.around & inside, values, 0).astype(np.float32)
 
 
 def z_score(volume: np.ndarray, intensity: str = "brain") -> np.ndarray:

@@ -42,9 +42,9 @@ def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add("--crop", action=Switch, help="to the box around the template's brain: 60 %% of the voxels")
     add(
-        "--intensity", choices=("white", "brain", "authors"),
-        help="white: shares of the white matter's brightness, fluid as dark as background; or "
-        "z-scores with a background of 0 (brain) or of -mean/SD, which the authors' format means",
+        "--intensity", choices=("tissue", "brain", "authors"),
+        help="tissue: a window around the border of grey and white matter, alike for all scanners; "
+        "or z-scores with a background of 0 (brain) or of -mean/SD, as the authors' format means",
     )  # fmt: skip
     add(
         "--any_grid", action=Switch, default=False,
