@@ -22,6 +22,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--folds", metavar="CSV",
         help="columns scan and fold: predict each of the scans from those of the other folds",
     )  # fmt: skip
+    parser.add_argument(
+        "--intensity", choices=("tissue", "brain", "authors"), default="tissue",
+        help="as that of train_first_stage.py",
+    )  # fmt: skip
     add_label_flags(parser, required=True)
     return parser
 

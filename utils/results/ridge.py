@@ -21,7 +21,6 @@ from utils.scans.leakage import find_people
 from utils.scans.volumes import InputRule, find_scans
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-2, 8))
-INPUT_RULE = InputRule(resolution=4)
 
 
 def compare_baselines(args: Namespace) -> dict[str, dict]:
@@ -30,17 +29,18 @@ def compare_baselines(args: Namespace) -> dict[str, dict]:
     found = [*find_scans(*args.train_folders), *find_scans(*tests)]
     codes = parse_sex_codes(args.sex_codes)
     labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
-    scans = open_labelled(args.train_folders, labels)
+    rule = InputRule(resolution=4, intensity=args.intensity)
+    scans = open_labelled(args.train_folders, labels, rule)
     if args.folds:
         folds, tested = read_folds(args.folds), scans
         splits = [hold_out(scans, folds, fold) for fold in sorted(set(folds.values()))]
     else:
-        tested = open_labelled(tests, labels)
+        tested = open_labelled(tests, labels, rule)
         splits = [(scans, tested)]
     for train, _ in splits:
         people = find_people([scan.subject_id for scan in train])
         require_teachable([scan.age for scan in train], people.values(), what="training")
-    voxels = read_voxels(scans if args.folds else scans + tested)
+    voxels = read_voxels(scans if args.folds else scans + tested, rule)
     predicted: dict[str, dict[Scan, float]] = {"mean age": {}, "kernel ridge": {}}
     for train, test in splits:
         mean, ages = predict_ages(voxels, train, test)
@@ -61,16 +61,16 @@ def score_scans(scans: Sequence[Scan], ages: Mapping[Scan, float]) -> dict[str, 
     return score_with_intervals(np.array([scan.age for scan in scans]), predicted)
 
 
-def open_labelled(folders: Sequence[str], labels: LabelSheet) -> list[Scan]:
+def open_labelled(folders: Sequence[str], labels: LabelSheet, rule: InputRule) -> list[Scan]:
     """The scans of folders, all with an age; says how many."""
-    scans = open_cohort(folders, labels, INPUT_RULE, need_age=True)
+    scans = open_cohort(folders, labels, rule, need_age=True)
     print(f"{', '.join(folders)}: {describe(scans)}")
     return scans
 
 
-def read_voxels(scans: list[Scan]) -> dict[Scan, np.ndarray]:
-    """The voxels of each scan, (voxels,) z-scores."""
-    dataset = open_for_one_pass(scans, INPUT_RULE)
+def read_voxels(scans: list[Scan], rule: InputRule) -> dict[Scan, np.ndarray]:
+    """The voxels of each scan, (voxels,) as a network would read them."""
+    dataset = open_for_one_pass(scans, rule)
     voxels = dataset[list(range(len(scans)))]["image"].flatten(1).numpy()
     return dict(zip(scans, voxels, strict=True))
 
