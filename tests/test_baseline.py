@@ -16,7 +16,7 @@ def test_ridge_is_linear_kernel_ridge_on_voxels(grid_cohort, monkeypatch):
     report = baseline.main(
         [
             *("--train_folders", *map(str, folders[:2]), "--test_folder", str(folders[2])),
-            *("--labels", str(grid_cohort / "labels.csv")),
+            *("--labels", str(grid_cohort / "labels.csv"), "--intensity", "brain"),
         ]
     )
 

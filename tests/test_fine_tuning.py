@@ -51,7 +51,8 @@ def validation_mae(cohort, output, *flags: str) -> float:
 
 @pytest.mark.slow
 def test_a_small_cohort_of_another_scanner_gains_from_a_shipped_network(other_scanner, tmp_path):
-    shipped = ("--init_from", str(ROOT / "pretrained" / "tsan_oasis1_fold0.pt"))
+    network = str(ROOT / "pretrained" / "tsan_oasis1_fold0.pt")
+    shipped = ("--intensity", "brain", "--init_from", network)
     scratch = validation_mae(other_scanner, tmp_path / "scratch")
     tuned = validation_mae(other_scanner, tmp_path / "tuned", "--lr", "1e-3", *shipped)
     still = ("--lr", "1e-9", "--epochs", "1")
