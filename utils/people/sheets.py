@@ -85,10 +85,23 @@ def read_columns(
 
     Raises:
         FileNotFoundError: no such file.
+        ValueError: as `parse_columns`.
+    """
+    return parse_columns(path, read_rows(Path(path)), key, parsers)
+
+
+def parse_columns(
+    path: str | Path,
+    rows: list[list[str]],
+    key: Sequence[str],
+    parsers: Mapping[str, Callable[[str], object]],
+) -> dict[str, dict]:
+    """As `read_columns`, of `rows` that `read_rows` has read of `path` already.
+
+    Raises:
         ValueError: missing columns; or all problems of the rows, each with row, value and
             expectation.
     """
-    rows = read_rows(Path(path))
     start = first_row(rows)
     named, places = _choose_columns(path, rows, key, list(parsers))
     found, row_of, problems = {}, {}, []

@@ -17,7 +17,13 @@ import pandas as pd
 from utils.files import as_spreadsheet_text, hash_file, write_json, write_tsv
 from utils.people.codebook import OLDEST_AGE, SEX_NAMES, SEX_WORDS, UNKNOWN_WORDS
 from utils.people.labels import read_labels
-from utils.people.sheets import first_row, parse_number, read_columns, read_rows
+from utils.people.sheets import (
+    first_row,
+    parse_columns,
+    parse_number,
+    read_columns,
+    read_rows,
+)
 from utils.scans.cohort import Scan
 
 TABLE = "predictions.tsv"
@@ -171,20 +177,19 @@ def read_predictions(path: str | Path, sheets: Sequence[str | Path] = ()) -> Pre
     """
     parsers = {} if sheets else {"age": _age, "sex": _sex}
     parsers |= {"predicted_age": _PREDICTED_AGE}
-    if "site" in _header(path):
+    rows = read_rows(Path(path))
+    if "site" in _header(rows):
         parsers |= {"site": _text}
-    rows = read_columns(path, ("participant_id",), parsers)
+    read = parse_columns(path, rows, ("participant_id",), parsers)
     if sheets:
-        labels = read_labels(sheets, [Path(name) for name in rows])
-        found = {name: labels.find(Path(name)) for name in rows}
+        labels = read_labels(sheets, [Path(name) for name in read])
+        found = {name: labels.find(Path(name)) for name in read}
         if missing := [name for name, label in found.items() if label is None]:
             raise ValueError(f"{path}: {', '.join(missing[:5])} have no row in the label sheet")
-        for name, row in rows.items():
+        for name, row in read.items():
             row |= {"age": found[name].age, "sex": SEX_NAMES[found[name].sex]}
-    scans = pd.DataFrame.from_dict(
-        rows, orient="index", columns=["age", "sex", "site", "predicted_age"]
-    )
-    scans["site"] = scans["site"].fillna("")
+    columns = ["age", "sex", "site", "predicted_age"]
+    scans = pd.DataFrame.from_dict(read, orient="index", columns=columns).fillna({"site": ""})
     scans.index.name = "participant_id"
     known = scans[scans["age"].notna()].astype({"age": float, "predicted_age": float})
     if known.empty:
@@ -207,7 +212,8 @@ def read_scans(path: str | Path) -> pd.DataFrame:
     texts = dict.fromkeys(("participant_id", "model", "site", "qc_flag", "message"), _text)
     years = dict.fromkeys(("predicted_age", "predicted_age_low", "predicted_age_high"), _years)
     parsers = texts | {"age": _age} | years
-    header = _header(path)
+    rows = read_rows(Path(path))
+    header = _header(rows)
     if "model" not in header:
         raise ValueError(
             f"{path}: no column model, which names the networks that predicted: predict the scans "
@@ -217,7 +223,7 @@ def read_scans(path: str | Path) -> pd.DataFrame:
     needed = {"participant_id", "age", "predicted_age"}
     read = {name: parse for name, parse in parsers.items() if name in needed | set(header)}
     # A person may have several scans, which the paths in the table of predict.py tell apart.
-    found = read_columns(path, ("scan", "participant_id"), read)
+    found = parse_columns(path, rows, ("scan", "participant_id"), read)
     unknown = dict.fromkeys(texts, "") | dict.fromkeys(years, math.nan)
     scans = pd.DataFrame([unknown | row for row in found.values()], columns=list(parsers))
     return scans.astype(dict.fromkeys(("age", *years), float))
@@ -236,9 +242,8 @@ def read_predicted_ages(path: str | Path, scans: Sequence[Scan]) -> np.ndarray:
     return np.array([rows[scan.subject_id]["predicted_age"] for scan in scans])
 
 
-def _header(path: str | Path) -> list[str]:
-    """The first row of a table that is not empty; [] where there is none."""
-    rows = read_rows(Path(path))
+def _header(rows: list[list[str]]) -> list[str]:
+    """The first row that is not empty; [] where there is none."""
     return rows[first_row(rows)] if rows else []
 
 
