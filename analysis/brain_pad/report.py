@@ -52,9 +52,11 @@ def make_report(args: Namespace) -> dict:
     if not args.overwrite:
         names = (TABLE, CALIBRATION, REPORT, AGE_PICTURE, GROUP_PICTURE)
         require_absent(*map(output.joinpath, names))
-    tables = read_tables(args)
-    elsewhere = tables.pop("held_out_sites", None)
-    calibration = fit_calibration(tables["out_of_fold"][0], elsewhere and elsewhere[0])
+    labels = [sheet for sheet in args.labels if sheet]
+    tables, elsewhere = read_tables(args, labels), None
+    if args.held_out_sites:
+        elsewhere = read_predictions(args.held_out_sites, labels)
+    calibration = fit_calibration(tables["out_of_fold"][0], elsewhere)
     groups = {
         group: apply_calibration(calibration, join(found)).assign(group=group)
         for group, found in tables.items()
@@ -67,8 +69,8 @@ def make_report(args: Namespace) -> dict:
         "test": report_ages(groups["test"])
         | {"coverage": report_coverage(calibration, groups["test"])},
     }
-    if elsewhere:
-        report["held_out_sites"] = report_sites(elsewhere[0])
+    if elsewhere is not None:
+        report["held_out_sites"] = report_sites(elsewhere)
     if args.retest:
         first = {name: groups[name] for name in ("out_of_fold", "test", "first") if name in groups}
         pairs = pair_scans(first, groups["retest"], pattern=args.subject_pattern)
@@ -83,19 +85,16 @@ def make_report(args: Namespace) -> dict:
     return report
 
 
-def read_tables(args: Namespace) -> dict[str, list[Predictions]]:
-    """The tables of each group.
+def read_tables(args: Namespace, labels: list[str]) -> dict[str, list[Predictions]]:
+    """The tables of each group; `labels` are the sheets of the out-of-fold one.
 
     Raises:
         FileNotFoundError, ValueError: as `read_predictions`; or a table of persons not trained on
             holds persons of another one.
     """
-    labels = [sheet for sheet in args.labels if sheet]
     out_of_fold = read_predictions(args.out_of_fold, labels)
     test = read_predictions(args.test)
     tables = {"out_of_fold": [out_of_fold], "test": [test]}
-    if args.held_out_sites:
-        tables["held_out_sites"] = [read_predictions(args.held_out_sites, labels)]
     for group, paths in (
         ("retest", args.retest),
         ("first", args.first),

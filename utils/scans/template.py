@@ -7,52 +7,64 @@ files has its terms.
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from scipy.ndimage import binary_dilation, binary_erosion
 
 FOLDER = Path(__file__).with_name("template_files")
 BRAIN_FILE = FOLDER / "brain_2mm.nii.gz"
 MASK_FILE = FOLDER / "brain_mask_2mm.nii.gz"
 # The template's brightness in places that are white matter in anyone, once one voxel is taken off
 # them, and in places that are mostly grey matter.
-WHITE_FROM = 205
-GREY = (164, 187)
+SURELY_WHITE = 205
+MOSTLY_GREY = (164, 187)
 
 
 @dataclass(frozen=True)
 class Template:
-    """The template on the MNI152 2 mm grid, (91, 109, 91) in LAS order.
+    """The template on the MNI152 2 mm grid, (91, 109, 91) in LAS order; its arrays are read-only.
 
     Attributes:
         brain: float32 intensities, 0 outside the brain.
         mask: bool, the brain with its ventricles.
-        around: bool, the mask and one voxel around it: room for an affine fit's misses.
-        white: bool, where any registered brain has white matter.
-        grey: bool, where it has mostly grey matter.
         sha256: of the voxels of both, the same however the files are compressed.
     """
 
     brain: np.ndarray
     mask: np.ndarray
-    around: np.ndarray
-    white: np.ndarray
-    grey: np.ndarray
     sha256: str
+
+    @cached_property
+    def around(self) -> np.ndarray:
+        """Bool, the mask and one voxel around it: room for an affine fit's misses."""
+        from scipy.ndimage import binary_dilation  # as long to import as all else of a scan
+
+        return _read_only(binary_dilation(self.mask))
+
+    @cached_property
+    def white(self) -> np.ndarray:
+        """Bool, where any registered brain has white matter."""
+        from scipy.ndimage import binary_erosion
+
+        return _read_only(binary_erosion(self.mask & (self.brain >= SURELY_WHITE)))
+
+    @cached_property
+    def grey(self) -> np.ndarray:
+        """Bool, where a registered brain has mostly grey matter."""
+        low, high = MOSTLY_GREY
+        return _read_only(self.mask & (self.brain >= low) & (self.brain < high))
 
 
 @cache
 def load_template() -> Template:
-    """The template, read once per process; its arrays are read-only."""
+    """The template, read once per process."""
     brain, mask = (np.asarray(nibabel.load(path).dataobj) for path in (BRAIN_FILE, MASK_FILE))
     digest = hashlib.sha256(brain.astype(np.uint8).tobytes() + mask.astype(np.uint8).tobytes())
-    brain, mask = brain.astype(np.float32), mask > 0
-    white = binary_erosion(mask & (brain >= WHITE_FROM))
-    grey = mask & (brain >= GREY[0]) & (brain < GREY[1])
-    arrays = (brain, mask, binary_dilation(mask), white, grey)
-    for array in arrays:
-        array.setflags(write=False)
-    return Template(*arrays, digest.hexdigest())
+    return Template(_read_only(brain.astype(np.float32)), _read_only(mask > 0), digest.hexdigest())
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array

@@ -18,8 +18,8 @@ FIELD_KNOTS = (3, 4, 3)  # along D, H, W
 class Augmentation:
     """How far training scans may be changed; the zeros change nothing.
 
-    The first four move a brain. The others are what scanners differ in; they leave the background
-    as it is. Brightness counts in the unit of the network's input, see `InputRule`.
+    The first four move a brain. The others are what scanners differ in; but for `blur`, they leave
+    the background as it is. Brightness counts in the unit of the network's input, see `InputRule`.
 
     Attributes:
         flip: whether half of the scans are mirrored left to right.
