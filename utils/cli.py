@@ -204,6 +204,15 @@ def add_label_flags(group: argparse._ArgumentGroup, *, required: bool) -> None:
     )  # fmt: skip
 
 
+def add_intensity_flag(group: argparse._ActionsContainer, **default: str) -> None:
+    """What brightness a network reads; the words are those of `utils.scans.volumes.InputRule`."""
+    group.add_argument(
+        "--intensity", choices=("tissue", "brain", "authors"), **default,
+        help="tissue: a window around the border of grey and white matter, alike for all scanners; "
+        "or z-scores with a background of 0 (brain) or of -mean/SD, as the authors' format means",
+    )  # fmt: skip
+
+
 def add_device_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Where and how exactly it computes; returns the group for more of the kind."""
     group = parser.add_argument_group("machine")

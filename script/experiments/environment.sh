@@ -8,7 +8,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"
 export RUNS="${RUNS:-$ROOT/runs/experiments}" ONLY="${ONLY:-0 1 2}"
 EPOCHS="${EPOCHS:-32}"
-FLAGS=(--epochs "$EPOCHS" --rank_weight 0)
+FLAGS=(--epochs "$EPOCHS" --rank_weight 0 --intensity brain) # the rule that the figures in the rows are of
 MADE=(--registration affine --mask subject) # of OASIS-1, whose scans have no sidecars
 
 # row NAME FLAGS...: one row; NAME is that of its folder. The first row is the reference of the others.

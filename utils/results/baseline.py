@@ -9,7 +9,7 @@ Runs in seconds.
 import argparse
 from collections.abc import Sequence
 
-from utils.cli import add_label_flags, new_parser, run_entry
+from utils.cli import add_intensity_flag, add_label_flags, new_parser, run_entry
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,10 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--folds", metavar="CSV",
         help="columns scan and fold: predict each of the scans from those of the other folds",
     )  # fmt: skip
-    parser.add_argument(
-        "--intensity", choices=("tissue", "brain", "authors"), default="tissue",
-        help="as that of train_first_stage.py",
-    )  # fmt: skip
+    add_intensity_flag(parser, default="tissue")
     add_label_flags(parser, required=True)
     return parser
 

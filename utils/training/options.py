@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from utils.cli import (
     Switch,
+    add_intensity_flag,
     add_label_flags,
     add_machine_flags,
     add_subject_pattern,
@@ -35,17 +36,14 @@ def parse_first_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser("Train the first stage of TSAN: a scan to a rough age.")
     add_data_flags(parser)
     add_network_flags(parser)
-    add = parser.add_argument_group("scans as the network reads them").add_argument
+    scans = parser.add_argument_group("scans as the network reads them")
+    add = scans.add_argument
     add(
         "--resolution", type=int, choices=(2, 4),
         help="mm; 4 averages 2x2x2 voxels: eight times faster, less exact",
     )  # fmt: skip
     add("--crop", action=Switch, help="to the box around the template's brain: 60 %% of the voxels")
-    add(
-        "--intensity", choices=("tissue", "brain", "authors"),
-        help="tissue: a window around the border of grey and white matter, alike for all scanners; "
-        "or z-scores with a background of 0 (brain) or of -mean/SD, as the authors' format means",
-    )  # fmt: skip
+    add_intensity_flag(scans)
     add(
         "--any_grid", action=Switch, default=False,
         help="let grids other than MNI152 2 mm through (experiments); implies --resolution 2 and "
