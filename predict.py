@@ -29,10 +29,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="for results")
     group = parser.add_argument_group("people")
     group.add_argument(
-        "--labels", metavar="SHEET",
-        help="sheet with ages and sexes, both optional; unset: participants.tsv of BIDS datasets; "
-        "'': none",
+        "--labels", nargs="+", metavar="SHEET",
+        help="one or several sheets with ages and sexes, both optional; unset: participants.tsv of "
+        "BIDS datasets; '': none",
     )  # fmt: skip
+    group.add_argument("--site", metavar="NAME", help="of the scans of which no sheet gives a site")
     group.add_argument(
         "--sex_codes", nargs="+", metavar="CODE=SEX",
         help="for sheets with other codes, such as 1=male 2=female",

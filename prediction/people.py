@@ -24,39 +24,39 @@ class People:
 
 
 def read_people(
-    sheet: str | None,
+    sheets: Sequence[str] | None,
     inputs: Sequence[str],
     sources: Sequence[Source],
     sex_codes: dict[str, int] | None,
 ) -> list[People]:
-    """What a label sheet says of the scans, or every participants.tsv of the inputs.
+    """What label sheets say of the scans, or every participants.tsv of the inputs.
 
     Ages may be missing. Wrong cells of a table that the user did not name count as unknown, and a
     note is printed; so are notes on scans whose rows do not give an age.
 
     Args:
-        sheet: its path; "": no labels; None: participants.tsv.
+        sheets: their paths; none or "": no labels; None: participants.tsv.
         inputs: as for `find_sources`.
         sources: all scans.
         sex_codes: as for `read_labels`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_labels`, for a sheet that the user named.
+        FileNotFoundError, ValueError: as `read_labels`, for sheets that the user named.
     """
-    if sheet == "":
-        return []
-    found = [(Path(sheet), None)] if sheet is not None else []
-    if sheet is None:
-        found = [(table, table.parent) for table in find_participant_tables(inputs)]
+    if sheets is None:
+        found = [([table], table.parent) for table in find_participant_tables(inputs)]
+    else:
+        named = [sheet for sheet in sheets if sheet]
+        found = [(named, None)] if named else []
     people = []
-    for table, folder in found:
+    for tables, folder in found:
         inside = [source for source in sources if _describes(folder, source)]
         scans = [path for source in inside for path in _paths_of(source)]
         options = {"sex_codes": sex_codes, "need_ages": False}
         if folder:
-            labels = _read_leniently(table, scans, options)
+            labels = _read_leniently(tables[0], scans, options)
         else:
-            labels, problems = examine_labels(table, scans, **options)
+            labels, problems = examine_labels(tables, scans, **options)
             raise_all(problems)
         if labels:
             people.append(People(labels, folder))

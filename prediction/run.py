@@ -32,7 +32,7 @@ from utils.results.tables import (
 from utils.scans.provenance import note_unreadable
 
 REPORT = "report.html"
-CALIBRATION = PRETRAINED / "tsan_oasis1_calibration.json"
+CALIBRATION = PRETRAINED / "tsan_calibration.json"
 SOME_FAILED = 3  # exit code
 SHOWN_FAILURES = 5
 PACKAGES = ("torch", "numpy", "nibabel", "deepbet", "SimpleITK", "picsl-greedy")
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     rows = [
         complete_row(table_row(item, records[item.source], trained), calibration) for item in items
     ]
+    for row in rows:
+        row["site"] = row["site"] or args.site
     written = [write_table(output / TABLE, rows, overwrite=True)]
     if args.csv:
         write_table(output / "predictions.csv", rows, overwrite=True)
@@ -94,7 +96,7 @@ def find_scans(args: argparse.Namespace) -> list[Item]:
         output_dir=args.output_dir,
         contents=args.contents,
         participants=args.participant_label or (),
-        headers=args.labels != "",
+        headers=args.labels is None or any(args.labels),
     )
     text = f"{len(items)} scans, {sum(item.source.on_grid for item in items)} on the network's grid"
     known = sum(item.label is not None for item in items)

@@ -7,11 +7,11 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-LABELS=       # sheet with ages and sexes; empty: participants.tsv of a BIDS dataset, if there is one
+LABELS=()     # sheets with ages and sexes; empty: participants.tsv of BIDS datasets, if there are any
 CONTENTS=auto # head, brain, grid (preprocessed already), auto: seen from each image
 CHECKPOINT=   # a network of your own; empty: those in pretrained/
 JOBS=0        # scans prepared at a time, 1.4 GiB each; 0: as many as cores and memory allow
 
 "$PYTHON" "$ROOT/predict.py" \
-  ${LABELS:+--labels "$LABELS"} --contents "$CONTENTS" \
+  ${LABELS[@]+--labels "${LABELS[@]}"} --contents "$CONTENTS" \
   ${CHECKPOINT:+--model_name "$CHECKPOINT"} --jobs "$JOBS" "$@"

@@ -151,7 +151,7 @@ def test_the_number_of_a_series_is_not_the_number_of_a_person(tmp_path):
     ages = {}
     for folder in ([tmp_path / "studies" / "anna"], [tmp_path / "studies"], [tmp_path / "people"]):
         sources = find_sources(folder, output_dir=tmp_path / "out")
-        tables = read_people(str(sheet), folder, sources, None)
+        tables = read_people([str(sheet)], folder, sources, None)
         for source in sources:
             label = find_label(source, tables)
             ages[source.name] = label and label.age

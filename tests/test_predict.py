@@ -180,6 +180,17 @@ def test_another_sex_is_predicted_anew_and_another_age_is_not(
     assert [row["age"] for row in table_of(tmp_path / "out")] == ["50", "61", "70"]
 
 
+def test_sheets_of_several_sites_and_a_site_for_the_rest(networks, scans, tmp_path):
+    names = [path.name for path in find_scans(scans)]
+    (tmp_path / "a.csv").write_text(f"name,age,sex,site\n{names[0]},31,0,oslo\n")
+    (tmp_path / "b.csv").write_text(f"name,age,sex\n{names[1]},62,1\n")
+    flags = ("--labels", str(tmp_path / "a.csv"), str(tmp_path / "b.csv"), "--site", "graz")
+    run(networks, tmp_path / "out", scans, flags=flags)
+    rows = table_of(tmp_path / "out")
+    assert [row["age"] for row in rows] == ["31", "62", "n/a"]
+    assert [row["site"] for row in rows] == ["oslo", "graz", "graz"]
+
+
 def test_results_of_other_scans_networks_or_contents_are_not_replaced(
     networks, predicted, tmp_path
 ):
@@ -372,7 +383,7 @@ def bids_dataset(folder, scan, people, names=("sub-01/anat/sub-01_T1w",)):
 def found(*inputs, output, **options):
     inputs = [str(one) for one in inputs]
     sources = find_sources(inputs, output_dir=output)
-    people = read_people(options.pop("sheet", None), inputs, sources, None)
+    people = read_people(options.pop("sheets", None), inputs, sources, None)
     return find_items(sources, people, output_dir=output, **options)
 
 
@@ -400,7 +411,7 @@ def test_a_session_has_its_own_row_and_ages_may_be_missing(scans, tmp_path):
     ]  # fmt: skip
     sheet = tmp_path / "ages.csv"
     sheet.write_text("id,age\nsub-01,60\nsub-01_ses-2,62\n")
-    items = found(data, output=tmp_path / "out", sheet=str(sheet))
+    items = found(data, output=tmp_path / "out", sheets=[str(sheet)])
     assert [item.label.age for item in items] == [60.0, 62.0]
 
 
@@ -437,7 +448,7 @@ def test_a_wrong_cell_of_a_participants_table_is_unknown_and_said(scans, tmp_pat
     assert item.label.age == 50
     assert "in May" in capsys.readouterr().out
     with pytest.raises(ValueError, match="in May"):
-        found(data, output=tmp_path / "out", sheet=str(data / "participants.tsv"))
+        found(data, output=tmp_path / "out", sheets=[str(data / "participants.tsv")])
 
 
 def test_files_of_one_name_are_known_by_the_folders_in_front(scans, tmp_path):
@@ -447,7 +458,7 @@ def test_files_of_one_name_are_known_by_the_folders_in_front(scans, tmp_path):
         shutil.copy(scan, tmp_path / folder / "T1.nii.gz")
     sheet = tmp_path / "ages.csv"
     sheet.write_text("id,age\nT1,10\na_T1,30\n")
-    items = found(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", sheet=str(sheet))
+    items = found(tmp_path / "a", tmp_path / "b", output=tmp_path / "out", sheets=[str(sheet)])
     assert [item.label and item.label.age for item in items] == [30.0, None]
 
 
