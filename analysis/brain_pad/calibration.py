@@ -7,6 +7,8 @@ this line corrects.
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,26 +75,32 @@ def fit_calibration(
         ValueError: too few scans or sites, or ages that the predictions do not follow; with the
             table.
     """
-    scans = out_of_fold.scans
-    age, predicted_age = scans["age"].to_numpy(), scans["predicted_age"].to_numpy()
-    try:
-        bias = fit_bias_correction(age, predicted_age)
-        limits = fit_limits(age, predicted_age)
-        grouped = None
-        if len(age) >= TERCILES * MINIMUM_GROUP:
-            grouped = fit_limits(age, predicted_age, groups=TERCILES)
-    except ValueError as error:
-        raise ValueError(f"{out_of_fold.path}: {error}") from error
     source = out_of_fold.describe() | {"file": out_of_fold.path.name}
-    if held_out_sites is None:
-        return Calibration(source, bias, limits, grouped)
-    others = (held_out_sites.scans[name].to_numpy() for name in ("age", "predicted_age", "site"))
-    try:
-        limits = fit_limits_over_sites(*others)
-    except ValueError as error:
-        raise ValueError(f"{held_out_sites.path}: {error}") from error
+    with _named(out_of_fold):
+        age, predicted_age = _columns(out_of_fold, "age", "predicted_age")
+        bias = fit_bias_correction(age, predicted_age)
+        if held_out_sites is None:
+            limits, grouped = fit_limits(age, predicted_age), None
+            if len(age) >= TERCILES * MINIMUM_GROUP:
+                grouped = fit_limits(age, predicted_age, groups=TERCILES)
+            return Calibration(source, bias, limits, grouped)
+    with _named(held_out_sites):
+        limits = fit_limits_over_sites(*_columns(held_out_sites, "age", "predicted_age", "site"))
     limits_from = held_out_sites.describe() | {"file": held_out_sites.path.name}
     return Calibration(source | {"limits_from": limits_from}, bias, limits, None)
+
+
+def _columns(table: Predictions, *names: str) -> list[np.ndarray]:
+    return [table.scans[name].to_numpy() for name in names]
+
+
+@contextmanager
+def _named(table: Predictions) -> Iterator[None]:
+    """Puts the table's path in front of what is wrong with its ages."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{table.path}: {error}") from error
 
 
 def fit_to_scanner(

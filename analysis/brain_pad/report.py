@@ -70,6 +70,7 @@ def make_report(args: Namespace) -> dict:
         | {"coverage": report_coverage(calibration, groups["test"])},
     }
     if elsewhere is not None:
+        report["tables"]["held_out_sites"] = [elsewhere.describe()]
         report["held_out_sites"] = report_sites(elsewhere)
     if args.retest:
         first = {name: groups[name] for name in ("out_of_fold", "test", "first") if name in groups}
