@@ -54,36 +54,33 @@ class SecondStage(nn.Module):
             age_features = self.age_branch(rounded_age.to(features.dtype))  # (N, 16)
             return self.head(torch.cat([features, age_features], dim=1))
 
-    def start_from(self, first_stage: ScaleDense, *, rough_share: float = 0.0) -> None:
-        """Starts where a first stage ended: at its age minus the rounded age as the residual.
+    def start_from(self, network: ScaleDense, *, rough_share: float = 0.0) -> None:
+        """Starts at the mean of the rounded age and of the age that another network gives.
 
-        Not in the paper: a second stage with fresh weights, trained as published, collapses to one
-        residual per 5-year bin, and with a fresh head it nearly did so in our trials. The encoder
-        and the head are copied; one of the 16 hidden units of the head, that of the least weight,
-        is given up to carry the rounded age.
+        Not in the paper: weights at random first learn to repeat the rounded age, as its scan tells
+        them nothing yet, and then stay there: one residual per 5-year bin. The encoder and the head
+        are copied; one of the 16 hidden units of the head, that of the least weight, is given up to
+        carry the rounded age.
 
         Args:
-            first_stage: the cascade's own, or one trained with another seed.
-            rough_share: the weight of the rounded age in the age at the start, in [0, 1): 0 starts
-                at the age of `first_stage` alone. With a first stage of another seed, 0.5 starts at
-                the mean of two networks that err independently.
+            network: fresh, or trained.
+            rough_share: the weight of the rounded age, in [0, 1).
 
         Raises:
-            ValueError: `rough_share` is out of range, or the first stage has another width or
-                another use of the sex.
+            ValueError: `rough_share` is out of range, or the network has another width or another
+                use of the sex.
         """
         if not 0 <= rough_share < 1:
             raise ValueError(f"rough_share: at least 0 and below 1 expected, got {rough_share}")
-        ours, theirs = self.encoder, first_stage.encoder
+        ours, theirs = self.encoder, network.encoder
         if (ours.width, ours.use_sex) != (theirs.width, theirs.use_sex):
             raise ValueError(
                 f"a second stage of width {ours.width}, use_sex {ours.use_sex} cannot start from a "
-                f"first stage of width {theirs.width}, use_sex {theirs.use_sex}: make them equal, "
-                "or give --no-warm_start"
+                f"network of width {theirs.width}, use_sex {theirs.use_sex}: make them equal"
             )
         ours.load_state_dict(theirs.state_dict())
         with torch.no_grad():
-            self._copy_head(first_stage.head, 1 - rough_share)
+            self._copy_head(network.head, 1 - rough_share)
 
     def _copy_head(self, head: nn.Sequential, share: float) -> None:
         """Makes the output `share` of the age of `head` minus the rounded age, for ages >= 0."""

@@ -8,8 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 DATA="${TSAN_DATA:-$ROOT/data}" # holds train/, val/, test/ and the label sheet
 LABELS="$DATA/Dataset.xls"
 FIRST_STAGE="$ROOT/runs/first_stage/ScaleDense_best_model.pth.tar" # ours or the authors'
-OTHER=                           # a first stage of another seed, to start from: the mean of both networks,
-                                 # 5.24 years, where the first stage alone has 5.47; empty: FIRST_STAGE itself
 OUTPUT="$ROOT/runs/second_stage" # new or empty; --resume continues the run in it
 REGISTRATION=                    # of the scans: affine or deformable; empty: as their sidecars say
 MASK=                            # of the scans: template or subject; empty: as their sidecars say
@@ -17,11 +15,11 @@ SEED=0
 NPROC="${NPROC:-1}" # processes of this machine, one per GPU; BATCH_SIZE is of all together
 
 RECIPE=ours  # ours, or paper: as published
-WIDTH=       # as the first stage, released; another than the first stage's needs --no-warm_start
-AGE_STEP=    # 5, 5; years between rounded ages; 1, 2 and 10: 5.25, 5.25 and 5.30 years
-EPOCHS=      # 1, 150; 2 epochs at 1e-4: 5.28 years, no better than 1 at 1e-5
+WIDTH=       # as the first stage, released
+AGE_STEP=    # 5, 5; years between rounded ages
+EPOCHS=      # 32, 150
 BATCH_SIZE=  # 8, 32; scans
-LR=          # 1e-5, 1e-5; AdamW from a first stage's weights, SGD from fresh ones
+LR=          # 2e-3, 1e-5; AdamW, SGD
 RANK_WEIGHT= # 10, 10; lambda
 PAIR_WEIGHT= # 0, 1; beta
 AUGMENT=     # light, none
@@ -29,7 +27,6 @@ AUGMENT=     # light, none
 launch "$NPROC" "$ROOT/train_second_stage.py" \
   --train_folder "$DATA/train" --val_folder "$DATA/val" --labels "$LABELS" \
   --first_stage_net "$FIRST_STAGE" --output_dir "$OUTPUT" --seed "$SEED" --recipe "$RECIPE" \
-  ${OTHER:+--warm_start_net "$OTHER" --rough_share 0.5 --rough_age_noise 0} \
   ${WIDTH:+--width "$WIDTH"} ${AGE_STEP:+--age_step "$AGE_STEP"} \
   ${EPOCHS:+--epochs "$EPOCHS"} ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} ${LR:+--lr "$LR"} \
   ${RANK_WEIGHT:+--rank_weight "$RANK_WEIGHT"} ${PAIR_WEIGHT:+--pair_weight "$PAIR_WEIGHT"} \

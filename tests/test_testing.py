@@ -268,7 +268,7 @@ def test_second_stage_trains_on_the_authors_first_stage(narrow_released, grid_co
             *("--train_folder", str(grid_cohort / "train"), "--valid_folder"),
             *(str(grid_cohort / "val"), "--excel_path", str(grid_cohort / "labels.csv")),
             *("--first_stage_net", str(tmp_path / "first.pth.tar"), "--output_dir"),
-            *(str(tmp_path / "out"), "--epochs", "1", "--batch_size", "3", "--no-warm_start"),
+            *(str(tmp_path / "out"), "--epochs", "1", "--batch_size", "3", "--rough_share", "0"),
             *("--rough_age_noise", "0", "--width", "compact"),
         ]
     )

@@ -1,6 +1,7 @@
 """Both training scripts from flags to files, on tiny generated cohorts."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,16 @@ import train_second_stage
 from model.losses import AgeLoss
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, SecondStage
-from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from utils.networks.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_first_stage,
+    save_checkpoint,
+)
 from utils.networks.execution import choose_execution
 from utils.people.labels import read_labels
 from utils.scans.cache import Cache
-from utils.scans.cohort import open_cohort
+from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import ScanDataset
 from utils.scans.provenance import UNKNOWN, Provenance
 from utils.scans.volumes import InputRule
@@ -25,7 +31,7 @@ from utils.training import trainer
 from utils.training.options import PUBLISHED_FLAGS, parse_first_stage, parse_second_stage
 from utils.training.recipes import FIRST_STAGE, SECOND_STAGE
 from utils.training.resume import LAST_NAME
-from utils.training.run import build_training
+from utils.training.run import build_second_stage, build_training
 from utils.training.trainer import BEST_NAME, RunInfo, Trainer
 
 NEEDED = ["--train_folder", "a", "--val_folder", "b", "--labels", "c", "--output_dir", "d"]
@@ -330,11 +336,36 @@ def test_shipped_sorter_trains_and_drops_the_short_last_batch(cohort, tmp_path):
     assert epochs_of(tmp_path)[0]["train/rank"] > 0
 
 
-def test_second_stage_may_be_fresh_and_without_sex(cohort, trained, tmp_path):
+def test_second_stage_needs_the_first_ones_use_of_the_sex(cohort, trained, tmp_path):
     flags = [*training_flags(cohort, tmp_path / "a"), "--first_stage_net", str(trained["first"])]
     with pytest.raises(ValueError, match="trained with use_sex True"):
         train_second_stage.main([*flags, "--no-use_sex"])
-    train_second_stage.main([*flags, "--no-warm_start", "--rough_age_noise", "0", "--epochs", "1"])
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_fresh_second_stage_starts_at_a_mean_of_the_rounded_age_and_the_mean_age(share, trained):
+    first = load_first_stage(trained["first"], use_sex=True)
+    flags = ["--first_stage_net", str(trained["first"]), "--rough_share", str(share)]
+    scans = [Scan(str(age), Path("x"), age, 0, "LAS", (91, 109, 91)) for age in (60.0, 61.0)]
+    args = parse_second_stage([*NEEDED, *flags])
+    model, origins = build_second_stage(args, scans, first.input_rule, first)
+    assert origins == [first]
+    image, sex = torch.zeros(1, 1, 32, 32, 32), torch.zeros(1, dtype=torch.long)
+    residual = model.second_stage.eval()
+    with torch.inference_mode():
+        ages = [r + residual(image, sex, torch.tensor([[r]])).item() for r in (20.0, 80.0)]
+    assert ages[1] - ages[0] == pytest.approx(60 * share, rel=1e-4)
+    assert ages[0] == pytest.approx(20 * share + 60.5 * (1 - share), abs=1)
+
+
+def test_a_second_stage_with_a_share_of_0_is_fresh_as_published(trained):
+    first = load_first_stage(trained["first"], use_sex=True)
+    flags = [*NEEDED, "--first_stage_net", str(trained["first"]), "--rough_share", "0"]
+    torch.manual_seed(3)
+    model, _ = build_second_stage(parse_second_stage(flags), [], first.input_rule, first)
+    torch.manual_seed(3)
+    published = SecondStage(first.model.encoder.width)
+    assert same(model.second_stage.state_dict(), published.state_dict())
 
 
 PUBLISHED = [
@@ -375,10 +406,11 @@ def test_recipes_set_their_values_and_single_flags_win():
     assert (first.sorter, first.pairs, first.ema, first.augment, first.resolution) == (
         "shipped", "random", 0, "none", 2)  # fmt: skip
     second = parse_second_stage([*NEEDED, "--first_stage_net", "f", "--recipe", "paper"])
-    assert (second.optimizer, second.lr, second.warm_start, second.rough_age_noise) == (
-        "sgd", 1e-5, False, 0)  # fmt: skip
+    assert (second.optimizer, second.lr, second.rough_share, second.rough_age_noise) == (
+        "sgd", 1e-5, 0, 0)  # fmt: skip
     ours = parse_second_stage([*NEEDED, "--first_stage_net", "f"])
-    assert (ours.optimizer, ours.warm_start, ours.rough_age_noise) == ("adamw", True, "auto")
+    assert (ours.optimizer, ours.rough_share, ours.rough_age_noise) == ("adamw", 0.5, "auto")
+    assert ours.epochs == parse_first_stage(NEEDED).epochs  # it is trained as long
     for recipes in (FIRST_STAGE, SECOND_STAGE):  # none lacks a setting
         assert {frozenset(values) for values in recipes.values()} == {frozenset(recipes["ours"])}
 

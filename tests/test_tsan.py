@@ -103,7 +103,7 @@ def test_second_stage_starts_at_the_first_stages_age_whatever_the_rounded_age(wi
 
 def test_second_stage_starts_only_from_a_network_of_its_kind():
     first = ScaleDense()
-    with pytest.raises(ValueError, match=r"use_sex False cannot start from.*give --no-warm_start"):
+    with pytest.raises(ValueError, match=r"use_sex False cannot start from a network"):
         SecondStage(use_sex=False).start_from(first)
     with torch.device("meta"):
         wide = SecondStage("released")

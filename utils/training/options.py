@@ -72,15 +72,10 @@ def parse_second_stage(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--age_step", "--dis_range", type=number(float, above=0), metavar="YEARS",
         help="step to whose multiples rough ages are rounded",
     )  # fmt: skip
-    add("--warm_start", action=Switch, help="start at the age of a first stage, not at random")
-    add(
-        "--warm_start_net", metavar="FILE",
-        help="first stage to start from, such as one of another seed; unset: --first_stage_net",
-    )  # fmt: skip
     add(
         "--rough_share", type=SHARE,
-        help="weight of the rounded age in the age at the warm start; 0.5 with another seed's "
-        "--warm_start_net: the mean of both",
+        help="weight of the rounded age at the start; the rest is of a network that begins at the "
+        "mean training age. 0: fresh weights without an order, as published",
     )  # fmt: skip
     add(
         "--rough_age_noise", type=years_or_auto, metavar="YEARS",

@@ -26,7 +26,7 @@ FREE_TO_CHANGE = (
 # What names the scans and their labels: `describe_scans` has what they hold.
 DATA_FLAGS = ("train_folder", "val_folder", "labels", "sex_codes", "site", "folds")
 # What names a network: a file, whose hash is compared, or a word.
-NETWORK_FLAGS = ("first_stage_net", "init_from", "warm_start_net", "sorter")
+NETWORK_FLAGS = ("first_stage_net", "init_from", "sorter")
 SIDES = ("training", "validation")
 SHOWN = 5  # scans that a message names
 

@@ -260,19 +260,23 @@ def build_first_stage(
 def build_second_stage(
     args: argparse.Namespace, train: list[Scan], input_rule: InputRule, first_stage: Checkpoint
 ) -> tuple[TSAN, list[Checkpoint]]:
-    """A second stage on top of `first_stage`: warm, fresh, or from the checkpoint `--init_from`."""
+    """A fresh second stage on top of `first_stage`, or one from the checkpoint `--init_from`.
+
+    A fresh one starts at the mean, weighted by `--rough_share`, of the rounded age and of a fresh
+    first stage; with a share of 0 at random, as published.
+    """
     width = args.width or first_stage.model.encoder.width
     second_stage = SecondStage(width, use_sex=args.use_sex)
-    start = first_stage
+    origins = [first_stage]
     if args.init_from:
-        start = load_checkpoint(args.init_from)
-        start_from_checkpoint(second_stage, start, input_rule)
-    elif args.warm_start:
-        if args.warm_start_net:
-            start = load_first_stage(args.warm_start_net, use_sex=args.use_sex)
-        second_stage.start_from(start.model, rough_share=args.rough_share)
-    model = TSAN(first_stage.model, second_stage, age_step=args.age_step)
-    return model, [first_stage] if start is first_stage else [first_stage, start]
+        origins.append(load_checkpoint(args.init_from))
+        start_from_checkpoint(second_stage, origins[-1], input_rule)
+    elif args.rough_share:
+        ages = np.array([scan.age for scan in train])
+        at_mean = {"mean_age": float(ages.mean()), "age_spread": float(ages.std())}
+        fresh = ScaleDense(width, use_sex=args.use_sex, **at_mean)
+        second_stage.start_from(fresh, rough_share=args.rough_share)
+    return TSAN(first_stage.model, second_stage, age_step=args.age_step), origins
 
 
 def choose_noise(
