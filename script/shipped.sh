@@ -1,36 +1,44 @@
 #!/usr/bin/env bash
-# The figures of docs/RESULTS.md for the shipped networks: errors on the test folder of OASIS-1, and
-# what brain-PAD is worth (retest, dementia). Minutes on a CPU. TSAN_DATA names OASIS-1 as made by
-# script/prepare_oasis1.sh; its scans are affine.   bash script/oasis1.sh [FOLDER]
+# The figures of docs/RESULTS.md for the shipped networks: errors on the test folders of their sites,
+# and what brain-PAD is worth (retest, dementia). Minutes on a CPU.   bash script/shipped.sh [FOLDER]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-DATA="${TSAN_DATA:-$ROOT/data}" # holds train/ val/ test/ retest/ dementia/, sheet and participants
-LABELS="$DATA/Dataset.xls"
-OUTPUT="${1:-$ROOT/runs/oasis1_shipped}"
-NETWORKS=("$ROOT"/pretrained/tsan_oasis1_*.pt)
+DATA="${TSAN_DATA:-$ROOT/data}"        # holds a folder for each site
+SITES="${SITES:-oasis1 ixi ds002748}"  # each with train/ val/ test/, affine scans
+SECOND="${SECOND:-oasis1}"             # the site with retest/, dementia/ and participants.tsv (CDR)
+LABELS=("${LABELS:-$DATA/Dataset.xls}") # one or several, with a column site
+OUTPUT="${1:-$ROOT/runs/shipped}"
+NETWORKS=("$ROOT"/pretrained/tsan_*.pt)
 
-# ages FOLDER NETWORKS...: one table of ages, with errors where healthy.
+train_folders=() test_folders=()
+for site in $SITES; do
+  train_folders+=("$DATA/$site/train" "$DATA/$site/val")
+  test_folders+=("$DATA/$site/test")
+done
+
+# ages NAME --model_name NETWORKS... --test_folder FOLDERS...: a table of ages, errors where healthy.
 ages() {
-  local folder="$1" output="$2"
-  shift 2
-  "$PYTHON" "$ROOT/test.py" --test_folder "$DATA/$folder" --labels "$LABELS" \
-    --output_dir "$output" --model_name "$@" --overwrite
+  "$PYTHON" "$ROOT/test.py" --labels "${LABELS[@]}" --output_dir "$OUTPUT/$1" --overwrite "${@:2}"
 }
 
 echo "== mean age and kernel ridge"
-"$PYTHON" -m utils.results.baseline --train_folders "$DATA/train" "$DATA/val" \
-  --test_folder "$DATA/test" --labels "$LABELS"
+"$PYTHON" -m utils.results.baseline --train_folders "${train_folders[@]}" \
+  --test_folder "${test_folders[@]}" --labels "${LABELS[@]}"
 for network in "${NETWORKS[@]}"; do
-  echo "== one cascade: $(basename "$network")"
-  ages test "$OUTPUT/$(basename "$network" .pt)" "$network"
+  name="$(basename "$network" .pt)"
+  echo "== one cascade: $name"
+  ages "$name" --model_name "$network" --test_folder "${test_folders[@]}"
 done
-for folder in test retest dementia; do
+echo "== the mean of all, test folders"
+ages test --model_name "${NETWORKS[@]}" --test_folder "${test_folders[@]}"
+for folder in retest dementia; do
   echo "== the mean of all, $folder"
-  ages "$folder" "$OUTPUT/$folder" "${NETWORKS[@]}"
+  ages "$folder" --model_name "${NETWORKS[@]}" --test_folder "$DATA/$SECOND/$folder"
 done
-echo "== brain-PAD, calibrated on out-of-fold ages"
-"$PYTHON" -m analysis.brain_pad --labels "$LABELS" \
-  --out_of_fold "$ROOT/docs/out_of_fold_oasis1.csv" --test "$OUTPUT/test/predictions.tsv" \
-  --retest "$OUTPUT/retest/predictions.tsv" --dementia "$OUTPUT/dementia/predictions.tsv" \
-  --participants "$DATA/participants.tsv" --output_dir "$OUTPUT/brain_pad" --overwrite
+echo "== brain-PAD, calibrated on out-of-fold ages, with intervals of sites that were held out"
+"$PYTHON" -m analysis.brain_pad --labels "${LABELS[@]}" \
+  --out_of_fold "$ROOT/docs/out_of_fold_sites.csv" --held_out_sites "$ROOT/docs/held_out_sites.csv" \
+  --test "$OUTPUT/test/predictions.tsv" --retest "$OUTPUT/retest/predictions.tsv" \
+  --dementia "$OUTPUT/dementia/predictions.tsv" \
+  --participants "$DATA/$SECOND/participants.tsv" --output_dir "$OUTPUT/brain_pad" --overwrite

@@ -101,7 +101,7 @@ QUICK_START = ROOT / "script" / "quickstart.sh"
 # What scripts with arguments of their own are called with.
 ARGUMENTS = {
     QUICK_START: ["out"],
-    ROOT / "script" / "oasis1.sh": ["out"],
+    ROOT / "script" / "shipped.sh": ["out"],
     ROOT / "script" / "preprocess.sh": ["scan.nii.gz", "--output_dir", "out"],
     ROOT / "script" / "predict.sh": ["scan.nii.gz", "--output_dir", "out"],
     ROOT / "script" / "recalibrate.sh": ["ages.tsv", "--output", "calibration.json"],

@@ -31,7 +31,7 @@ from utils.scans.provenance import compare_provenance, format_comparison
 from utils.scans.volumes import content_hash, decode, open_scan
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
-SHIPPED = "tsan_oasis1_*.pt"
+SHIPPED = "tsan_*.pt"
 
 
 @dataclass(frozen=True)
