@@ -149,7 +149,7 @@ def _describe_request(request: PredictionRequest, contents: str) -> dict:
 def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> dict:
     """Predicts a prepared scan and writes its record; an error becomes a part of the record."""
     started, predictor = time.perf_counter(), request.predictor
-    ages, sha256, error = {}, None, prepared.error
+    ages, unlikeness, sha256, error = {}, None, None, prepared.error
     flags, notes = dict(prepared.quality.get("flags", {})), list(prepared.notes)
     try:
         if prepared.scan:
@@ -163,6 +163,7 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
             if item.sex is None and predictor.checkpoint.uses_sex:
                 notes.append("sex unknown: the mean of the ages as either sex")
             ages = {name: round(years, 4) for name, years in found.items()}
+            unlikeness = ages.pop("unlikeness", None)
     except (ValueError, OSError, RuntimeError) as failure:
         error = str(failure)
     folder, picture = request.scans.output_dir, prepared.picture
@@ -175,6 +176,7 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
         "sex": SEX_NAMES[item.sex],
         "contents": prepared.contents,
         "ages": ages,
+        "unlikeness": unlikeness,
         "flags": flags,
         "notes": notes,
         "picture": str(picture.relative_to(folder)) if picture else None,
@@ -220,6 +222,7 @@ def table_row(item: Item, record: dict, trained: Sequence[float] | None) -> dict
         "site": label.site if label else None,
         "stage_one_age": ages.get("stage_one_age"),
         "predicted_age": ages.get("predicted_age"),
+        "unlikeness": record.get("unlikeness"),
         "status": "ok" if ages else "failed",
         "model": record["model"],
     }

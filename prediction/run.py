@@ -7,7 +7,16 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from analysis.brain_pad.calibration import Calibration, complete_row, read_calibration
+from scipy.stats import binom
+
+from analysis.brain_pad.calibration import (
+    KNOWN_PERCENT,
+    Calibration,
+    add_flag,
+    complete_row,
+    is_unlike,
+    read_calibration,
+)
 from analysis.report.page import Origin, write_report
 from data_preprocessing.pipeline.inputs import describe_dataset, find_sources
 from data_preprocessing.pipeline.one_scan import Request
@@ -24,6 +33,7 @@ from utils.networks.predictor import PRETRAINED, Predictor, shipped_networks
 from utils.people.codebook import parse_sex_codes
 from utils.results.tables import (
     TABLE,
+    UNLIKE,
     describe_model,
     format_figure,
     model_hashes,
@@ -35,6 +45,8 @@ REPORT = "report.html"
 CALIBRATION = PRETRAINED / "tsan_calibration.json"
 SOME_FAILED = 3  # exit code
 SHOWN_FAILURES = 5
+FEWEST_OF_SCANNER = 5  # scans by which a scanner is judged
+CERTAINTY = 0.999  # that scans of a known scanner are not taken for those of another
 PACKAGES = ("torch", "numpy", "nibabel", "deepbet", "SimpleITK", "picsl-greedy")
 
 
@@ -64,6 +76,7 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     ]
     for row in rows:
         row["site"] = row["site"] or args.site
+    flag_scanners(rows, calibration)
     written = [write_table(output / TABLE, rows, overwrite=True)]
     if args.csv:
         write_table(output / "predictions.csv", rows, overwrite=True)
@@ -79,6 +92,29 @@ def run(args: argparse.Namespace, *, command: str) -> int:
         )
         written.append(output / REPORT)
     return conclude(rows, written)
+
+
+def flag_scanners(rows: Sequence[dict], calibration: Calibration | None) -> None:
+    """Flags all scans of a site where more are unlike the training scans than chance explains.
+
+    Single scans of another scanner may lie within the limit; five or more of one tell. Without
+    sites all scans of the call are taken as of one.
+
+    Args:
+        rows: of the table, complete.
+        calibration: with the limit, which 5 % of new scans of known scanners exceed.
+    """
+    predicted = [row for row in rows if row["unlikeness"] is not None]
+    for site in sorted({row["site"] or "" for row in predicted}):
+        scans = [row for row in predicted if (row["site"] or "") == site]
+        unlike = sum(is_unlike(row, calibration) for row in scans)
+        expected = binom.ppf(CERTAINTY, len(scans), 1 - KNOWN_PERCENT / 100)
+        if len(scans) >= FEWEST_OF_SCANNER and unlike > expected:
+            text = f"{unlike} of {len(scans)} scans{f' of {site}' if site else ''} are unlike the "
+            text += "training scans: the scanner is, and ages may be off by years"
+            print(f"warning: {text}; docs/analyse.md, Recalibrate")
+            for row in scans:
+                add_flag(row, UNLIKE, text)
 
 
 def find_scans(args: argparse.Namespace) -> list[Item]:

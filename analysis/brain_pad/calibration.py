@@ -7,7 +7,7 @@ this line corrects.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from analysis.brain_pad.bias_correction import BiasCorrection, fit_bias_correcti
 from analysis.brain_pad.conformal import (
     MINIMUM_GROUP,
     Limits,
+    conformal_limit,
     coverage,
     fit_limits,
     fit_limits_over_sites,
@@ -31,11 +32,12 @@ from analysis.brain_pad.recalibration import (
     leave_one_out,
 )
 from utils.files import write_json
-from utils.results.tables import COLUMNS, Predictions
+from utils.results.tables import COLUMNS, UNLIKE, Predictions
 
 FORMAT = "TSAN brain-PAD calibration 1"
 SCANNER_FORMAT = "TSAN brain-PAD calibration 2"  # with `scanner`
 TERCILES = 3
+KNOWN_PERCENT = 95  # of new scans of known scanners are within the limit of unlikeness
 # Raw and corrected, always side by side.
 PADS = ("brain_pad", "brain_pad_cole", "brain_pad_beheshti")
 
@@ -52,6 +54,8 @@ class Calibration:
         limits_by_predicted_age: in terciles; None where there are too few scans for three groups.
         scanner: the correction for one scanner, whose corrected ages the limits are for; None
             where limits are for predicted ages.
+        unlike_limit: the unlikeness that KNOWN_PERCENT of new scans of known scanners keep to; None
+            where it was not measured.
     """
 
     source: dict[str, str | int | dict]
@@ -59,6 +63,7 @@ class Calibration:
     limits: Limits
     limits_by_predicted_age: Limits | None
     scanner: Recalibration | None = None
+    unlike_limit: float | None = None
 
 
 def fit_calibration(
@@ -67,7 +72,8 @@ def fit_calibration(
     """Fits correction and limits on healthy scans, each predicted by networks not trained on it.
 
     Args:
-        out_of_fold: scans of sites that the networks have learnt from.
+        out_of_fold: scans of sites that the networks have learnt from; with their unlikeness, the
+            limit is fitted beyond which a scan is called unlike them.
         held_out_sites: scans of several sites, each predicted by networks not trained on its site.
             Their errors are those of a stranger's scans, and the limits are theirs.
 
@@ -79,15 +85,19 @@ def fit_calibration(
     with _named(out_of_fold):
         age, predicted_age = _columns(out_of_fold, "age", "predicted_age")
         bias = fit_bias_correction(age, predicted_age)
+        (unlikeness,) = _columns(out_of_fold, "unlikeness")
+        known = not np.isnan(unlikeness).any()
+        unlike_limit = conformal_limit(unlikeness, KNOWN_PERCENT) if known else None
         if held_out_sites is None:
             limits, grouped = fit_limits(age, predicted_age), None
             if len(age) >= TERCILES * MINIMUM_GROUP:
                 grouped = fit_limits(age, predicted_age, groups=TERCILES)
-            return Calibration(source, bias, limits, grouped)
+            return Calibration(source, bias, limits, grouped, unlike_limit=unlike_limit)
     with _named(held_out_sites):
         limits = fit_limits_over_sites(*_columns(held_out_sites, "age", "predicted_age", "site"))
     limits_from = held_out_sites.describe() | {"file": held_out_sites.path.name}
-    return Calibration(source | {"limits_from": limits_from}, bias, limits, None)
+    source |= {"limits_from": limits_from}
+    return Calibration(source, bias, limits, None, unlike_limit=unlike_limit)
 
 
 def _columns(table: Predictions, *names: str) -> list[np.ndarray]:
@@ -160,7 +170,23 @@ def complete_row(row: dict, calibration: Calibration | None) -> dict:
         row |= {name: years for name, years in known.items() if not math.isnan(years)}
         if text := _extrapolation(row, calibration):
             row["message"] = "; ".join(filter(None, (row["message"], text)))
+        if is_unlike(row, calibration):
+            add_flag(row, UNLIKE, "unlike the training scans, as scans of other scanners are")
     return row
+
+
+def is_unlike(row: Mapping, calibration: Calibration | None) -> bool:
+    """Whether a scan is less like the training scans than the calibration's limit."""
+    limit, unlikeness = calibration and calibration.unlike_limit, row.get("unlikeness")
+    return limit is not None and unlikeness is not None and unlikeness > limit
+
+
+def add_flag(row: dict, code: str, text: str) -> None:
+    """Puts a code behind the flags of a row of COLUMNS, once, and its text behind the message."""
+    flags = [flag for flag in (row["qc_flag"] or "ok").split(",") if flag != "ok"]
+    if code not in flags:
+        row["qc_flag"] = ",".join([*flags, code])
+    row["message"] = "; ".join(filter(None, (row["message"], text)))
 
 
 def _corrected(
@@ -202,8 +228,9 @@ def _extrapolation(row: dict, calibration: Calibration) -> str:
 def write_calibration(path: Path, calibration: Calibration, *, overwrite: bool = False) -> None:
     """Writes the JSON file that `read_calibration` reads."""
     content = asdict(calibration)
-    if calibration.scanner is None:
-        del content["scanner"]
+    for optional in ("scanner", "unlike_limit"):
+        if content[optional] is None:
+            del content[optional]
     name = SCANNER_FORMAT if calibration.scanner else FORMAT
     write_json(path, {"format": name} | content, overwrite=overwrite)
 
@@ -228,6 +255,7 @@ def read_calibration(path: str | Path) -> Calibration:
             _limits(content["limits"]),
             None if grouped is None else _limits(grouped),
             _scanner(content["scanner"]) if content["format"] == SCANNER_FORMAT else None,
+            None if (limit := content.get("unlike_limit")) is None else float(limit),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(

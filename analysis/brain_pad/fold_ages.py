@@ -14,6 +14,7 @@ from utils.machine import use_machine_well
 from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_checkpoint
 from utils.networks.execution import Execution, choose_execution
+from utils.networks.likeness import learn_likeness
 from utils.networks.predictor import PredictionSettings, Predictor, note_unknown_sexes
 from utils.people.codebook import parse_sex_codes
 from utils.people.labels import LabelSheet, read_labels
@@ -34,12 +35,14 @@ class FoldNetworks:
         fold_of: the fold of each scan.
         execution: device and precision.
         mirror: whether ages are means over mirror images; None: where training mirrored.
+        looked_at: all scans of the folds, to tell each scan's unlikeness from; empty: not wanted.
     """
 
     by_fold: dict[int, list[Checkpoint]]
     fold_of: dict[str, int]
     execution: Execution
     mirror: bool | None
+    looked_at: Sequence[Scan] = ()
 
     @property
     def all(self) -> list[Checkpoint]:
@@ -64,6 +67,9 @@ class FoldNetworks:
                 source=checkpoint.source,
                 allowed=checkpoint.summary.get("flags", {}).get("allow_shared_persons", False),
             )
+            if self.looked_at:
+                found = learn_likeness(checkpoint, list(self.looked_at), self.execution)
+                checkpoint.summary["likeness"] = [found]
         note_unknown_sexes(checkpoints[0], scans)
         settings = PredictionSettings(mirror=self.mirror)
         found = [
@@ -93,12 +99,15 @@ def collect_ages(args: Namespace) -> dict:
         fold: [load_checkpoint(Path(folder) / str(fold) / BEST_NAME) for folder in args.runs]
         for fold in args.only or sorted(set(fold_of.values()))
     }
-    folds = FoldNetworks(networks, fold_of, execution, args.mirror)
     retest = [args.retest_folder] if args.retest_folder else []
     found = [*find_scans(*args.scan_folders), *find_scans(*retest)]
     codes = parse_sex_codes(args.sex_codes)
     labels = read_labels(args.labels, found, sex_codes=codes, site=args.site)
-    scans, ages, seeds = predict_folds(args, folds, labels)
+    input_rule = next(iter(networks.values()))[0].input_rule
+    pooled = open_cohort(args.scan_folders, labels, input_rule, need_age=True)
+    looked_at = pooled if args.unlikeness else ()
+    folds = FoldNetworks(networks, fold_of, execution, args.mirror, looked_at)
+    scans, ages, seeds = predict_folds(args, folds, pooled)
     step = getattr(folds.all[0].model, "age_step", None)  # a first stage has none
     report = compare(args, scans, ages, seeds, step)
     if args.retest_folder:
@@ -107,15 +116,13 @@ def collect_ages(args: Namespace) -> dict:
 
 
 def predict_folds(
-    args: Namespace, folds: FoldNetworks, labels: LabelSheet
+    args: Namespace, folds: FoldNetworks, pooled: list[Scan]
 ) -> tuple[list[Scan], dict[str, np.ndarray], np.ndarray]:
     """Predicts the scans of every fold by the fold's own networks and writes the table.
 
     Returns:
         The scans; their named ages, (scans,) years each, means over seeds; (seeds, scans) years.
     """
-    input_rule = folds.all[0].input_rule
-    pooled = open_cohort(args.scan_folders, labels, input_rule, need_age=True)
     scans: list[Scan] = []
     found = []
     for fold, checkpoints in folds.by_fold.items():

@@ -31,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--retest_output", metavar="TABLE", help="the table of their ages")
     add("--mirror", action=Switch, default=None,
         help="average over mirror images; unset: where training mirrored at random")  # fmt: skip
+    add("--unlikeness", action=Switch, default=False,
+        help="also how unlike the training scans of its network each scan is")  # fmt: skip
     add("--overwrite", action=Switch, default=False, help="replace the tables")
     add_device_flags(parser)
     return parser

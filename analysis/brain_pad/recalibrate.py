@@ -26,7 +26,7 @@ from analysis.brain_pad.recalibration import (
 )
 from utils.cli import Switch, add_subject_pattern, new_parser, run_entry
 from utils.files import hash_file, require_absent
-from utils.results.tables import model_hashes, read_scans
+from utils.results.tables import UNLIKE, model_hashes, read_scans
 from utils.scans.leakage import SEEN_IN_TRAINING, find_people
 
 
@@ -115,7 +115,7 @@ def read_local_people(tables: Sequence[Path], *, pattern: re.Pattern | None = No
         [
             scans["predicted_age"].isna(),
             scans["age"].isna(),
-            ~scans["qc_flag"].isin(["ok", ""]),
+            ~scans["qc_flag"].isin(["ok", "", UNLIKE]),  # which is what recalibration is for
             scans["message"].str.contains(SEEN_IN_TRAINING, regex=False),
         ],
         ["without a predicted age", "without an age", "flagged", "of the networks' training set"],

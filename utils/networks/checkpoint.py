@@ -203,6 +203,9 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         "training_hashes": union_of_hashes(members),
         "card": {Path(one.source).name: one.summary.get("card") for one in members},
         "training": {"augmentation": {"flip": all(one.saw_mirrored for one in members)}},
+        "likeness": None
+        if any(one.summary.get("likeness") is None for one in members)
+        else [found for one in members for found in one.summary["likeness"]],
     }
     source = f"the mean of {', '.join(str(one.source) for one in members)}"
     model = Ensemble([one.model for one in members]).eval()

@@ -24,6 +24,7 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
+from utils.networks.likeness import Likeness, Watched
 from utils.people.codebook import SEX_WORDS
 from utils.scans.cohort import Scan, describe
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
@@ -74,6 +75,8 @@ class Predictor:
         settings = settings or PredictionSettings()
         self.checkpoint, self.execution, self.settings = checkpoint, execution, settings
         network = fuse_for_inference(checkpoint.model) if settings.fuse else checkpoint.model
+        if likeness := checkpoint.summary.get("likeness"):
+            network = Watched(network, [Likeness(**found) for found in likeness])
         self.network = execution.place(network)
         if settings.compile:
             compile_network(self.network, execution)
@@ -83,7 +86,8 @@ class Predictor:
         """The named ages of all scans in file order, (scans,) years each.
 
         Where the network reads the sex, a scan of unknown sex gets the mean of its ages as female
-        and as male.
+        and as male. Networks that know what their training scans look like (likeness.py) give
+        `unlikeness` as well, which is no age.
 
         Args:
             scans: from `open_cohort`; or a dataset with the checkpoint's input rule.

@@ -1,12 +1,14 @@
 r"""Makes a trained network small and self-describing, or writes it in the authors' format.
 
     python -m utils.networks.share ship runs/second/ScaleDense_best_model.pth.tar mine.pt \
-        --cohort "Whose scans" --licence "CC BY 4.0" --metrics runs/second_stage/metrics.json
+        --cohort "Whose scans" --licence "CC BY 4.0" --metrics runs/second_stage/metrics.json \
+        --scans data/train
     python -m utils.networks.share export runs/first/ScaleDense_best_model.pth.tar first.pth.tar
 
 `ship` leaves out the state to resume from and the paths of the training, makes weights float16 and
 adds a model card: `torch.load(FILE, weights_only=True)["summary"]["card"]`. The hashes of the
-training scans stay, so that test.py can tell when it is given one of them.
+training scans stay, so that test.py can tell when it is given one of them. With the training scans
+themselves it learns what these look like to the network, so that others can be told from them.
 """
 
 import argparse
@@ -15,14 +17,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils.cli import Switch, new_parser, run_entry
 from utils.files import hash_file, replacing, require_absent
 
+if TYPE_CHECKING:
+    from utils.networks.checkpoint import Checkpoint
+
 CHECKSUMS = "SHA256SUMS"
 KEPT = (
     "epoch", "training", "scans", "mean_training_age", "training_ages", "training_sexes",
-    "training_hashes",
+    "training_hashes", "likeness",
 )  # fmt: skip
 
 
@@ -45,6 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
     ship.add_argument(
         "--metrics", nargs="*", default=[], type=Path, metavar="JSON", help="metrics.json files"
     )
+    ship.add_argument(
+        "--scans", nargs="+", default=[], metavar="DIR",
+        help="where the training scans are: ages of scans unlike them can then be flagged",
+    )  # fmt: skip
     ship.add_argument("--commit", default="unknown", metavar="HASH", help="of the training code")
     export.add_argument("checkpoint", type=Path, help="of either stage, trained here")
     export.add_argument("output", type=Path, help="file to write")
@@ -67,11 +77,23 @@ def main(argv: Sequence[str] | None = None) -> Path:
         return args.output
     summary = {name: checkpoint.summary[name] for name in KEPT if name in checkpoint.summary}
     summary["card"] = model_card(args, preprocessing=str(checkpoint.provenance))
+    if args.scans:
+        summary["likeness"] = [look_at_training_scans(checkpoint, args.scans)]
     small = replace(checkpoint, model=checkpoint.model.half(), summary=summary, resume=None)
     save_checkpoint(small, args.output)
     checksum = write_checksum(args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {checksum}")
     return args.output
+
+
+def look_at_training_scans(checkpoint: "Checkpoint", folders: Sequence[str]) -> dict:
+    """What the training scans, found in folders by their hashes, look like to the network."""
+    from utils.networks.execution import choose_execution
+    from utils.networks.likeness import learn_likeness
+    from utils.scans.cohort import open_cohort
+
+    scans = open_cohort(folders, None, checkpoint.input_rule)
+    return learn_likeness(checkpoint, scans, choose_execution("cpu", "float32"))
 
 
 def model_card(args: argparse.Namespace, *, preprocessing: str) -> dict:

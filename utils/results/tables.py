@@ -27,6 +27,7 @@ from utils.people.sheets import (
 from utils.scans.cohort import Scan
 
 TABLE = "predictions.tsv"
+UNLIKE = "unlike_training"  # flag of a scan, or of all scans of a scanner
 YEARS = {"Units": "years"}
 COLUMNS = {
     "participant_id": {"Description": "participant, or the scan's name where it is not of BIDS"},
@@ -60,6 +61,10 @@ COLUMNS = {
         "interval is that of this age, where it is known"
     } | YEARS,
     "brain_pad_recalibrated": {"Description": "recalibrated_age minus age"} | YEARS,
+    "unlikeness": {
+        "Description": "how far the scan's features lie from those of the networks' training "
+        "scans, of which the middlemost has 1"
+    },
     "qc_flag": {"Description": "ok, or codes of what is doubtful about the scan, see message"},
     "status": {
         "Description": "whether there is an age",
@@ -122,23 +127,25 @@ def scan_rows(scans: Sequence[Scan], ages: dict[str, np.ndarray]) -> list[dict]:
 
     Args:
         scans: who was scanned; their sites are a column where any is known.
-        ages: (scans,) years by name, `stage_one_age` and `predicted_age` among them.
+        ages: (scans,) years by name, `stage_one_age` and `predicted_age` among them; where it is
+            known `unlikeness` too.
     """
     has_sites = any(scan.site for scan in scans)
-    return [
-        {
+    unlikeness = ages.get("unlikeness")
+    rows = []
+    for place, scan in enumerate(scans):
+        predicted = float(ages["predicted_age"][place])
+        row = {
             "participant_id": scan.subject_id,
             "sex": SEX_NAMES[scan.sex],
             "age": scan.age,
-            "stage_one_age": float(stage_one),
-            "predicted_age": float(predicted),
-            "brain_pad": None if scan.age is None else float(predicted) - scan.age,
+            "stage_one_age": float(ages["stage_one_age"][place]),
+            "predicted_age": predicted,
+            "brain_pad": None if scan.age is None else predicted - scan.age,
         }
-        | ({"site": scan.site} if has_sites else {})
-        for scan, stage_one, predicted in zip(
-            scans, ages["stage_one_age"], ages["predicted_age"], strict=True
-        )
-    ]
+        row |= {"site": scan.site} if has_sites else {}
+        rows.append(row | ({} if unlikeness is None else {"unlikeness": float(unlikeness[place])}))
+    return rows
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,8 @@ class Predictions:
     Attributes:
         path: the table.
         scans: one row per scan in the table's order, indexed by participant_id: sex (F, M or n/a),
-            site ("" where unknown), age, predicted_age and brain_pad, all three in years.
+            site ("" where unknown), age, predicted_age and brain_pad, all three in years, and
+            unlikeness, NaN where unknown.
         without_age: how many scans were left out.
     """
 
@@ -167,7 +175,7 @@ def read_predictions(path: str | Path, sheets: Sequence[str | Path] = ()) -> Pre
 
     Args:
         path: .tsv, .csv or .xlsx with the columns participant_id, age, sex and predicted_age;
-            site where it is known.
+            site and unlikeness where they are known.
         sheets: label sheets, in place of the columns age and sex: ages that a network gave may be
             passed on where those of the people may not.
 
@@ -178,8 +186,8 @@ def read_predictions(path: str | Path, sheets: Sequence[str | Path] = ()) -> Pre
     parsers = {} if sheets else {"age": _age, "sex": _sex}
     parsers |= {"predicted_age": _PREDICTED_AGE}
     rows = read_rows(Path(path))
-    if "site" in _header(rows):
-        parsers |= {"site": _text}
+    optional = {"site": _text, "unlikeness": _unlikeness}
+    parsers |= {name: parse for name, parse in optional.items() if name in _header(rows)}
     read = parse_columns(path, rows, ("participant_id",), parsers)
     if sheets:
         labels = read_labels(sheets, [Path(name) for name in read])
@@ -188,10 +196,11 @@ def read_predictions(path: str | Path, sheets: Sequence[str | Path] = ()) -> Pre
             raise ValueError(f"{path}: {', '.join(missing[:5])} have no row in the label sheet")
         for name, row in read.items():
             row |= {"age": found[name].age, "sex": SEX_NAMES[found[name].sex]}
-    columns = ["age", "sex", "site", "predicted_age"]
+    columns = ["age", "sex", "site", "predicted_age", "unlikeness"]
     scans = pd.DataFrame.from_dict(read, orient="index", columns=columns).fillna({"site": ""})
     scans.index.name = "participant_id"
-    known = scans[scans["age"].notna()].astype({"age": float, "predicted_age": float})
+    numbers = dict.fromkeys(("age", "predicted_age", "unlikeness"), float)
+    known = scans[scans["age"].notna()].astype(numbers)
     if known.empty:
         raise ValueError(f"{path}: no scan of known age; brain-PAD needs chronological ages")
     known["brain_pad"] = known["predicted_age"] - known["age"]
@@ -256,6 +265,12 @@ def _text(text: str) -> str:
 
 def _years(text: str) -> float:
     return math.nan if text.lower() in UNKNOWN_WORDS else _PREDICTED_AGE(text)
+
+
+def _unlikeness(text: str) -> float:
+    if text.lower() in UNKNOWN_WORDS:
+        return math.nan
+    return parse_number(0, math.inf, "a number of at least 0")(text)
 
 
 def _age(text: str) -> float:
