@@ -50,9 +50,9 @@ def add_network_flags(group: argparse._ArgumentGroup) -> None:
         "are shipped in pretrained/",
     )  # fmt: skip
     group.add_argument(
-        "--mirror", action=Switch, default=None,
-        help="mean of the ages of each scan and its left-right mirror image; unset: for networks "
-        "trained with random mirroring",
+        "--tta", action=Switch, default=True,
+        help="test-time augmentation: the mean age of each scan's mirror image and moved copies, "
+        "as far as training mirrored and moved scans",
     )  # fmt: skip
     group.add_argument(
         "--first_stage_net", metavar="FILE",

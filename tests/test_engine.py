@@ -16,6 +16,7 @@ from model.scaledense import WIDTHS, ScaleDense
 from model.tsan import TSAN, SecondStage
 from utils.networks.execution import (
     Execution,
+    Views,
     choose_execution,
     compile_network,
     predict,
@@ -291,10 +292,28 @@ def test_a_run_that_cannot_be_is_refused_at_once(tmp_path, monkeypatch, flags, m
 def test_a_mirrored_prediction_is_the_mean_of_both_views(scans):
     model = CPU.place(ScaleDense(mean_age=50)).eval()
     loader = evaluation_loader(scans, batch_size=3)
-    both = predict(model, loader, CPU, mirror=True)["predicted_age"]
+    both = predict(model, loader, CPU, views=Views(mirror=True))["predicted_age"]
     batch = scans[list(range(len(scans)))]
     image = CPU.images(batch)
     with torch.inference_mode():
         plain, flipped = (model(view, batch["sex"]) for view in (image, image.flip(2)))
     np.testing.assert_allclose(both, ((plain + flipped) / 2)[:, 0], rtol=1e-5)
     assert not torch.allclose(plain, flipped)
+
+
+def test_moved_copies_of_a_scan_are_balanced_and_keep_its_size_and_edges():
+    image = torch.zeros(1, 1, 8, 9, 10)
+    image[0, 0, 3, 4, 5] = 1
+    image[0, 0, 0, 8, 0] = 7  # an edge, which is repeated where it moves inwards
+    copies = list(Views(shift=2)(image))
+    places = torch.stack([(copy == 1).nonzero()[0, 2:] for copy in copies])
+    assert all(copy.shape == image.shape for copy in copies)
+    assert {tuple((at - torch.tensor([3, 4, 5])).tolist()) for at in places} == {
+        (2, 2, 2), (2, -2, -2), (-2, 2, -2), (-2, -2, 2),
+    }  # fmt: skip
+    assert torch.equal(places.float().mean(0), torch.tensor([3.0, 4.0, 5.0]))
+    assert (copies[0][0, 0, :3, 8, :3] == 7).all()
+    both = list(Views(mirror=True, shift=2)(image))
+    assert len(both) == 8
+    assert torch.equal(both[1], both[0].flip(2))
+    assert [torch.equal(view, image) for view in Views()(image)] == [True]

@@ -1,7 +1,6 @@
 """Fine-tuning the shipped networks on a small cohort of another scanner (docs/train.md)."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ from conftest import write_scan
 import train_first_stage
 from data_preprocessing.demo.cohort import person_generator
 from data_preprocessing.demo.phantom import load_template, make_volume
+from utils.networks.predictor import shipped_networks
 
-ROOT = Path(__file__).parent.parent
 AGES = {"train": np.linspace(20, 85, 8), "val": np.linspace(23, 82, 6)}
 
 
@@ -51,8 +50,7 @@ def validation_mae(cohort, output, *flags: str) -> float:
 
 @pytest.mark.slow
 def test_a_small_cohort_of_another_scanner_gains_from_a_shipped_network(other_scanner, tmp_path):
-    network = str(ROOT / "pretrained" / "tsan_oasis1_fold0.pt")
-    shipped = ("--intensity", "brain", "--init_from", network)
+    shipped = ("--init_from", str(shipped_networks()[0]))
     scratch = validation_mae(other_scanner, tmp_path / "scratch")
     tuned = validation_mae(other_scanner, tmp_path / "tuned", "--lr", "1e-3", *shipped)
     still = ("--lr", "1e-9", "--epochs", "1")

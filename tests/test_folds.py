@@ -84,7 +84,7 @@ def test_every_scan_is_held_out_once_and_never_trained_on_then(cohort, folds, ru
 
 
 def test_out_of_fold_ages_are_those_of_each_folds_own_network(cohort, folds, runs, tmp_path):
-    report = collect(cohort, folds, tmp_path / "ages.csv", runs, more=["--no-mirror"])
+    report = collect(cohort, folds, tmp_path / "ages.csv", runs, more=["--no-tta"])
     with (tmp_path / "ages.csv").open() as file:
         rows = list(csv.DictReader(file))
     table = read_folds(folds)

@@ -104,7 +104,7 @@ def test_checksums_of_the_networks_kept_here_are_right():
     for path in PRETRAINED.glob("*.pt"):
         assert sums[path.name] == hash_file(path), path.name
     assert sums[CALIBRATION.name] == hash_file(CALIBRATION)
-    table = hash_file(PRETRAINED.parent / "docs" / "out_of_fold_oasis1.csv")
+    table = hash_file(PRETRAINED.parent / "docs" / "out_of_fold_sites.csv")
     assert read_calibration(CALIBRATION).source["sha256"] == table
     for path in networks:
         card = load_checkpoint(path).summary["card"]

@@ -34,14 +34,14 @@ class FoldNetworks:
         by_fold: the checkpoints of each fold, one per folder of runs.
         fold_of: the fold of each scan.
         execution: device and precision.
-        mirror: whether ages are means over mirror images; None: where training mirrored.
+        tta: whether ages are means over several views, see `PredictionSettings`.
         looked_at: all scans of the folds, to tell each scan's unlikeness from; empty: not wanted.
     """
 
     by_fold: dict[int, list[Checkpoint]]
     fold_of: dict[str, int]
     execution: Execution
-    mirror: bool | None
+    tta: bool
     looked_at: Sequence[Scan] = ()
 
     @property
@@ -71,7 +71,7 @@ class FoldNetworks:
                 found = learn_likeness(checkpoint, list(self.looked_at), self.execution)
                 checkpoint.summary["likeness"] = [found]
         note_unknown_sexes(checkpoints[0], scans)
-        settings = PredictionSettings(mirror=self.mirror)
+        settings = PredictionSettings(tta=self.tta)
         found = [
             Predictor(checkpoint, self.execution, settings).ages(opened[checkpoint.input_rule])
             for checkpoint in checkpoints
@@ -106,7 +106,7 @@ def collect_ages(args: Namespace) -> dict:
     input_rule = next(iter(networks.values()))[0].input_rule
     pooled = open_cohort(args.scan_folders, labels, input_rule, need_age=True)
     looked_at = pooled if args.unlikeness else ()
-    folds = FoldNetworks(networks, fold_of, execution, args.mirror, looked_at)
+    folds = FoldNetworks(networks, fold_of, execution, args.tta, looked_at)
     scans, ages, seeds = predict_folds(args, folds, pooled)
     step = getattr(folds.all[0].model, "age_step", None)  # a first stage has none
     report = compare(args, scans, ages, seeds, step)

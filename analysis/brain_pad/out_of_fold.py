@@ -29,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="tables of the same scans to be compared with, scan by scan")  # fmt: skip
     add("--retest_folder", metavar="DIR", help="second scans of the same people")
     add("--retest_output", metavar="TABLE", help="the table of their ages")
-    add("--mirror", action=Switch, default=None,
-        help="average over mirror images; unset: where training mirrored at random")  # fmt: skip
+    add("--tta", action=Switch, default=True,
+        help="mean over mirror images and moved copies, as training made them")  # fmt: skip
     add("--unlikeness", action=Switch, default=False,
         help="also how unlike the training scans of its network each scan is")  # fmt: skip
     add("--overwrite", action=Switch, default=False, help="replace the tables")

@@ -53,7 +53,7 @@ def predict(folder: Path) -> None:
     sys.argv = [
         "test.py",
         *("--test_folder", str(folder / "scans"), "--labels", str(folder / "labels.csv")),
-        *("--output_dir", str(folder), "--model_name", str(network), "--no-mirror"),
+        *("--output_dir", str(folder), "--model_name", str(network), "--no-tta"),
         *("--batch_size", "32"),
     ]  # fmt: skip
     runpy.run_path(str(Path(__file__).resolve().parents[2] / "test.py"), run_name="__main__")

@@ -23,6 +23,7 @@ from model.authors import detect_stage, from_authors, to_authors
 from model.scaledense import Backbone, Encoder, ScaleDense
 from model.tsan import TSAN, Ensemble, SecondStage
 from utils.files import replacing, require_fetched
+from utils.networks.execution import Views
 from utils.scans.provenance import UNKNOWN, Provenance
 from utils.scans.volumes import InputRule
 
@@ -78,9 +79,10 @@ class Checkpoint:
         )
 
     @property
-    def saw_mirrored(self) -> bool:
-        """Whether its training scans were mirrored at random; False where that is unknown."""
-        return bool(self.summary.get("training", {}).get("augmentation", {}).get("flip"))
+    def views(self) -> Views:
+        """The changes that its training made at random; one view where these are unknown."""
+        made = self.summary.get("training", {}).get("augmentation", {})
+        return Views(bool(made.get("flip")), int(made.get("shift", 0)))
 
     @property
     def trained_on(self) -> list[str] | None:
@@ -202,7 +204,12 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         else [max(low for low, _ in ranges), min(high for _, high in ranges)],
         "training_hashes": union_of_hashes(members),
         "card": {Path(one.source).name: one.summary.get("card") for one in members},
-        "training": {"augmentation": {"flip": all(one.saw_mirrored for one in members)}},
+        "training": {
+            "augmentation": {
+                "flip": all(one.views.mirror for one in members),
+                "shift": min(one.views.shift for one in members),
+            }
+        },
         "likeness": None
         if any(one.summary.get("likeness") is None for one in members)
         else [found for one in members for found in one.summary["likeness"]],

@@ -1,11 +1,13 @@
 """Where and how precisely a network runs, and one pass of prediction over all scans."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -16,6 +18,8 @@ from utils.scans.dataset import UNKNOWN_SEX, ScanDataset
 STEPS_UNSEEN = 100  # steps on a GPU until the loss is looked at again, which makes it wait
 CHECK_SCANS = 16  # predicted in both precisions before bfloat16 is trusted
 CHECK_YEARS = 0.1  # by which their ages may differ
+# Where copies of a scan are moved to: every second corner of a cube, 0 and 1 its ends on each axis.
+CORNERS = ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,41 @@ def compile_network(model: nn.Module, execution: Execution) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Views:
+    """Forms of a scan over which its age is averaged: test-time augmentation.
+
+    Attributes:
+        mirror: whether its left-right mirror image is one.
+        shift: voxels by which copies are moved along each axis; 0: none.
+    """
+
+    mirror: bool = False
+    shift: int = 0
+
+    def __call__(self, image: Tensor) -> Iterator[Tensor]:
+        """(N, 1, D, H, W) -> as many of the same shape as there are forms; edges are repeated."""
+        padded = functional.pad(image, [self.shift] * 6, mode="replicate") if self.shift else image
+        for corner in CORNERS if self.shift else CORNERS[:1]:
+            moved = padded
+            for axis, at in enumerate(corner):
+                moved = moved.narrow(2 + axis, 2 * self.shift * at, image.shape[2 + axis])
+            moved = moved.contiguous(memory_format=torch.channels_last_3d)
+            yield moved
+            if self.mirror:
+                yield moved.flip(2)
+
+
+ONE_VIEW = Views()
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module,
     loader: DataLoader,
     execution: Execution,
     *,
-    mirror: bool = False,
+    views: Views = ONE_VIEW,
     title: str = "predicting",
 ) -> dict[str, np.ndarray]:
     """Predicts every scan once, in file order; every process gets the ages of all.
@@ -129,7 +161,7 @@ def predict(
         model: has `predict(image, sex) -> dict` of (N, 1) years.
         loader: from `evaluation_loader`, with the world of `execution`.
         execution: device and precision; the model is on the device already.
-        mirror: whether each age is the mean over the scan and its left-right mirror image.
+        views: over which each age is the mean.
         title: of the progress bar.
 
     Returns:
@@ -141,9 +173,10 @@ def predict(
     for batch in tqdm(loader, title, disable=None, leave=False):
         sexes = _possible_sexes(batch["sex"])
         image = execution.images(batch)
-        images = (image, image.flip(2)) if mirror else (image,)
         with execution.autocast():
-            found = [model.predict(view, execution.take(sex)) for view in images for sex in sexes]
+            found = [
+                model.predict(view, execution.take(sex)) for view in views(image) for sex in sexes
+            ]
         ages = {name: sum(ages[name] for ages in found) / len(found) for name in found[0]}
         for name, value in ages.items():
             collected.setdefault(name, []).append(value[:, 0].float().cpu())

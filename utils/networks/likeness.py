@@ -78,8 +78,7 @@ def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Executi
     with torch.inference_mode(), execution.autocast():
         for start in range(0, len(places), BATCH):
             image = execution.images(dataset[places[start : start + BATCH]])
-            views = (image, image.flip(2)) if checkpoint.saw_mirrored else (image,)
-            found += [backbone(view).float().cpu() for view in views]
+            found += [backbone(view).float().cpu() for view in checkpoint.views(image)]
     features = torch.cat(found)
     mean = features.mean(dim=0)
     basis = torch.linalg.svd((features - mean).double(), full_matrices=False).Vh[:COMPONENTS]

@@ -18,6 +18,7 @@ from utils.files import image_stem
 from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import (
+    ONE_VIEW,
     Execution,
     choose_execution,
     compile_network,
@@ -44,8 +45,8 @@ class PredictionSettings:
         num_workers: processes that read scans.
         fuse: whether convolutions are fused with their normalisations: the same ages, faster.
         compile: whether torch.compile translates the network.
-        mirror: whether an age is the mean over the scan and its mirror image; None: if the network
-            was trained with mirrored scans.
+        tta: whether an age is the mean over the scan's mirror image and moved copies, as far as
+            training mirrored and moved its scans (test-time augmentation).
         insist: whether bfloat16 is used even where its ages differ from those of float32.
     """
 
@@ -53,7 +54,7 @@ class PredictionSettings:
     num_workers: int = 0
     fuse: bool = True
     compile: bool = False
-    mirror: bool | None = None
+    tta: bool = True
     insist: bool = False
 
 
@@ -80,7 +81,7 @@ class Predictor:
         self.network = execution.place(network)
         if settings.compile:
             compile_network(self.network, execution)
-        self.mirror = checkpoint.saw_mirrored if settings.mirror is None else settings.mirror
+        self.views = checkpoint.views if settings.tta else ONE_VIEW
 
     def ages(self, scans: list[Scan] | ScanDataset) -> dict[str, np.ndarray]:
         """The named ages of all scans in file order, (scans,) years each.
@@ -103,7 +104,7 @@ class Predictor:
         )
         workers = self.settings.num_workers
         loader = evaluation_loader(scans, batch_size=size, num_workers=workers)
-        return predict(self.network, loader, execution, mirror=self.mirror)
+        return predict(self.network, loader, execution, views=self.views)
 
     def predict(self, path: str | Path, *, sex: str | int | None = None) -> dict[str, float]:
         """The named ages, in years, of one scan that lies on the MNI152 2 mm grid.

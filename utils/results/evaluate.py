@@ -21,7 +21,7 @@ from utils.scans.leakage import note_seen
 from utils.scans.volumes import find_scans
 
 METRICS = "metrics.json"
-SETTINGS = ("batch_size", "num_workers", "fuse", "compile", "mirror")
+SETTINGS = ("batch_size", "num_workers", "fuse", "compile", "tta")
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
 
