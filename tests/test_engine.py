@@ -14,12 +14,14 @@ from model.layers import fuse_for_inference
 from model.losses import AgeLoss
 from model.scaledense import WIDTHS, ScaleDense
 from model.tsan import TSAN, SecondStage
+from utils.networks import execution
 from utils.networks.execution import (
     Execution,
     Views,
     choose_execution,
     compile_network,
     predict,
+    require_right_convolutions,
     settle_precision,
 )
 from utils.people.labels import read_labels
@@ -304,7 +306,7 @@ def test_a_mirrored_prediction_is_the_mean_of_both_views(scans):
 def test_moved_copies_of_a_scan_are_balanced_and_keep_its_size_and_edges():
     image = torch.zeros(1, 1, 8, 9, 10)
     image[0, 0, 3, 4, 5] = 1
-    image[0, 0, 0, 8, 0] = 7  # an edge, which is repeated where it moves inwards
+    image[0, 0, 0, 0, 0] = 7  # an edge, which is repeated where it moves inwards
     copies = list(Views(shift=2)(image))
     places = torch.stack([(copy == 1).nonzero()[0, 2:] for copy in copies])
     assert all(copy.shape == image.shape for copy in copies)
@@ -312,8 +314,39 @@ def test_moved_copies_of_a_scan_are_balanced_and_keep_its_size_and_edges():
         (2, 2, 2), (2, -2, -2), (-2, 2, -2), (-2, -2, 2),
     }  # fmt: skip
     assert torch.equal(places.float().mean(0), torch.tensor([3.0, 4.0, 5.0]))
-    assert (copies[0][0, 0, :3, 8, :3] == 7).all()
+    assert (copies[0][0, 0, :3, :3, :3] == 7).all()
     both = list(Views(mirror=True, shift=2)(image))
     assert len(both) == 8
     assert torch.equal(both[1], both[0].flip(2))
     assert [torch.equal(view, image) for view in Views()(image)] == [True]
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_convolution_that_the_device_computes_wrongly_stops_the_program(bfloat16, monkeypatch):
+    device = Execution(torch.device("cpu"), bfloat16)
+    require_right_convolutions(device)  # it is right here
+    right = execution._convolve
+
+    def wrong(image, weight, where):
+        found = right(image, weight, where)
+        if where is device:
+            found["gradient"][3] *= 0.5  # of one of 16 channels
+        return found
+
+    monkeypatch.setattr(execution, "_convolve", wrong)
+    kind = "bfloat16" if bfloat16 else "float32"
+    with pytest.raises(
+        ValueError, match=rf"3-D convolution in {kind} is off by 0\.1"
+    ):
+        require_right_convolutions(device)
+
+
+def test_a_gpu_is_looked_at_before_it_is_used(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(execution, "require_right_convolutions", asked.append)
+    found = choose_execution("cuda:0", "bfloat16")
+    assert asked == [found]
+    choose_execution("cpu")
+    assert asked == [found]

@@ -18,6 +18,7 @@ from utils.scans.dataset import UNKNOWN_SEX, ScanDataset
 STEPS_UNSEEN = 100  # steps on a GPU until the loss is looked at again, which makes it wait
 CHECK_SCANS = 16  # predicted in both precisions before bfloat16 is trusted
 CHECK_YEARS = 0.1  # by which their ages may differ
+ROUNDING = {False: 1e-4, True: 0.02}  # of a convolution in float32 and bfloat16, of its size
 # Where copies of a scan are moved to: every second corner of a cube, 0 and 1 its ends on each axis.
 CORNERS = ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 0))
 
@@ -89,7 +90,53 @@ def choose_execution(
         )
     else:
         bfloat16 = precision == "bfloat16"
-    return Execution(torch.device(device), bfloat16, world)
+    execution = Execution(torch.device(device), bfloat16, world)
+    if device.startswith("cuda"):
+        require_right_convolutions(execution)
+    return execution
+
+
+def require_right_convolutions(execution: Execution) -> None:
+    """Compares one convolution, as the networks have it at 4 mm, with float32 on the CPU.
+
+    Some versions of torch and cuDNN compute 3-D convolutions of some shapes and precisions wrongly,
+    without a word; ages would be wrong likewise.
+
+    Raises:
+        ValueError: the result or a gradient differs by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, 16, 38, 46, 39, generator=generator)
+    weight = torch.randn(16, 16, 3, 3, 3, generator=generator) / 432**0.5
+    found = _convolve(image, weight, execution)
+    expected = _convolve(image, weight, Execution(torch.device("cpu")))
+    allowed = ROUNDING[execution.bfloat16]
+    for name, values in found.items():
+        error = ((values - expected[name]).norm() / expected[name].norm()).item()
+        if not error <= allowed:  # NaN too
+            kind = "bfloat16" if execution.bfloat16 else "float32"
+            raise ValueError(
+                f"{execution.device}: the {name} of a 3-D convolution in {kind} is off by "
+                f"{error:.2g} of its size, {allowed:g} at most expected (torch "
+                f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN "
+                f"{torch.backends.cudnn.version()}): install another torch, or a newer cuDNN "
+                "(torch 2.9 needs 9.15: pip install 'nvidia-cudnn-cu12>=9.15'); till then "
+                "--device cpu, or --precision float32 where that is not what failed"
+            )
+
+
+def _convolve(image: Tensor, weight: Tensor, execution: Execution) -> dict[str, Tensor]:
+    """A convolution's result and its gradients, as float32 on the CPU."""
+    placed = [
+        values.to(execution.device).contiguous(memory_format=torch.channels_last_3d)
+        for values in (image, weight)
+    ]
+    image, weight = (values.detach().requires_grad_() for values in placed)
+    with torch.enable_grad(), execution.autocast():
+        result = functional.conv3d(image, weight, padding=1)
+        result.float().square().mean().backward()
+    found = {"result": result, "gradient of the image": image.grad, "gradient": weight.grad}
+    return {name: values.detach().float().cpu() for name, values in found.items()}
 
 
 def compile_network(model: nn.Module, execution: Execution) -> bool:
