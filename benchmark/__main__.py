@@ -31,6 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quick", action=Switch, default=False, help=of_quick)
     add = parser.add_argument_group("how").add_argument
     add("--repeats", type=count, default=5, help="rounds, in alternating order")
+    add("--budget", type=number(float, low=0), default=0, metavar="SECONDS",
+        help="for all; the rows that matter most are measured first. 0: no end")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     add("--threads", type=number(int, low=0), default=0, help="0: torch's choice")
     add("--num_workers", type=number(int, low=0), default=2, help="of a loader")

@@ -5,12 +5,13 @@ form changes the figures of another. A ratio is the median over rounds.
 """
 
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +21,10 @@ COLUMNS = ("case", "form", "figure", "reference", "value", "ratio", "spread", "g
 
 class MeasurementFailed(Exception):
     """A form that cannot be measured here, though others can."""
+
+
+class OutOfTime(Exception):
+    """The time for all measurements is used up."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +53,20 @@ class Row:
     failure: str = ""
 
 
-def in_own_process(module: str, request: dict, *, threads: int = 0) -> Figures:
+def in_own_process(
+    module: str, request: dict, *, threads: int = 0, timeout: float = math.inf
+) -> Figures:
     """Runs `python -m MODULE` with `request` as JSON on its input; its last line is the answer.
 
     Args:
         module: prints one line of JSON, `{"figures": {...}}` or `{"failure": "..."}`.
         request: plain values.
         threads: of OpenMP; 0 leaves the choice to it.
+        timeout: seconds after which the process is killed.
 
     Raises:
         MeasurementFailed: the answer is a failure.
+        OutOfTime: there is no answer in time.
         ValueError: no answer; with the end of what the process printed.
     """
     paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
@@ -65,7 +74,13 @@ def in_own_process(module: str, request: dict, *, threads: int = 0) -> Figures:
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     command, text = [sys.executable, "-m", module], json.dumps(request)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, env=environment)
+    options = {"capture_output": True, "text": True, "env": environment}
+    try:
+        done = subprocess.run(
+            command, input=text, timeout=None if math.isinf(timeout) else timeout, **options
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OutOfTime from error
     if done.returncode != 0:
         ended = f"python -m {module} ended with {done.returncode} for {text}"
         raise ValueError(f"{ended}:\n{done.stderr[-2000:]}")
@@ -75,27 +90,32 @@ def in_own_process(module: str, request: dict, *, threads: int = 0) -> Figures:
     return answer["figures"]
 
 
-def alternate(
-    forms: Sequence[str], rounds: int, run: Callable[[str], Figures]
-) -> tuple[list[dict[str, Figures]], dict[str, str]]:
-    """Runs every form once per round, in the opposite order every other round.
+@dataclass
+class Measured:
+    """What is known of a case: the figures by form of each round, and why forms failed."""
 
-    Returns:
-        The figures by form of each round; and why forms failed, which are not run again.
-    """
-    results: list[dict[str, Figures]] = []
-    failures: dict[str, str] = {}
-    for number in range(rounds):
-        figures = {}
+    rounds: list[dict[str, Figures]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def add_round(self, forms: Sequence[str], number: int, run: Callable[[str], Figures]) -> None:
+        """Runs every form once, in the opposite order in every other round; not those that failed.
+
+        Raises:
+            OutOfTime: from `run`; what the round had measured is kept.
+        """
+        figures: dict[str, Figures] = {}
+        self.rounds.append(figures)
         for form in forms if number % 2 == 0 else reversed(forms):
-            if form in failures:
+            if form in self.failures:
                 continue
             try:
                 figures[form] = run(form)
             except MeasurementFailed as error:
-                failures[form] = str(error)
-        results.append(figures)
-    return results, failures
+                self.failures[form] = str(error)
+            except OutOfTime:
+                if not figures:
+                    self.rounds.pop()
+                raise
 
 
 def compare(
@@ -108,7 +128,7 @@ def compare(
     """Rows of every form but the first, the reference, over the rounds that have both.
 
     Where the reference has no figures, those of the form stand alone. `rounds` and `failures` are
-    those of `alternate`; `goals` are the least ratios wanted, by form and figure.
+    those of `Measured`; `goals` are the least ratios wanted, by form and figure.
     """
     reference, *others = forms
     rows = [Row(case, form, failure=failures[form]) for form in forms if form in failures]

@@ -2,24 +2,28 @@
 
 import argparse
 import json
+import math
 import platform
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from benchmark.cases import SCAN_COUNTS, SMALL_SHAPE, Case, plan, write_cohort
-from benchmark.compare import Figures, Row, alternate, compare, table, with_shares
+from benchmark.compare import Figures, Measured, OutOfTime, Row, compare, table, with_shares
 from benchmark.measure import Settings
 from utils.files import replacing, require_absent
 from utils.networks.execution import choose_execution
 
 GPU_BATCHES = [8, 16, 32, 64]
 SMALL_COUNTS = (8, 16)
+Plan = tuple[Case, Measured]  # and what is known of it so far
 
 
 def run(args: argparse.Namespace) -> list[Row]:
@@ -35,29 +39,57 @@ def run(args: argparse.Namespace) -> list[Row]:
     if machine["GPU"] == "none":
         print("no GPU: not measured on one")
     repeats = 1 if args.quick else args.repeats
-    rows, measurements = [], []
+    end = time.monotonic() + args.budget if args.budget else math.inf
+    content = {"machine": machine, "flags": vars(args)}
     progress = tqdm(total=repeats * sum(len(case.forms) for case in cases), disable=None)
-
-    def run_form(case: Case, form: str) -> Figures:
-        progress.set_description(f"{case.title}, {form}")
-        figures = case.run(form, cohort=folder, threads=args.threads)
-        progress.update()
-        return figures
-
+    plans = [(case, Measured()) for case in cases]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, progress:
         write_cohort(Path(folder), cases, scans=args.scans)
-        for case in cases:
-            rounds, failures = alternate(case.forms, repeats, partial(run_form, case))
-            rows += (new := compare(case.title, case.forms, rounds, failures, case.goals))
-            tqdm.write(table(new), file=sys.stderr)  # a run takes long and may be stopped
-            measurements.append({"case": case.title, "rounds": rounds, "failures": failures})
-    rows = with_shares(rows)
+        # A round of every case before the next: whenever a run is stopped, most rows are known.
+        for number, (case, measured) in product(range(repeats), plans):
+
+            def run_form(form: str, case: Case = case) -> Figures:
+                progress.set_description(f"{case.title}, {form}")
+                left = end - time.monotonic()
+                figures = case.run(form, cohort=folder, threads=args.threads, timeout=left)
+                progress.update()
+                return figures
+
+            try:
+                measured.add_round(case.forms, number, run_form)
+            except OutOfTime:
+                break
+            if number == 0:
+                tqdm.write(table(rows_of([(case, measured)])), file=sys.stderr)
+            write_rows(args, content, plans)
+    for _, measured in plans:
+        if not measured.rounds and not measured.failures:
+            measured.failures = {"": f"not measured: --budget {args.budget:g} was used up"}
+    rows = write_rows(args, content, plans)
     print(table(rows))
+    return rows
+
+
+def rows_of(plans: Sequence[Plan]) -> list[Row]:
+    """The rows of cases, from what was measured so far."""
+    rows = []
+    for case, measured in plans:
+        if reason := measured.failures.get(""):  # of the whole case
+            rows.append(Row(case.title, "", failure=reason))
+        elif measured.rounds:
+            figures = (measured.rounds, measured.failures, case.goals)
+            rows += compare(case.title, case.forms, *figures)
+    return with_shares(rows)
+
+
+def write_rows(args: argparse.Namespace, content: dict, plans: Sequence[Plan]) -> list[Row]:
+    """The rows so far, which also replace those in the file of `--json`."""
+    rows = rows_of(plans)
     if args.json:
-        content = {"machine": machine, "flags": vars(args), "rows": [asdict(row) for row in rows]}
-        text = json.dumps(content | {"measurements": measurements}, indent=1)
-        with replacing(args.json, overwrite=args.overwrite) as path:
-            path.write_text(text + "\n")
+        measurements = [{"case": case.title} | asdict(measured) for case, measured in plans]
+        text = content | {"rows": [asdict(row) for row in rows], "measurements": measurements}
+        with replacing(args.json, overwrite=True) as path:
+            path.write_text(json.dumps(text, indent=1) + "\n")
     return rows
 
 

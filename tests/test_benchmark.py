@@ -14,9 +14,10 @@ from benchmark import cases as benchmark_cases
 from benchmark.__main__ import CASES, build_parser, main
 from benchmark.cases import MEASURES, SMALL_SHAPE, network_case, plan
 from benchmark.compare import (
+    Measured,
     MeasurementFailed,
+    OutOfTime,
     Row,
-    alternate,
     better,
     compare,
     in_own_process,
@@ -40,11 +41,13 @@ def test_forms_take_turns_and_the_order_is_turned_every_other_round():
         order.append(form)
         return {"s": 1.0}
 
-    rounds, failures = alternate(["a", "b", "c"], 3, run)
+    measured = Measured()
+    for number in range(3):
+        measured.add_round(["a", "b", "c"], number, run)
 
     assert "".join(order) == "abccbaabc"
-    assert [set(figures) for figures in rounds] == [{"a", "b", "c"}] * 3
-    assert not failures
+    assert [set(figures) for figures in measured.rounds] == [{"a", "b", "c"}] * 3
+    assert not measured.failures
 
 
 def test_a_form_that_fails_is_named_and_not_tried_again():
@@ -56,13 +59,68 @@ def test_a_form_that_fails_is_named_and_not_tried_again():
             raise MeasurementFailed("out of memory")
         return {"s": 1.0}
 
-    rounds, failures = alternate(["a", "b"], 3, run)
-    rows = compare("case", ["a", "b"], rounds, failures, {})
+    measured = Measured()
+    for number in range(3):
+        measured.add_round(["a", "b"], number, run)
+    rows = compare("case", ["a", "b"], measured.rounds, measured.failures, {})
 
     assert order.count("b") == 1
-    assert failures == {"b": "out of memory"}
+    assert measured.failures == {"b": "out of memory"}
     assert [row.failure for row in rows] == ["out of memory"]
     assert "out of memory" in table(rows)
+
+
+def test_what_a_round_had_measured_when_the_time_was_used_up_is_kept():
+    measured, answers = Measured(), iter([1.0, 2.0, 3.0])
+
+    def run(form: str) -> dict[str, float]:
+        for seconds in answers:
+            return {"s": seconds}
+        raise OutOfTime
+
+    measured.add_round(["a", "b"], 0, run)
+    with pytest.raises(OutOfTime):
+        measured.add_round(["a", "b"], 1, run)
+    assert measured.rounds == [{"a": {"s": 1.0}, "b": {"s": 2.0}}, {"b": {"s": 3.0}}]
+    with pytest.raises(OutOfTime):
+        measured.add_round(["a", "b"], 2, run)
+    assert len(measured.rounds) == 2
+    assert not measured.failures
+
+
+def test_a_budget_ends_the_run_with_every_row_named_and_the_file_written(tmp_path, monkeypatch):
+    """The clock of the test: each process takes 10 seconds of 25."""
+    now = [0.0]
+    monkeypatch.setattr("benchmark.run.time.monotonic", lambda: now[0])
+
+    def ten_seconds(module: str, request: dict, *, threads: int, timeout: float) -> dict:
+        if timeout < 10:
+            raise OutOfTime
+        now[0] += 10
+        assert json.loads(file.read_text())["rows"] if file.exists() else now[0] <= 20
+        return {"TFLOP/s": 2.0, "s/step": 1.0}
+
+    file = tmp_path / "p.json"
+    monkeypatch.setattr(benchmark_cases, "in_own_process", ten_seconds)
+    flags = ["--quick", "--device", "cpu", "--cases", "training", "ceiling", "inference"]
+    rows = main([*flags, "--budget", "25", "--json", str(file)])
+    found = {row.case: row.failure for row in rows}
+    assert [case for case, failure in found.items() if not failure] == [
+        "ceiling, matrix product",
+    ]
+    missing = [case for case, failure in found.items() if "--budget 25" in failure]
+    assert sorted(missing) == ["inference, compact, batch 1", "training, compact, batch 4"]
+    assert len(json.loads(file.read_text())["rows"]) == len(rows)
+
+
+def test_what_matters_most_is_measured_first():
+    batches = {"inference": [1, 8, 32], "training": [8, 16, 32]}
+    cases = plan(CASES, base=QUICK, batches=batches, widths=["compact"], caches=["disk"])
+    order = [(case.measure, case.settings.batch) for case in cases if case.measure != "ceiling"]
+    assert [case.measure for case in cases[:2]] == ["ceiling", "ceiling"]
+    first = [("training", 32), ("training", 8), ("inference", 1), ("inference", 32)]
+    assert order[:4] == first
+    assert {*order[4:6]} == {("inference", 8), ("training", 16)}
 
 
 def test_a_form_stands_alone_where_the_reference_failed():
@@ -154,8 +212,8 @@ def test_a_gpu_is_measured_at_batches_of_8_to_64_with_its_goals_at_32():
         widths=["released"],
         caches=["disk"],
     )
-    assert [case.settings.batch for case in cases] == [8, 16, 32, 64]
-    assert [bool(case.goals) for case in cases] == [False, False, True, False]
+    goals = {case.settings.batch: bool(case.goals) for case in cases}
+    assert goals == {8: False, 16: False, 32: True, 64: False}
 
 
 def test_without_a_gpu_the_plan_is_for_the_cpu():
@@ -197,7 +255,7 @@ def test_a_form_is_measured_in_a_process_of_its_own():
 
 @pytest.mark.slow
 def test_the_whole_benchmark_runs_and_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    def in_this_process(module: str, request: dict, *, threads: int = 0) -> dict[str, float]:
+    def in_this_process(module: str, request: dict, **_) -> dict[str, float]:
         """What `python -m benchmark.cases` answers, without its start of seconds."""
         output = io.StringIO()
         with monkeypatch.context() as patch, contextlib.redirect_stdout(output):
