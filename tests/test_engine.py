@@ -335,9 +335,7 @@ def test_a_convolution_that_the_device_computes_wrongly_stops_the_program(bfloat
 
     monkeypatch.setattr(execution, "_convolve", wrong)
     kind = "bfloat16" if bfloat16 else "float32"
-    with pytest.raises(
-        ValueError, match=rf"3-D convolution in {kind} is off by 0\.1"
-    ):
+    with pytest.raises(ValueError, match=rf"3-D convolution in {kind} is off by 0\.1"):
         require_right_convolutions(device)
 
 
