@@ -7,15 +7,16 @@ from (the Q statistic of Jackson and Mudholkar 1979, Technometrics 21, 341-349).
 this distance divided by the median of the training scans.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.scaledense import Backbone, ScaleDense
+from model.scaledense import ScaleDense
 from model.tsan import TSAN, Ensemble
 from utils.networks.checkpoint import Checkpoint
-from utils.networks.execution import Execution
+from utils.networks.execution import Execution, Views
 from utils.scans.cohort import Scan
 from utils.scans.dataset import open_for_one_pass
 
@@ -73,13 +74,10 @@ def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Executi
             f"{checkpoint.source}: {len(places)} of its {len(trained)} training scans are among "
             f"those given; all of them expected, and at least {FEWEST}"
         )
-    found: list[Tensor] = []
-    backbone = _backbone(execution.place(checkpoint.model)).eval()
-    with torch.inference_mode(), execution.autocast():
-        for start in range(0, len(places), BATCH):
-            image = execution.images(dataset[places[start : start + BATCH]])
-            found += [backbone(view).float().cpu() for view in checkpoint.views(image)]
-    features = torch.cat(found)
+    network = execution.place(checkpoint.model).eval()
+    batches = [dataset[places[start : start + BATCH]] for start in range(0, len(places), BATCH)]
+    features = [_features(network, batch, execution, checkpoint.views.mirror) for batch in batches]
+    features = torch.cat(features).flatten(0, 1)  # each mirror image is a scan of its own
     mean = features.mean(dim=0)
     basis = torch.linalg.svd((features - mean).double(), full_matrices=False).Vh[:COMPONENTS]
     likeness = Likeness(mean, basis.float(), 1.0)
@@ -87,35 +85,42 @@ def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Executi
     return likeness.options()
 
 
-class Watched(nn.Module):
-    """Networks behind the interface of one, whose ages come with the unlikeness of the scan.
+def measure_unlikeness(
+    network: ScaleDense | TSAN | Ensemble,
+    likenesses: Sequence[dict],
+    batches: Iterable[dict],
+    execution: Execution,
+    *,
+    mirror: bool,
+) -> np.ndarray:
+    """The unlikeness of every scan, (scans,), the mean over networks and mirror images.
+
+    Scans stay where they are: moved copies, over which ages are averaged, hide what is sought.
 
     Args:
-        network: of either stage, or an ensemble.
-        likenesses: one for each of its networks.
+        network: on the device, in evaluation mode.
+        likenesses: options of one `Likeness` for each of its networks.
+        batches: from `evaluation_loader`.
+        execution: device and precision.
+        mirror: whether mirror images are looked at too, as they were in training.
     """
-
-    def __init__(self, network: ScaleDense | TSAN | Ensemble, likenesses: Sequence[Likeness]):
-        super().__init__()
-        self.network, self.likenesses = network, nn.ModuleList(likenesses)
-        self.seen: list[Tensor] = []
-        members = network.members if isinstance(network, Ensemble) else [network]
-        for member, likeness in zip(members, likenesses, strict=True):
-            _backbone(member).register_forward_hook(
-                lambda _, __, pooled, likeness=likeness: self.seen.append(likeness(pooled))
-            )
-
-    def predict(self, image: Tensor, sex: Tensor) -> dict[str, Tensor]:
-        """The named (N, 1) ages of `network`, and `unlikeness`, (N, 1), the mean over networks."""
-        self.seen.clear()
-        ages = self.network.predict(image, sex)
-        return ages | {"unlikeness": torch.stack(self.seen).mean(dim=0)[:, None]}
-
-    def forward(self, image: Tensor, sex: Tensor) -> Tensor:
-        """As `predict`; the age alone."""
-        return self.predict(image, sex)["predicted_age"]
+    members = network.members if isinstance(network, Ensemble) else [network]
+    looks = [Likeness(**options) for options in likenesses]
+    found = []
+    for batch in batches:
+        views = [_features(member, batch, execution, mirror) for member in members]
+        each = [look(view.flatten(0, 1)) for look, view in zip(looks, views, strict=True)]
+        found.append(torch.stack(each).mean(dim=0).unflatten(0, views[0].shape[:2]).mean(dim=1))
+    return torch.cat(found).numpy()
 
 
-def _backbone(network: ScaleDense | TSAN) -> Backbone:
-    """The part of the first stage whose output is its pooled features."""
-    return (network.first_stage if isinstance(network, TSAN) else network).encoder.backbone
+@torch.inference_mode()
+def _features(
+    network: ScaleDense | TSAN, batch: dict[str, Tensor], execution: Execution, mirror: bool
+) -> Tensor:
+    """(N, views, C) pooled features of the first stage, float32 on the CPU."""
+    first_stage = network.first_stage if isinstance(network, TSAN) else network
+    image = execution.images(batch)
+    with execution.autocast():
+        views = [first_stage.encoder.backbone(view) for view in Views(mirror)(image)]
+    return torch.stack(views, dim=1).float().cpu()

@@ -25,7 +25,7 @@ from utils.networks.execution import (
     predict,
     settle_precision,
 )
-from utils.networks.likeness import Likeness, Watched
+from utils.networks.likeness import measure_unlikeness
 from utils.people.codebook import SEX_WORDS
 from utils.scans.cohort import Scan, describe
 from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
@@ -76,8 +76,6 @@ class Predictor:
         settings = settings or PredictionSettings()
         self.checkpoint, self.execution, self.settings = checkpoint, execution, settings
         network = fuse_for_inference(checkpoint.model) if settings.fuse else checkpoint.model
-        if likeness := checkpoint.summary.get("likeness"):
-            network = Watched(network, [Likeness(**found) for found in likeness])
         self.network = execution.place(network)
         if settings.compile:
             compile_network(self.network, execution)
@@ -104,7 +102,13 @@ class Predictor:
         )
         workers = self.settings.num_workers
         loader = evaluation_loader(scans, batch_size=size, num_workers=workers)
-        return predict(self.network, loader, execution, views=self.views)
+        ages = predict(self.network, loader, execution, views=self.views)
+        if likenesses := self.checkpoint.summary.get("likeness"):
+            mirror = self.checkpoint.views.mirror
+            ages["unlikeness"] = measure_unlikeness(
+                self.network, likenesses, loader, execution, mirror=mirror
+            )
+        return ages
 
     def predict(self, path: str | Path, *, sex: str | int | None = None) -> dict[str, float]:
         """The named ages, in years, of one scan that lies on the MNI152 2 mm grid.
