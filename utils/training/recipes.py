@@ -89,6 +89,6 @@ SECOND_STAGE = {
 }
 # The quick start has so few scans that an average over 100 steps would hold the first weights.
 FIRST_STAGE["quickstart"] = FIRST_STAGE["ours"] | {"epochs": 12, "ema": 0.9, "crop": False}
-SECOND_STAGE["quickstart"] = SECOND_STAGE["ours"] | {"epochs": 12, "ema": 0.9}
+SECOND_STAGE["quickstart"] = SECOND_STAGE["ours"] | {"epochs": 6, "ema": 0.9}
 # What `--any_grid` implies: volumes of any size, which no box or mask of the MNI152 grid fits.
 ANY_GRID = {"resolution": 2, "crop": False, "intensity": "brain"}
