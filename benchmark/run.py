@@ -62,12 +62,17 @@ def run(args: argparse.Namespace) -> list[Row]:
             if number == 0:
                 tqdm.write(table(rows_of([(case, measured)])), file=sys.stderr)
             write_rows(args, content, plans)
-    for _, measured in plans:
-        if not measured.rounds and not measured.failures:
-            measured.failures = {"": f"not measured: --budget {args.budget:g} was used up"}
+    name_missing(plans, f"not measured: --budget {args.budget:g} was used up")
     rows = write_rows(args, content, plans)
     print(table(rows))
     return rows
+
+
+def name_missing(plans: Sequence[Plan], reason: str) -> None:
+    """Says why cases without any figure have none."""
+    for _, measured in plans:
+        if not measured.rounds and not measured.failures:
+            measured.failures = {"": reason}
 
 
 def rows_of(plans: Sequence[Plan]) -> list[Row]:

@@ -203,13 +203,16 @@ def _flag_preprocessing(scan: Path, trained: Provenance) -> dict[str, str]:
     return {"preprocessing": text}
 
 
-def table_row(item: Item, record: dict, trained: Sequence[float] | None) -> dict:
+def table_row(
+    item: Item, record: dict, trained: Sequence[float] | None, *, site: str | None = None
+) -> dict:
     """What is known of a scan, by the names of the table's columns.
 
     Args:
         item: the scan.
         record: from `predict_all`.
         trained: lowest and highest age of the training scans, years; None where unknown.
+        site: where no sheet gives one.
     """
     ages, label = record["ages"], item.label
     row = {
@@ -219,7 +222,7 @@ def table_row(item: Item, record: dict, trained: Sequence[float] | None) -> dict
         "sex": SEX_NAMES[item.sex],
         "age": label.age if label else None,
         "label_source": label.source if label else None,
-        "site": label.site if label else None,
+        "site": (label.site if label else None) or site,
         "stage_one_age": ages.get("stage_one_age"),
         "predicted_age": ages.get("predicted_age"),
         "unlikeness": record.get("unlikeness"),

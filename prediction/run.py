@@ -71,11 +71,8 @@ def run(args: argparse.Namespace, *, command: str) -> int:
     records = predict_all(items, request, jobs=args.jobs)
     note_same_files(records)
     trained = request.predictor.checkpoint.summary.get("training_ages")
-    rows = [
-        complete_row(table_row(item, records[item.source], trained), calibration) for item in items
-    ]
-    for row in rows:
-        row["site"] = row["site"] or args.site
+    rows = [table_row(item, records[item.source], trained, site=args.site) for item in items]
+    rows = [complete_row(row, calibration) for row in rows]
     flag_scanners(rows, calibration)
     written = [write_table(output / TABLE, rows, overwrite=True)]
     if args.csv:

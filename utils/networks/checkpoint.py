@@ -194,9 +194,17 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
             )
         require_alike(other.source, other.provenance, first)
     members = (first, *others)
+    summary = _common_summary(members)
+    source = f"the mean of {', '.join(str(one.source) for one in members)}"
+    model = Ensemble([one.model for one in members]).eval()
+    return Checkpoint(model, first.input_rule, first.provenance, summary, None, source)
+
+
+def _common_summary(members: Sequence[Checkpoint]) -> dict:
+    """What the summary of an ensemble says of all its networks."""
     means = [one.summary.get("mean_training_age") for one in members]
     ranges = [one.summary.get("training_ages") for one in members]
-    summary = {
+    return {
         "mean_training_age": None if None in means else sum(means) / len(means),
         # The ages that all of them were trained on, and the scans that any of them was.
         "training_ages": None
@@ -214,9 +222,6 @@ def load_ensemble(paths: Sequence[str | Path], **options) -> Checkpoint:
         if any(one.summary.get("likeness") is None for one in members)
         else [found for one in members for found in one.summary["likeness"]],
     }
-    source = f"the mean of {', '.join(str(one.source) for one in members)}"
-    model = Ensemble([one.model for one in members]).eval()
-    return Checkpoint(model, first.input_rule, first.provenance, summary, None, source)
 
 
 def union_of_hashes(checkpoints: Sequence[Checkpoint], own: Sequence[str] = ()) -> list[str] | None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, Ensemble
 from utils.networks.checkpoint import Checkpoint
-from utils.networks.execution import Execution, Views
-from utils.scans.cohort import Scan
+from utils.networks.execution import Execution, Views, choose_execution
+from utils.scans.cohort import Scan, open_cohort
 from utils.scans.dataset import open_for_one_pass
 
 COMPONENTS = 32
@@ -83,6 +83,12 @@ def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Executi
     likeness = Likeness(mean, basis.float(), 1.0)
     likeness.scale = likeness(features).median().item()
     return likeness.options()
+
+
+def learn_from_folders(checkpoint: Checkpoint, folders: Sequence[str]) -> dict:
+    """As `learn_likeness`, of scans in folders, on the CPU."""
+    scans = open_cohort(folders, None, checkpoint.input_rule)
+    return learn_likeness(checkpoint, scans, choose_execution("cpu", "float32"))
 
 
 def measure_unlikeness(

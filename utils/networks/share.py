@@ -17,13 +17,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.cli import Switch, new_parser, run_entry
 from utils.files import hash_file, replacing, require_absent
-
-if TYPE_CHECKING:
-    from utils.networks.checkpoint import Checkpoint
 
 CHECKSUMS = "SHA256SUMS"
 KEPT = (
@@ -66,34 +62,25 @@ def main(argv: Sequence[str] | None = None) -> Path:
     """Writes the file and returns its path; of a cascade, `export` writes the second stage."""
     args = build_parser().parse_args(argv)
     # After parsing, so that --help does not wait for torch.
-    from utils.networks.checkpoint import export_to_authors, load_checkpoint, save_checkpoint
+    from utils.networks import checkpoint as files
+    from utils.networks import likeness
 
     if args.command == "ship":
         require_absent(args.output)
-    checkpoint = load_checkpoint(args.checkpoint)
+    checkpoint = files.load_checkpoint(args.checkpoint)
     if args.command == "export":
-        export_to_authors(checkpoint, args.output, overwrite=args.overwrite)
+        files.export_to_authors(checkpoint, args.output, overwrite=args.overwrite)
         print(f"stage {checkpoint.stage} written to {args.output} in the authors' format")
         return args.output
     summary = {name: checkpoint.summary[name] for name in KEPT if name in checkpoint.summary}
     summary["card"] = model_card(args, preprocessing=str(checkpoint.provenance))
     if args.scans:
-        summary["likeness"] = [look_at_training_scans(checkpoint, args.scans)]
+        summary["likeness"] = [likeness.learn_from_folders(checkpoint, args.scans)]
     small = replace(checkpoint, model=checkpoint.model.half(), summary=summary, resume=None)
-    save_checkpoint(small, args.output)
+    files.save_checkpoint(small, args.output)
     checksum = write_checksum(args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB, {checksum}")
     return args.output
-
-
-def look_at_training_scans(checkpoint: "Checkpoint", folders: Sequence[str]) -> dict:
-    """What the training scans, found in folders by their hashes, look like to the network."""
-    from utils.networks.execution import choose_execution
-    from utils.networks.likeness import learn_likeness
-    from utils.scans.cohort import open_cohort
-
-    scans = open_cohort(folders, None, checkpoint.input_rule)
-    return learn_likeness(checkpoint, scans, choose_execution("cpu", "float32"))
 
 
 def model_card(args: argparse.Namespace, *, preprocessing: str) -> dict:
