@@ -284,7 +284,10 @@ def test_an_ensemble_has_seen_what_any_of_its_networks_has(trained, tmp_path):
 
 
 def test_networks_that_hold_no_contents_work_and_say_nothing(capsys, tmp_path):
-    assert load_ensemble(shipped_networks()).trained_on is None
+    checkpoint = Checkpoint(ScaleDense(), InputRule(4))  # as old ones are, and the authors'
+    save_checkpoint(checkpoint, tmp_path / "old.pt")
+    assert load_ensemble([tmp_path / "old.pt"]).trained_on is None
+    assert len(load_ensemble(shipped_networks()).trained_on) == 343
     (folder := tmp_path / "scans").mkdir()
     write_scan(folder / "a.nii.gz", UINT8)
     found = open_cohort(folder, None, ANY)

@@ -2,10 +2,12 @@
 
 import csv
 
+import numpy as np
 import pytest
 from conftest import TINY, brain, write_scan
 
 import test
+from data_preprocessing.demo.phantom import load_template, make_volume
 from utils.networks.checkpoint import load_checkpoint
 from utils.networks.execution import choose_execution
 from utils.networks.predictor import Predictor, load_pretrained
@@ -44,8 +46,15 @@ def test_an_unknown_sex_is_the_mean_of_both(trained, cohort):
 
 def test_the_shipped_networks_take_brains_on_the_grid_alone(tmp_path):
     predictor = load_pretrained(device="cpu")
-    path = write_scan(tmp_path / "a.nii.gz", brain(GRID_SHAPE, 50))
-    assert {"stage_one_age", "predicted_age"} <= set(predictor.predict(path, sex="F"))
+    rng = np.random.default_rng(0)
+    volume, _ = make_volume(load_template(), age=50.0, sex=0, rng=rng)
+    path = write_scan(tmp_path / "a.nii.gz", np.asarray(volume, np.float32))
+    ages = predictor.predict(path, sex="F")
+    assert {"stage_one_age", "predicted_age", "unlikeness"} <= set(ages)
+    assert ages["unlikeness"] > 1  # more than the middlemost training scan
+    grey = write_scan(tmp_path / "grey.nii.gz", brain(GRID_SHAPE, 50))
+    with pytest.raises(ValueError, match="white matter brighter than grey matter expected"):
+        predictor.predict(grey)
     off = write_scan(tmp_path / "b.nii.gz", brain(TINY, 50))
     with pytest.raises(ValueError, match=r"b\.nii\.gz: not on the FSL MNI152 2 mm grid"):
         predictor.predict(off)
