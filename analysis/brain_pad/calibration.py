@@ -83,9 +83,9 @@ def fit_calibration(
     """
     source = out_of_fold.describe() | {"file": out_of_fold.path.name}
     with _named(out_of_fold):
-        age, predicted_age = _columns(out_of_fold, "age", "predicted_age")
+        columns = ("age", "predicted_age", "unlikeness")
+        age, predicted_age, unlikeness = _columns(out_of_fold, *columns)
         bias = fit_bias_correction(age, predicted_age)
-        (unlikeness,) = _columns(out_of_fold, "unlikeness")
         known = not np.isnan(unlikeness).any()
         unlike_limit = conformal_limit(unlikeness, KNOWN_PERCENT) if known else None
         if held_out_sites is None:
@@ -168,8 +168,7 @@ def complete_row(row: dict, calibration: Calibration | None) -> dict:
         found = _corrected(calibration, math.nan if age is None else age, predicted_age)
         known = {name: float(years) for name, years in found.items() if name in COLUMNS}
         row |= {name: years for name, years in known.items() if not math.isnan(years)}
-        if text := _extrapolation(row, calibration):
-            row["message"] = "; ".join(filter(None, (row["message"], text)))
+        add_message(row, _extrapolation(row, calibration))
         if is_unlike(row, calibration):
             add_flag(row, UNLIKE, "unlike the training scans, as scans of other scanners are")
     return row
@@ -186,7 +185,13 @@ def add_flag(row: dict, code: str, text: str) -> None:
     flags = [flag for flag in (row["qc_flag"] or "ok").split(",") if flag != "ok"]
     if code not in flags:
         row["qc_flag"] = ",".join([*flags, code])
-    row["message"] = "; ".join(filter(None, (row["message"], text)))
+    add_message(row, text)
+
+
+def add_message(row: dict, text: str) -> None:
+    """Puts a text, if there is one, behind the message of a row of COLUMNS."""
+    if text:
+        row["message"] = "; ".join(filter(None, (row["message"], text)))
 
 
 def _corrected(

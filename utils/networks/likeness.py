@@ -8,10 +8,11 @@ this distance divided by the median of the training scans.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.scaledense import ScaleDense
 from model.tsan import TSAN, Ensemble
@@ -25,29 +26,24 @@ FEWEST = 2 * COMPONENTS  # training scans
 BATCH = 8
 
 
-class Likeness(nn.Module):
+@dataclass(frozen=True)
+class Likeness:
     """The training scans of one network, as its pooled features show them.
 
-    Args:
+    Attributes:
         mean: (C,) of the features.
         basis: (COMPONENTS, C), their orthonormal principal components.
         scale: median distance of the training scans from the subspace.
     """
 
-    def __init__(self, mean: Tensor, basis: Tensor, scale: float):
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("basis", basis)
-        self.scale = scale
+    mean: Tensor
+    basis: Tensor
+    scale: float
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        """(N, C) features -> (N,) unlikeness; 1 is that of the middlemost training scan."""
-        away = pooled.float() - self.mean
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, C) -> (N,) unlikeness; 1 is that of the middlemost training scan."""
+        away = features - self.mean
         return (away - away @ self.basis.T @ self.basis).norm(dim=1) / self.scale
-
-    def options(self) -> dict:
-        """The arguments that rebuild it, as a checkpoint keeps them."""
-        return {"mean": self.mean.cpu(), "basis": self.basis.cpu(), "scale": self.scale}
 
 
 def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Execution) -> dict:
@@ -59,7 +55,7 @@ def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Executi
         execution: device and precision.
 
     Returns:
-        The options of a `Likeness`, for `summary["likeness"]`, which has one for each network.
+        The fields of a `Likeness`, for `summary["likeness"]`, which has one for each network.
 
     Raises:
         ValueError: training scans are missing, or fewer than FEWEST.
@@ -80,9 +76,8 @@ def learn_likeness(checkpoint: Checkpoint, scans: list[Scan], execution: Executi
     features = torch.cat(features).flatten(0, 1)  # each mirror image is a scan of its own
     mean = features.mean(dim=0)
     basis = torch.linalg.svd((features - mean).double(), full_matrices=False).Vh[:COMPONENTS]
-    likeness = Likeness(mean, basis.float(), 1.0)
-    likeness.scale = likeness(features).median().item()
-    return likeness.options()
+    fields = {"mean": mean, "basis": basis.float()}
+    return fields | {"scale": Likeness(**fields, scale=1.0)(features).median().item()}
 
 
 def learn_from_folders(checkpoint: Checkpoint, folders: Sequence[str]) -> dict:
@@ -105,13 +100,13 @@ def measure_unlikeness(
 
     Args:
         network: on the device, in evaluation mode.
-        likenesses: options of one `Likeness` for each of its networks.
+        likenesses: fields of one `Likeness` for each of its networks.
         batches: from `evaluation_loader`.
         execution: device and precision.
         mirror: whether mirror images are looked at too, as they were in training.
     """
     members = network.members if isinstance(network, Ensemble) else [network]
-    looks = [Likeness(**options) for options in likenesses]
+    looks = [Likeness(**fields) for fields in likenesses]
     found = []
     for batch in batches:
         views = [_features(member, batch, execution, mirror) for member in members]
