@@ -7,6 +7,7 @@ from model.layers import (
     AsymmetricConv3d,
     ConvUnit,
     DenseBlock3d,
+    FusedConv3d,
     SqueezeExcite3d,
     fuse_for_inference,
     initialise,
@@ -54,7 +55,7 @@ def test_fusing_five_normalisations_into_one_convolution_is_exact():
 
     fused = fuse_for_inference(unit)
 
-    assert [type(module) for module in fused.children()] == [nn.Conv3d, nn.Identity]
+    assert [type(module) for module in fused.children()] == [FusedConv3d, nn.Identity]
     torch.testing.assert_close(fused(volume), expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(fuse_for_inference(fused)(volume), expected)
 
@@ -62,6 +63,17 @@ def test_fusing_five_normalisations_into_one_convolution_is_exact():
 @pytest.mark.parametrize(("channels", "squeezed"), [(8, 1), (16, 1), (48, 3), (1296, 81)])
 def test_squeeze_keeps_at_least_one_channel(channels, squeezed):
     assert SqueezeExcite3d(channels).squeeze.out_features == squeezed
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_a_single_volume_goes_to_the_kernels_of_a_batch_and_gets_the_same_values():
+    block = fuse_for_inference(unsettle(DenseBlock3d(1, 8)))
+    volumes = torch.randn(2, 1, 16, 18, 16).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        alone = block(volumes[:1])
+    assert not [event.name for event in profile.events() if "slow_conv" in event.name]
+    torch.testing.assert_close(alone, block(volumes)[:1])  # with gradients: as nn.Conv3d
+    torch.testing.assert_close(alone, block.double()(volumes[:1].double()).float())
 
 
 def test_excitation_scales_whole_channels_by_factors_between_zero_and_one():
