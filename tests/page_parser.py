@@ -5,6 +5,7 @@ import io
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,16 @@ class Page(HTMLParser):
         assert self.policy.startswith("default-src 'none'; img-src data:; style-src")
         assert self.policy.endswith("base-uri 'none'; form-action 'none'")
         self.text = self.find("body")[0].text
+        for before, element in pairwise(self.elements):  # text that page.js makes a picture of
+            if before.attributes.get("class") == "waits":
+                assert element.attributes == {"type": "text/plain"}
+                before.attributes["src"] = element.text
         self.images = [image.attributes for image in self.find("img")]
-        self.scripts = [script.text for script in self.find("script")]
+        found = self.find("script")
+        self.scripts = [script.text for script in found if not script.attributes]
+        self.later_rows = [
+            script.text for script in found if script.attributes and "<tr>" in script.text
+        ]
         self.names = [article.text.split("\n")[1] for article in self.find("article")]
         self.states = [article.attributes["class"] for article in self.find("article")]
         self.rows = []  # the texts of the cells of each row of a table
@@ -67,7 +76,8 @@ class Page(HTMLParser):
         assert self.open.pop().tag == tag
 
     def handle_data(self, data):
-        for element in self.open:
+        inside = self.open if self.open and self.open[-1].tag != "script" else self.open[-1:]
+        for element in inside:
             element.text += data
 
     def photos(self) -> list[Image.Image]:
@@ -77,7 +87,7 @@ class Page(HTMLParser):
             kind, content = element["src"].split(";base64,")
             if kind == "data:image/svg+xml":
                 continue
-            assert kind in ("data:image/png", "data:image/jpeg")
+            assert kind in ("data:image/png", "data:image/webp")
             image = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
             image.load()
             assert (str(image.width), str(image.height)) == (element["width"], element["height"])

@@ -1,6 +1,7 @@
 """The report of predicted ages: what stands in the file, and what a browser makes of it."""
 
 import base64
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,11 +11,12 @@ from analysis.brain_pad.bias_correction import BiasCorrection
 from analysis.brain_pad.calibration import Calibration
 from analysis.brain_pad.conformal import Limits
 from analysis.report.numbers import build_table, group_errors, measure_coverage, select_known
-from analysis.report.page import Origin, write_report
+from analysis.report.page import FIRST_ROWS, Origin, write_report
 from data_preprocessing.pipeline.mosaic import PageRow, write_page
 from tests.browser import Browser, find_chromium
 from tests.page_parser import Page, picture
 from utils.results.metrics import score_with_intervals
+from utils.results.pages import FULL_PICTURES
 from utils.results.tables import format_figure
 
 YEARS = (
@@ -102,6 +104,16 @@ def test_every_scan_stands_once_in_table_and_pictures_the_failed_and_flagged_fir
     for inside in (page.names[1:5], page.names[5:]):
         sizes = [pads[name] for name in inside]
         assert sizes == sorted(sizes, reverse=True)
+
+
+def test_of_thousands_every_scan_stands_once_the_later_ones_as_text(tmp_path):
+    rows = [row(i, 20 + i / 100, 50.0) for i in range(FIRST_ROWS + 5)]
+    page = written(rows, tmp_path)
+    (later,) = page.later_rows
+    names = [cells[0] for cells in page.rows if cells[0].startswith("sub-")]
+    names += re.findall(r">(sub-\d+)</a>", later)
+    assert names == [row["participant_id"] for row in rows]
+    assert len(page.names) == len(rows)
 
 
 def test_a_group_with_a_name_that_cannot_be_drawn_is_drawn(tmp_path):
@@ -298,3 +310,33 @@ def test_pressing_a_heading_sorts_numbers_as_numbers_and_leaves_the_unknown_at_t
     assert browser.evaluate(sorting) == ["Age descending"]
     assert press(browser, "PAD") == [f"{pad:+.1f}" for pad in pads] + ["n/a"] * 2
     assert browser.evaluate(sorting) == ["PAD ascending"]
+
+
+@pytest.mark.slow
+def test_of_thousands_later_rows_and_pictures_come_when_they_are_scrolled_to(browser, tmp_path):
+    rows = [row(i, 20 + i / 100, 50.0) for i in range(FIRST_ROWS + 150)]
+    shown = picture(tmp_path / "one.png")
+    pictures = {row["scan"]: shown for row in rows[: FULL_PICTURES + 50]}
+    write_report(rows, tmp_path / "report.html", title="Many", pictures=pictures)
+    browser.open(tmp_path / "report.html", width=1280)
+    seen = """() => [document.querySelectorAll('.sortable tbody tr').length,
+        [...document.querySelectorAll('.waits')].filter((image) => image.src).length]"""
+    assert browser.evaluate(seen) == [FIRST_ROWS, 0]
+    reach = """async (places) => {
+        document.querySelector(places).scrollIntoView();
+        for (let turn = 0; turn < 5; turn += 1) {
+            await new Promise((go) => setTimeout(go, 100));
+        }
+    }"""
+    browser.evaluate(reach, ".sortable tbody tr:last-child")
+    assert browser.evaluate(seen)[0] == len(rows)
+    browser.evaluate(reach, f"#scan-{FULL_PICTURES + 49} .waits")
+    assert browser.evaluate(seen)[1] > 0
+    browser.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert browser.evaluate(seen)[1] == 50
+    assert browser.complaints == []
+
+    browser.open(tmp_path / "report.html", width=1280)
+    ages = sorted(row["age"] for row in rows)[::-1][:FIRST_ROWS]
+    press(browser, "Age")
+    assert press(browser, "Age") == [f"{age:.1f}" for age in ages]

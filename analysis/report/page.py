@@ -48,6 +48,8 @@ COLUMNS = (
     ("scan", "File", "", "path"),
 )
 
+FIRST_ROWS = 1000  # of the table when the page opens; a browser takes seconds for thousands
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -78,7 +80,7 @@ def write_report(
     """Writes the report, or replaces it, see `utils.results.pages`.
 
     Failed scans stand first, then flagged ones, then the others; within each of these the scan
-    with the largest brain-PAD stands first. Pictures after the first `FULL_PICTURES` are halved.
+    with the largest brain-PAD stands first. Later pictures are smaller.
 
     Args:
         rows: one per scan in the order of the table, see WORDS in `analysis.report.numbers`.
@@ -124,6 +126,7 @@ def _list_scans(table: pd.DataFrame) -> dict:
         "models": Counter(filter(None, table["model"])),
         "columns": [column for column in COLUMNS if column[0] in shown],
         "scans": scans,
+        "first_rows": FIRST_ROWS,
         "worst_first": [scans[index] for index in sort_worst_first(table).index],
     }
 

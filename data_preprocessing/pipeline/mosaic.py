@@ -80,7 +80,7 @@ def write_page(
     """Writes one HTML file with all scans and their pictures, see `utils.results.pages`.
 
     Failed scans stand first, then flagged ones, then the others; within each of these the scan
-    with the lowest correlation stands first. Pictures after the first `FULL_PICTURES` are halved.
+    with the lowest correlation stands first. Later pictures are smaller.
 
     Args:
         rows: the scans, in any order.

@@ -17,9 +17,12 @@ from PIL import Image
 
 from utils.files import replacing
 
-FULL_PICTURES = 200  # later pictures are halved, so that a page of thousands still opens
+# A page of 10,000 pictures opens in seconds since later ones are smaller, and wait as text until
+# they are scrolled to: the browser would decode every picture that is one, seen or not.
+FULL_PICTURES = 200
+HALVED_PICTURES = 1000  # up to here; from here on a third of the width and height
 MARKS = {"failed": "✕", "flagged": "▲", "ok": "●", "done": "●"}  # colour alone says nothing
-JPEG_QUALITY = 60  # of a halved picture
+WEBP = {"quality": 50, "method": 2}  # of a smaller picture
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class PagePicture:
         source: its content as a `data:` address.
         width: in CSS pixels.
         height: in CSS pixels.
+        waits: whether it is shown when it is scrolled to, see page.js.
         problem: why there is no picture; empty where there is one.
     """
 
     source: str = ""
     width: int = 0
     height: int = 0
+    waits: bool = False
     problem: str = ""
 
 
@@ -67,7 +72,7 @@ def write_page(template: Path, path: str | Path, *, overwrite: bool = False, **c
     environment.globals |= {
         "marks": MARKS,
         "full_pictures": FULL_PICTURES,
-        "load_picture": lambda path: embed(path, halved=next(number) >= FULL_PICTURES),
+        "load_picture": lambda path: embed(path, number=next(number)),
     }
     with (
         replacing(path, overwrite=overwrite) as temporary,
@@ -76,27 +81,28 @@ def write_page(template: Path, path: str | Path, *, overwrite: bool = False, **c
         file.writelines(environment.get_template(template.name).generate(**content))
 
 
-def embed(path: str | Path, *, halved: bool = False) -> PagePicture:
+def embed(path: str | Path, *, number: int = 0) -> PagePicture:
     """A PNG for a page; a file that is missing or broken becomes a `problem`.
 
     Args:
         path: of the PNG.
-        halved: whether it becomes a JPEG of half the width and height, several times smaller.
+        number: of the picture on its page, from 0: later ones become small WebP pictures.
     """
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.load()  # finds a file that is cut off
-            if not halved:
+            if number < FULL_PICTURES:
                 return PagePicture(data_address(Path(path).read_bytes(), "png"), *picture.size)
-            small, buffer = picture.convert("RGB").reduce(2), io.BytesIO()
-            small.save(buffer, format="JPEG", quality=JPEG_QUALITY)
-            return PagePicture(data_address(buffer.getvalue(), "jpeg"), *small.size)
+            small = picture.convert("RGB").reduce(2 if number < HALVED_PICTURES else 3)
+            buffer = io.BytesIO()
+            small.save(buffer, format="WEBP", **WEBP)
+            return PagePicture(data_address(buffer.getvalue(), "webp"), *small.size, waits=True)
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
         return PagePicture(problem=str(error))
 
 
 def data_address(content: bytes, kind: str) -> str:
-    """The `data:` address of a picture; `kind` is png, jpeg or svg+xml."""
+    """The `data:` address of a picture; `kind` is png, webp or svg+xml."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
