@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from analysis.saliency.attribution import SmoothGrad
@@ -12,7 +13,7 @@ from data_preprocessing.pipeline.inputs import Source
 from prediction.items import Item
 from prediction.records import SALIENCY, PredictionRequest
 from utils.files import replacing
-from utils.scans.dataset import ScanDataset
+from utils.scans.volumes import read_scan
 
 
 def draw_overlays(
@@ -35,8 +36,9 @@ def draw_overlays(
         picture = request.scans.path(item.source, SALIENCY)
         if not picture.is_file():
             try:
-                scan = predictor.scan(records[item.source]["scan"], item.sex)
-                image = predictor.execution.images(ScanDataset([scan], input_rule)[[0]])
+                voxels, _ = read_scan(Path(records[item.source]["scan"]), input_rule)
+                batch = {"image": torch.from_numpy(voxels)[None, None]}
+                image = predictor.execution.images(batch)
             except (ValueError, OSError) as error:
                 print(f"warning: no saliency: {error}")
                 continue

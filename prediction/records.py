@@ -3,8 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,10 +19,12 @@ from utils.networks.predictor import Predictor
 from utils.people.codebook import SEX_NAMES
 from utils.scans.leakage import SEEN_IN_TRAINING
 from utils.scans.provenance import Provenance, read_sidecar
+from utils.scans.volumes import GRID_SHAPE
 
 FORMAT = "tsan-prediction-1"
 RECORD, SALIENCY = "_brainage.json", "_saliency.png"  # behind a scan's name
 SHOWN_TWINS = 5
+MEMORY = 2**30  # bytes of images, at most, that wait for the network
 # The keys of a record that its row of the table is made of.
 KEPT = {"format", "error", "ages", "flags", "notes", "picture", "sex", "model", "scan"}
 
@@ -58,14 +60,7 @@ def predict_all(
         FileExistsError, ValueError: all records that are damaged or of another prediction; scans to
             be preprocessed by a backend that is missing, or for a network of unknown preprocessing.
     """
-    records, problems = {}, []
-    for item in items:
-        try:
-            if record := find_record(item, request):
-                records[item.source] = record
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    raise_all(problems)
+    records = find_records(items, request)
     todo = {item.source: item for item in items if item.source not in records}
     if records:
         print(f"{len(records)} of them are predicted already")
@@ -80,10 +75,33 @@ def predict_all(
                 "preprocessed, so others cannot be made like them: give scans on the grid"
             )
         scans = check_backend(scans)
-    prepared = prepare_all(list(todo), scans, jobs=jobs_that_fit(jobs, len(todo)))
+    scans = replace(scans, input_rule=request.predictor.checkpoint.input_rule)
+    prepared = _prepare_in_parts(list(todo), scans, jobs=jobs_that_fit(jobs, len(todo)))
     for source, found in tqdm(prepared, "scans", len(todo), disable=None, leave=False):
         records[source] = predict_one(todo[source], found, request)
     return records
+
+
+def find_records(items: Sequence[Item], request: PredictionRequest) -> dict[Source, dict]:
+    """The records of scans that are predicted already; raises as `find_record`, all at once."""
+    records, problems = {}, []
+    for item in items:
+        try:
+            if record := find_record(item, request):
+                records[item.source] = record
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    raise_all(problems)
+    return records
+
+
+def _prepare_in_parts(
+    sources: list[Source], request: Request, *, jobs: int
+) -> Iterator[tuple[Source, Prepared]]:
+    """As `prepare_all`; part by part, since images wait in memory for a network that is slower."""
+    at_once = MEMORY // (4 * math.prod(request.input_rule.input_shape(GRID_SHAPE)))
+    for start in range(0, len(sources), at_once):
+        yield from prepare_all(sources[start : start + at_once], request, jobs=jobs)
 
 
 def note_same_files(records: Mapping[Source, dict]) -> None:
@@ -152,13 +170,13 @@ def predict_one(item: Item, prepared: Prepared, request: PredictionRequest) -> d
     ages, unlikeness, sha256, error = {}, None, None, prepared.error
     flags, notes = dict(prepared.quality.get("flags", {})), list(prepared.notes)
     try:
-        if prepared.scan:
-            found = predictor.predict(prepared.scan, sex=item.sex)
+        if prepared.image is not None:
+            found = predictor.ages_of_input(prepared.image, item.sex)
             if not all(map(math.isfinite, found.values())):
                 raise ValueError(f"{prepared.scan}: the network gives no finite age")
             flags |= _flag_preprocessing(prepared.scan, predictor.checkpoint.provenance)
             sha256 = item.source.sha256()
-            if predictor.has_seen(prepared.scan):
+            if prepared.content_hash in (predictor.checkpoint.trained_on or ()):
                 notes.append(f"{SEEN_IN_TRAINING}: not the error of a new scan")
             if item.sex is None and predictor.checkpoint.uses_sex:
                 notes.append("sex unknown: the mean of the ages as either sex")

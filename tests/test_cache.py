@@ -13,11 +13,11 @@ from conftest import TINY, brain, training_flags, write_cohort, write_scan
 import train_first_stage
 from utils import machine
 from utils.networks.execution import Execution
-from utils.scans import cache
-from utils.scans.cache import Cache, DiskCache, read_scan
+from utils.scans import volumes
+from utils.scans.cache import Cache, DiskCache
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import ScanDataset, training_loader
-from utils.scans.volumes import GRID_SHAPE, InputRule, z_score
+from utils.scans.volumes import GRID_SHAPE, InputRule, read_scan, z_score
 from utils.training import run
 
 ANY = InputRule(any_grid=True)
@@ -35,9 +35,9 @@ def folder(tmp_path):
 def decoded(monkeypatch) -> list[Path]:
     """The files that were decoded."""
     paths: list[Path] = []
-    decode = cache.decode
+    decode = volumes.decode
     monkeypatch.setattr(
-        cache, "decode", lambda path, **grid: paths.append(path) or decode(path, **grid)
+        volumes, "decode", lambda path, **grid: paths.append(path) or decode(path, **grid)
     )
     return paths
 

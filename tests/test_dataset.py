@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from utils.scans import cache
+from utils.scans import volumes
 from utils.scans.cohort import open_cohort
 from utils.scans.dataset import (
     ScanDataset,
@@ -109,9 +109,9 @@ def test_a_cohort_for_one_reading_is_decoded_once_if_small_and_checked_if_large(
 ):
     scans = open_cohort(seven_scans, None, ANY)
     decoded = []
-    decode = cache.decode
+    decode = volumes.decode
     monkeypatch.setattr(
-        cache, "decode", lambda path, **grid: decoded.append(1) or decode(path, **grid)
+        volumes, "decode", lambda path, **grid: decoded.append(1) or decode(path, **grid)
     )
     small = open_for_one_pass(scans, ANY)[[0, 6]]
     assert len(decoded) == 7

@@ -133,7 +133,7 @@ def test_long_lists_are_cut():
 
 def test_a_person_in_both_folders_stops_training_before_anything_is_read(tmp_path, monkeypatch):
     folder = cohort_of(tmp_path, {"sub-1_ses-1": 1, "sub-2": 2}, {"sub-1_ses-2": 3, "sub-3": 4})
-    monkeypatch.setattr("utils.scans.cache.decode", None)
+    monkeypatch.setattr("utils.scans.volumes.decode", None)
     with pytest.raises(ValueError, match=r"same person.*sub-1_ses-1.*sub-1_ses-2.*--allow_shared"):
         train_first_stage.main(flags_of(folder, "run"))
     assert not (folder / "run").exists()

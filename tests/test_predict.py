@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from prediction.items import find_items
 from prediction.people import read_people
 from prediction.records import flag_age
 from utils.networks.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from utils.networks.predictor import Predictor
+from utils.scans import volumes
 from utils.scans.provenance import Provenance
 from utils.scans.template import load_template
 from utils.scans.volumes import GRID_AFFINE, GRID_SHAPE, InputRule, decode, find_scans
@@ -72,13 +73,13 @@ def run(networks, output, *inputs, flags=()):
 
 def note_predictions(monkeypatch) -> list[Path]:
     """A list that gets the path of every scan that is predicted from now on."""
-    asked, original = [], Predictor.predict
+    asked, original = [], records.predict_one
 
-    def noted(self, path, **options):
-        asked.append(path)
-        return original(self, path, **options)
+    def noted(item, prepared, request):
+        asked.append(item.source.path)
+        return original(item, prepared, request)
 
-    monkeypatch.setattr(Predictor, "predict", noted)
+    monkeypatch.setattr(records, "predict_one", noted)
     return asked
 
 
@@ -133,6 +134,29 @@ def test_ages_are_those_of_test_py_and_every_scan_has_a_row_and_a_record(
         )
         assert (output / found["picture"]).is_file()
     assert (output / "predictions.csv").is_file()
+
+
+def test_each_scan_is_decoded_once_for_quality_picture_ages_and_hash(
+    networks, scans, tmp_path, monkeypatch
+):
+    opened, read = Counter(), Counter()
+    open_image, read_voxels = volumes.open_image, volumes.read_voxels
+
+    def noted_opening(path):
+        opened[path] += 1
+        return open_image(path)
+
+    def noted_reading(image):
+        read[image.get_filename()] += 1
+        return read_voxels(image)
+
+    monkeypatch.setattr(volumes, "open_image", noted_opening)
+    monkeypatch.setattr(volumes, "read_voxels", noted_reading)
+    assert run(networks, tmp_path / "out", scans) == 0
+    files = find_scans(scans)
+    assert read == dict.fromkeys(map(str, files), 1)
+    # To see whether it lies on the grid, to find its axis order, and to read it.
+    assert opened.total() <= 3 * len(files)
 
 
 def test_a_bad_scan_costs_its_own_row_alone_and_is_done_again_when_mended(
@@ -496,15 +520,16 @@ def test_a_scan_that_is_gone_or_an_age_that_is_no_number_costs_its_row_alone(
     networks, scans, tmp_path, monkeypatch
 ):
     first, second, _ = find_scans(scans)
-    original = Predictor.predict
+    original = records.predict_one
 
-    def broken(self, path, **options):
-        if path == first:
-            path.unlink()
-        ages = original(self, path, **options)
-        return dict.fromkeys(ages, float("nan")) if path == second else ages
+    def broken(item, prepared, request):
+        if item.source.path == first:
+            first.unlink()
+        if item.source.path == second:
+            prepared = replace(prepared, image=prepared.image * np.float32("nan"))
+        return original(item, prepared, request)
 
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(records, "predict_one", broken)
     assert run(networks, tmp_path / "out", scans) == 3
     rows = table_of(tmp_path / "out")
     assert [row["status"] for row in rows] == ["failed", "failed", "ok"]

@@ -30,7 +30,14 @@ from utils.files import hash_file, naming_what_is_full, replacing, require_absen
 from utils.people.codebook import SEX_NAMES
 from utils.scans.provenance import Provenance, read_sidecar, sidecar_path, write_sidecar
 from utils.scans.template import load_template
-from utils.scans.volumes import GRID_AFFINE, LARGEST_BRAIN, decode, share_above_0
+from utils.scans.volumes import (
+    GRID_AFFINE,
+    LARGEST_BRAIN,
+    InputRule,
+    as_input,
+    decode,
+    share_above_0,
+)
 
 SKULL_LEFT_ON = (
     f"on the network's grid, but more than {LARGEST_BRAIN:.0%} of it is above 0, as with skull or "
@@ -58,6 +65,7 @@ class Request:
         keep_transform: whether the transforms are written as well.
         overwrite: whether scans that were made in another way are replaced.
         trust_grid: whether a scan on the grid is used as it is, even with its skull.
+        input_rule: of the networks that will read the scan; None where none will.
     """
 
     output_dir: Path
@@ -67,6 +75,7 @@ class Request:
     keep_transform: bool = False
     overwrite: bool = False
     trust_grid: bool = False
+    input_rule: InputRule | None = None
 
     def path(self, source: Source, suffix: str, *, folder: str = "") -> Path:
         """The file of a scan with this suffix, such as `.nii.gz`."""
@@ -84,7 +93,9 @@ class Prepared:
         notes: what else people should know, one sentence each.
         picture: its mosaic; None where there is none.
         seconds: that the preprocessing took; None for a scan that lay on the grid.
-        error: why there is no scan.
+        error: why there is no scan, or no image of it.
+        image: (D, H, W) float32, what networks are given, where the request has an input rule.
+        content_hash: of the scan, where there is an image.
     """
 
     scan: Path | None = None
@@ -94,6 +105,8 @@ class Prepared:
     picture: Path | None = None
     seconds: float | None = None
     error: str = ""
+    image: np.ndarray | None = None
+    content_hash: str | None = None
 
 
 def load_backend(recipe: Recipe):
@@ -141,7 +154,7 @@ def prepare(source: Source, request: Request) -> Prepared:
         if source.on_grid:
             volume = decode(source.path)
             if request.trust_grid or share_above_0(volume) <= LARGEST_BRAIN:
-                return _judge(source, volume, request)
+                return _add_image(_judge(source, volume, request), volume, request)
             request = _ready_to_make(source, request)
         sidecar = find_sidecar(source, request)
         if sidecar is None:
@@ -150,7 +163,9 @@ def prepare(source: Source, request: Request) -> Prepared:
                 tempfile.TemporaryDirectory(prefix="tsan-") as workspace,
             ):
                 sidecar = _make(source, request, Path(workspace))
-        return from_sidecar(request.path(source, ".nii.gz"), sidecar)
+        prepared = from_sidecar(request.path(source, ".nii.gz"), sidecar)
+        volume = decode(prepared.scan) if request.input_rule else None
+        return _add_image(prepared, volume, request)
     except Exception as error:  # the engines raise anything; the other scans go on
         if shows_tracebacks():
             traceback.print_exception(error)
@@ -160,6 +175,17 @@ def prepare(source: Source, request: Request) -> Prepared:
             converted = re.escape(str(Path(workspace, CONVERTED))) + r"[^\s:;,'\"]*"
             text = re.sub(converted, lambda _: str(source.path), text)
         return Prepared(error=text)
+
+
+def _add_image(prepared: Prepared, volume: np.ndarray | None, request: Request) -> Prepared:
+    """The scan with what networks are given of its `volume`, where the request asks for that."""
+    if request.input_rule is None:
+        return prepared
+    try:
+        image, content_hash = as_input(prepared.scan, volume, request.input_rule)
+    except ValueError as error:  # its picture and its flags stay
+        return replace(prepared, error=str(error))
+    return replace(prepared, image=image, content_hash=content_hash)
 
 
 def from_sidecar(scan: Path, sidecar: dict) -> Prepared:

@@ -22,12 +22,12 @@ def test_every_step_is_measured(capsys, monkeypatch):
 
     monkeypatch.setattr(load, "in_own_process", measured)
     rows = load.main(["--counts", "3"])
-    assert [step for _, step, _ in rows] == ["check", "start-up", "prediction", "report"]
+    assert [step for _, step, _ in rows] == list(load_steps.STEPS)
     assert all(figures["seconds"] > 0 and figures["MiB"] > 10 for _, _, figures in rows)
     assert "| 3 | report |" in capsys.readouterr().out
 
 
 def test_no_two_scans_are_alike(tmp_path):
-    load.write_scans(tmp_path, load.SMALL, 40)
+    load.write_scans(tmp_path, load.small_brain(), 40)
     scans = list((tmp_path / "scans").iterdir())
     assert len({hash_file(scan) for scan in scans}) == len(scans) == 40

@@ -1,14 +1,13 @@
 """Where and how precisely a network runs, and one pass of prediction over all scans."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model.scaledense import Encoder
@@ -196,7 +195,7 @@ ONE_VIEW = Views()
 @torch.inference_mode()
 def predict(
     model: nn.Module,
-    loader: DataLoader,
+    batches: Iterable[dict[str, Tensor]],
     execution: Execution,
     *,
     views: Views = ONE_VIEW,
@@ -206,7 +205,7 @@ def predict(
 
     Args:
         model: has `predict(image, sex) -> dict` of (N, 1) years.
-        loader: from `evaluation_loader`, with the world of `execution`.
+        batches: such as `evaluation_loader` gives, with the world of `execution`.
         execution: device and precision; the model is on the device already.
         views: over which each age is the mean.
         title: of the progress bar.
@@ -217,7 +216,7 @@ def predict(
     """
     model.eval()
     collected: dict[str, list[Tensor]] = {}
-    for batch in tqdm(loader, title, disable=None, leave=False):
+    for batch in tqdm(batches, title, disable=None, leave=False):
         sexes = _possible_sexes(batch["sex"])
         image = execution.images(batch)
         with execution.autocast():

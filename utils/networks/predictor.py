@@ -7,14 +7,15 @@ test.py, predict.py and the analyses all predict with `Predictor`. In Python it 
     predictor.predict("brain_on_the_grid.nii.gz", sex="F")
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from model.layers import fuse_for_inference
-from utils.files import image_stem
 from utils.networks import BEST_NAME
 from utils.networks.checkpoint import Checkpoint, load_ensemble
 from utils.networks.execution import (
@@ -28,9 +29,14 @@ from utils.networks.execution import (
 from utils.networks.likeness import measure_unlikeness
 from utils.people.codebook import SEX_WORDS
 from utils.scans.cohort import Scan, describe
-from utils.scans.dataset import ScanDataset, evaluation_loader, open_for_one_pass
+from utils.scans.dataset import (
+    UNKNOWN_SEX,
+    ScanDataset,
+    evaluation_loader,
+    open_for_one_pass,
+)
 from utils.scans.provenance import compare_provenance, format_comparison
-from utils.scans.volumes import content_hash, decode, open_scan
+from utils.scans.volumes import read_scan
 
 PRETRAINED = Path(__file__).resolve().parents[2] / "pretrained"
 SHIPPED = "tsan_*.pt"
@@ -102,13 +108,7 @@ class Predictor:
         )
         workers = self.settings.num_workers
         loader = evaluation_loader(scans, batch_size=size, num_workers=workers)
-        ages = predict(self.network, loader, execution, views=self.views)
-        if likenesses := self.checkpoint.summary.get("likeness"):
-            mirror = self.checkpoint.views.mirror
-            ages["unlikeness"] = measure_unlikeness(
-                self.network, likenesses, loader, execution, mirror=mirror
-            )
-        return ages
+        return self._ages(loader, execution)
 
     def predict(self, path: str | Path, *, sex: str | int | None = None) -> dict[str, float]:
         """The named ages, in years, of one scan that lies on the MNI152 2 mm grid.
@@ -125,30 +125,33 @@ class Predictor:
         word = None if sex is None else str(sex).lower()
         if word is not None and word not in SEX_WORDS:
             raise ValueError(f"sex {sex!r}: F, M or None expected")
-        scan = self.scan(path, None if word is None else SEX_WORDS[word])
-        return {name: float(years[0]) for name, years in self.ages([scan]).items()}
+        image, _ = read_scan(Path(path), self.checkpoint.input_rule)
+        return self.ages_of_input(image, None if word is None else SEX_WORDS[word])
 
-    def has_seen(self, path: str | Path) -> bool:
-        """Whether this image was among the training scans; False where these are unknown.
+    def ages_of_input(self, image: np.ndarray, sex: int | None) -> dict[str, float]:
+        """The named ages, in years, of one scan that has been read.
 
-        Raises:
-            ValueError: not a readable scan on the grid that the network reads.
+        Args:
+            image: (D, H, W) float32, from `read_scan` with the checkpoint's input rule.
+            sex: 0 female, 1 male, None unknown: the mean of both.
         """
-        trained_on = self.checkpoint.trained_on
-        if not trained_on:
-            return False
-        voxels = decode(Path(path), any_grid=self.checkpoint.input_rule.any_grid)
-        return content_hash(voxels) in trained_on
+        batch = {
+            "image": torch.from_numpy(image)[None, None],
+            "sex": torch.tensor([UNKNOWN_SEX if sex is None else sex]),
+        }
+        ages = self._ages([batch], self.execution)
+        return {name: float(years[0]) for name, years in ages.items()}
 
-    def scan(self, path: str | Path, sex: int | None) -> Scan:
-        """A scan of unknown age, its header checked; sex 0 female, 1 male, None unknown.
-
-        Raises:
-            ValueError: not a scan on the grid that the network reads.
-        """
-        path = Path(path)
-        opened = open_scan(path, any_grid=self.checkpoint.input_rule.any_grid)
-        return Scan(image_stem(path.name), path, None, sex, opened.orientation, opened.shape)
+    def _ages(
+        self, batches: Iterable[dict[str, Tensor]], execution: Execution
+    ) -> dict[str, np.ndarray]:
+        ages = predict(self.network, batches, execution, views=self.views)
+        if likenesses := self.checkpoint.summary.get("likeness"):
+            mirror = self.checkpoint.views.mirror
+            ages["unlikeness"] = measure_unlikeness(
+                self.network, likenesses, batches, execution, mirror=mirror
+            )
+        return ages
 
 
 def load_pretrained(

@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +19,7 @@ import numpy as np
 import torch
 
 from utils.files import replacing
-from utils.scans.volumes import (
-    LARGEST_BRAIN,
-    InputRule,
-    content_hash,
-    decode,
-    network_input,
-    share_above_0,
-)
+from utils.scans.volumes import InputRule, read_scan
 
 KINDS = ("none", "disk", "device")
 FORMAT = 2  # raise it when utils/scans/volumes.py makes other voxels of the same file
@@ -63,36 +55,6 @@ class Cache:
             raise ValueError(f"cache: {', '.join(KINDS)} expected, got {self.kind!r}")
         if self.kind == "disk" and self.folder is None:
             raise ValueError("cache disk: a folder expected, got none")
-
-
-def read_scan(path: Path, input_rule: InputRule, dtype: str) -> tuple[np.ndarray, str]:
-    """Reads one scan from its file, as a network's input.
-
-    Returns:
-        The network's input (D, H, W) in `dtype`, and its content hash.
-
-    Raises:
-        ValueError: as `decode` and `network_input`; values too large for `dtype`. Names the file.
-    """
-    voxels = decode(path, any_grid=input_rule.any_grid)
-    if not input_rule.any_grid and (share := share_above_0(voxels)) > LARGEST_BRAIN:
-        warnings.warn(
-            f"{path}: {share:.0%} of the grid is above 0, at most {LARGEST_BRAIN:.0%} expected: "
-            "skull or background left on: do not trust its age; preprocess it with preprocess.py",
-            stacklevel=2,
-        )
-    try:
-        values = network_input(voxels, input_rule)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    with np.errstate(over="ignore"):
-        image = values.astype(dtype, copy=False)
-    if not np.isfinite(image).all():
-        raise ValueError(
-            f"{path}: values beyond 65504, the largest of float16: set the outliers of the scan, "
-            "voxels far below 0, to 0"
-        )
-    return image, content_hash(voxels)
 
 
 class DiskCache:

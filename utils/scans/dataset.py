@@ -18,10 +18,10 @@ from tqdm import tqdm
 from utils.cli import raise_all
 from utils.distributed import SINGLE, World
 from utils.machine import free_memory, require_memory
-from utils.scans.cache import Cache, DiskCache, read_scan
+from utils.scans.cache import Cache, DiskCache
 from utils.scans.cohort import Scan, group_by_site
 from utils.scans.loader import ScanLoader
-from utils.scans.volumes import InputRule
+from utils.scans.volumes import InputRule, read_scan
 
 UNKNOWN_SEX = -1
 NO_CACHE = Cache(dtype="float32")

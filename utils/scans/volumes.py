@@ -8,6 +8,7 @@ alone decides whether a scan lies on the grid and how its axes are turned.
 import gzip
 import hashlib
 import math
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,6 +254,46 @@ def decode(path: Path, *, any_grid: bool = False) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return voxels
+
+
+def read_scan(path: Path, input_rule: InputRule, dtype: str = "float32") -> tuple[np.ndarray, str]:
+    """Reads one scan from its file, as a network's input.
+
+    Returns:
+        The network's input (D, H, W) in `dtype`, and its content hash.
+
+    Raises:
+        ValueError: as `decode` and `as_input`.
+    """
+    return as_input(path, decode(path, any_grid=input_rule.any_grid), input_rule, dtype)
+
+
+def as_input(
+    path: Path, voxels: np.ndarray, input_rule: InputRule, dtype: str = "float32"
+) -> tuple[np.ndarray, str]:
+    """What `read_scan` returns, of a scan at `path` that gave `voxels` when it was decoded.
+
+    Raises:
+        ValueError: as `network_input`; or values too large for `dtype`. Names the file.
+    """
+    if not input_rule.any_grid and (share := share_above_0(voxels)) > LARGEST_BRAIN:
+        warnings.warn(
+            f"{path}: {share:.0%} of the grid is above 0, at most {LARGEST_BRAIN:.0%} expected: "
+            "skull or background left on: do not trust its age; preprocess it with preprocess.py",
+            stacklevel=3,
+        )
+    try:
+        values = network_input(voxels, input_rule)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    with np.errstate(over="ignore"):
+        image = values.astype(dtype, copy=False)
+    if not np.isfinite(image).all():
+        raise ValueError(
+            f"{path}: values beyond 65504, the largest of float16: set the outliers of the scan, "
+            "voxels far below 0, to 0"
+        )
+    return image, content_hash(voxels)
 
 
 def share_above_0(voxels: np.ndarray) -> float:
