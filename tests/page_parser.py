@@ -5,7 +5,6 @@ import io
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +45,13 @@ class Page(HTMLParser):
         assert self.policy.startswith("default-src 'none'; img-src data:; style-src")
         assert self.policy.endswith("base-uri 'none'; form-action 'none'")
         self.text = self.find("body")[0].text
-        for before, element in pairwise(self.elements):  # text that page.js makes a picture of
-            if before.attributes.get("class") == "waits":
-                assert element.attributes == {"type": "text/plain"}
-                before.attributes["src"] = element.text
+        # page.js makes pictures of the blocks of text at the end.
+        waiting = [e for e in self.find("img") if e.attributes.get("class") == "waits"]
+        blocks = [e for e in self.find("script") if e.attributes.get("class") == "pictures"]
+        assert all(len(e.text.split()) == int(e.attributes["data-count"]) for e in blocks)
+        sources = [source for e in blocks for source in e.text.split()]
+        for image, source in zip(waiting, sources, strict=True):
+            image.attributes["src"] = source
         self.images = [image.attributes for image in self.find("img")]
         found = self.find("script")
         self.scripts = [script.text for script in found if not script.attributes]

@@ -9,19 +9,24 @@ import base64
 import hashlib
 import io
 import itertools
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from utils.files import replacing
 
-# A page of 10,000 pictures opens in seconds since later ones are smaller, and wait as text until
-# they are scrolled to: the browser would decode every picture that is one, seen or not.
+# A page of 10,000 pictures opens in seconds: later ones are smaller, and wait as text at its end
+# until they are scrolled to. A browser decodes every picture that is one, seen or not; and text
+# amid the page takes it twice as long as text at the end.
 FULL_PICTURES = 200
 HALVED_PICTURES = 1000  # up to here; from here on a third of the width and height
 MARKS = {"failed": "✕", "flagged": "▲", "ok": "●", "done": "●"}  # colour alone says nothing
+BLOCK = 100  # waiting pictures in one element
 WEBP = {"quality": 50, "method": 2}  # of a smaller picture
 
 
@@ -48,7 +53,7 @@ def write_page(template: Path, path: str | Path, *, overwrite: bool = False, **c
     """Writes a page; the same arguments make the same bytes.
 
     Text is escaped, file names that are not valid UTF-8 too. The page is written while it is
-    rendered: a template that calls `load_picture(path)` has one picture in memory at a time.
+    rendered: a template that calls `load_picture(path)` has few pictures in memory at a time.
 
     Args:
         template: a file that extends `page.html.jinja`; it can include files of its own folder.
@@ -67,18 +72,40 @@ def write_page(template: Path, path: str | Path, *, overwrite: bool = False, **c
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    number = itertools.count()
     environment.filters["sha256"] = _sha256
-    environment.globals |= {
-        "marks": MARKS,
-        "full_pictures": FULL_PICTURES,
-        "load_picture": lambda path: embed(path, number=next(number)),
-    }
+    environment.globals |= {"marks": MARKS, "full_pictures": FULL_PICTURES}
     with (
         replacing(path, overwrite=overwrite) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        tempfile.TemporaryFile("w+", encoding="ascii") as waiting,
     ):
+        pictures = _Pictures(waiting)
+        environment.globals |= {
+            "load_picture": pictures.load,
+            "waiting_pictures": pictures.waiting,
+        }
         file.writelines(environment.get_template(template.name).generate(**content))
+
+
+class _Pictures:
+    """The pictures of a page in the order of the page; what waits lies in `file` meanwhile."""
+
+    def __init__(self, file: TextIO):
+        self._count, self._file = itertools.count(), file
+
+    def load(self, path: str | Path) -> PagePicture:
+        """The next picture; see `embed`. One that waits comes without its content."""
+        found = embed(path, number=next(self._count))
+        if not found.waits:
+            return found
+        self._file.write(f"{found.source}\n")
+        return replace(found, source="")
+
+    def waiting(self) -> Iterator[list[str]]:
+        """The contents of all pictures that wait, up to BLOCK at a time."""
+        self._file.seek(0)
+        while block := [line.strip() for line in itertools.islice(self._file, BLOCK)]:
+            yield block
 
 
 def embed(path: str | Path, *, number: int = 0) -> PagePicture:
