@@ -101,7 +101,9 @@ def predict_twice(folder: Path) -> None:
         *("--model_name", str(min((root / "pretrained").glob("tsan_*.pt")))),
     ]  # fmt: skip
     count = len(list((folder / "scans").iterdir()))
-    started = subprocess.Popen(command, cwd=root)
+    # Its workers live on for minutes, and would hold a pipe on which the measurement waits.
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = subprocess.Popen(command, cwd=root, **quiet)
     while len(list(output.glob("scans/*_brainage.json"))) < count // 2:
         if started.poll() is not None:
             raise RuntimeError(f"predict.py ended before it was killed: {started.returncode}")
